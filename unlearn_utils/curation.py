@@ -1,0 +1,363 @@
+"""How the embedded corpus was made: real text of the pinned packages, cut, de-duplicated, grouped and split.
+
+The result is `manifest.csv`, which `corpus.load` reads. Nothing here looks at a model: the only choices that
+depend on the text are near-duplicates, families and a balance of lengths and character n-gram difficulty.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from unlearn_utils import corpus
+
+PROSE_PACKAGES = ("numpy", "scipy", "sklearn", "sympy", "torch")
+KEPT_SECTIONS = {"notes", "explanation", "description", "extended summary"}
+SECTION = re.compile(
+    r"^(args|arguments|keyword args|keyword arguments|inputs?|outputs?|returns?|shape|examples?|attributes|raises|"
+    r"parameters|references|see also|variables|warnings?|methods|yields)\s*:{0,2}\s*$",
+    re.IGNORECASE,
+)
+UNLISTED = {"pip", "setuptools", "wheel", "unlearn-utils"}  # these vary between machines
+HOLD_OUT, RETAIN, GENERAL_EVALUATION, GENERAL_RETAIN = 120, 180, 40, 140
+PER_FAMILY = {"github": 4, "arxiv": 2, "books": 4, "general": 4}
+SEED = 0  # of the split; fixed before any model was trained
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A cut of 750 to 1,000 characters: where it stands, its unit (`family`) and the stratum that splits balance."""
+
+    domain: str
+    file: str
+    lines: str
+    text: str
+    family: str
+    stratum: str
+
+
+def digest(text: str) -> str:
+    """16 hexadecimal digits of BLAKE2b; its order is the corpus's only source of 'arbitrary' order."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- passages
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """`[3, 4, 5, 9]` -> `"3-5,9-9"`: 1-based line numbers as `corpus.read_lines` takes them."""
+    spans: list[list[int]] = []
+    for n in numbers:
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    return ",".join(f"{a}-{b}" for a, b in spans)
+
+
+def readable(text: str) -> bool:
+    """Text rather than a table of numbers: at least 45% letters and 40 distinct words."""
+    return sum(c.isalpha() for c in text) >= 0.45 * len(text) and len(set(re.findall(r"\w+", text.lower()))) >= 40
+
+
+def cut(file: str, numbered: list[tuple[int, str]]) -> Iterator[tuple[str, str]]:
+    """(lines, text) of consecutive passages of 750 to 1,000 characters, ended at a blank line where one comes."""
+    block: list[tuple[int, str]] = []
+    for n, line in numbered:
+        size = sum(len(text) + 1 for _, text in block)
+        if block and (size + len(line) > 1000 or (size >= 750 and not line.strip())):
+            yield from emit(file, block)
+            block = []
+        if block or line.strip():
+            block.append((n, line))
+    yield from emit(file, block)
+
+
+def emit(file: str, block: list[tuple[int, str]]) -> Iterator[tuple[str, str]]:
+    """The block as one passage, if it is long enough and readable."""
+    lines = ranges(n for n, _ in block)
+    text = corpus.read_lines(file, lines) if block else ""
+    if 750 <= len(text) <= 1000 and readable(text):
+        yield lines, text
+
+
+def docstring_nodes(tree: ast.Module) -> Iterator[ast.Expr]:
+    """The docstring expressions of a module, its classes and functions, in file order."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
+            yield body[0]
+
+
+def prose(lines: list[str]) -> list[int]:
+    """Indices of a docstring's summary, free prose and Notes: parameter tables repeat from function to function."""
+    margin = min((len(x) - len(x.lstrip()) for x in lines[1:] if x.strip()), default=0)
+    kept, keeping = [], True
+    for i, line in enumerate(lines):
+        body, below = line.strip(), lines[i + 1].strip() if i + 1 < len(lines) else ""
+        underlined = bool(re.fullmatch(r"[-=~]{3,}", below)) and bool(body)
+        if underlined or (SECTION.match(body) and len(line) - len(line.lstrip()) == margin):
+            keeping = body.lower() in KEPT_SECTIONS
+        elif re.fullmatch(r"[-=~]{3,}", body) or body.startswith((">>>", "...")):
+            continue
+        elif keeping:
+            kept.append(i)
+    return kept
+
+
+def sources(packages: Iterable[str], holding: str = "") -> Iterator[tuple[str, list[str], ast.Module]]:
+    """(file, lines, syntax tree) of every module of the packages that holds a string, tests left out."""
+    for package in packages:
+        root = corpus.site_packages(package)
+        for path in sorted((root / package).rglob("*.py")):
+            file = path.relative_to(root).as_posix()
+            if "/tests/" not in file and "/_vendor/" not in file and "/externals/" not in file:
+                text = path.read_text(encoding="utf-8")
+                if holding in text:
+                    yield file, text.split("\n"), ast.parse(text)
+
+
+def github() -> Iterator[Passage]:
+    """Source code of networkx without its docstrings; unit: the file."""
+    for file, lines, tree in sources(["networkx"]):
+        spoken = {n for d in docstring_nodes(tree) for n in range(d.lineno, d.end_lineno + 1)}
+        code = [(n, line) for n, line in enumerate(lines, 1) if n not in spoken]
+        for where, text in cut(file, code):
+            yield Passage("github", file, where, text, file, str(Path(file).parent))
+
+
+def arxiv() -> Iterator[Passage]:
+    """Scientific prose with formulas: docstrings that hold mathematics; unit: the docstring."""
+    for file, lines, tree in sources(PROSE_PACKAGES, "math:"):
+        for node in docstring_nodes(tree):
+            own = lines[node.lineno - 1 : node.end_lineno]
+            if ":math:" in "\n".join(own) or ".. math::" in "\n".join(own):
+                numbered = [(node.lineno + i, own[i]) for i in prose(own)]
+                for where, text in cut(file, numbered):
+                    yield Passage("arxiv", file, where, text, f"{file}:{node.lineno}", file.split("/")[0])
+
+
+def books() -> Iterator[Passage]:
+    """The Python Language Reference by topic; unit: the passage."""
+    for topic in corpus.topics():
+        file = f"pydoc_data.topics:{topic}"
+        for where, text in cut(file, list(enumerate(corpus.source_lines(file), 1))):
+            yield Passage("books", file, where, text, f"{file}:{where}", topic)
+
+
+def general(distributions: Iterable[str]) -> Iterator[Passage]:
+    """Package descriptions without badges and HTML; unit: the distribution."""
+    noise = re.compile(r"<[^>]+>|\]\(https?://|!\[|^\s*\.\. (image|\|)|^\s*:(target|alt)|https?://\S+\.(svg|png)|https?://")
+    for name in distributions:
+        file = f"METADATA:{name}"
+        numbered = [(n, x) for n, x in enumerate(corpus.source_lines(file), 1) if not noise.search(x)]
+        for where, text in cut(file, numbered):
+            yield Passage("general", file, where, text, name, name)
+
+
+def locked_distributions(lock: Path) -> list[str]:
+    """Names in `requirements.lock`, less those that differ between machines."""
+    names = re.findall(r"^([A-Za-z0-9_.-]+)==", lock.read_text(), re.MULTILINE)
+    return sorted((n for n in names if n.lower() not in UNLISTED), key=str.lower)
+
+
+# -------------------------------------------------------------------------------- duplicates and families
+
+
+def grams(text: str, n: int = 13) -> set[str]:
+    """Word n-grams; 13 is the field's usual length for overlap (GPT-3, arXiv 2005.14165, appendix C)."""
+    words = re.findall(r"\w+", text.lower())
+    return {" ".join(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+
+def deduplicate(passages: Iterable[Passage], overlap: float = 0.2, jaccard: float = 0.4) -> list[Passage]:
+    """Drop a passage that shares 20% of its 13-grams with those kept before it, or is a MinHash near-duplicate.
+
+    Order is by hash, so that no package is preferred. MinHash works on 4-grams and finds what 13-grams miss:
+    the same sentence with another name in every line.
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    index, seen, kept = MinHashLSH(threshold=jaccard, num_perm=64), set(), []
+    for p in sorted(passages, key=lambda p: digest(p.text)):
+        own, sketch = grams(p.text), MinHash(num_perm=64, seed=1)
+        sketch.update_batch([g.encode() for g in grams(p.text, 4)])
+        if len(own & seen) >= overlap * max(1, len(own)) or index.query(sketch):
+            continue
+        seen |= own
+        index.insert(digest(p.file + p.lines), sketch)
+        kept.append(p)
+    return kept
+
+
+def merge_families(passages: list[Passage]) -> list[Passage]:
+    """Units that share at least 10% and 5 of their 13-grams become one family (named by its first unit)."""
+    own: dict[str, set[str]] = defaultdict(set)
+    for p in passages:
+        own[p.family] |= grams(p.text)
+    holders: dict[str, list[str]] = defaultdict(list)
+    for unit in sorted(own):
+        for g in own[unit]:
+            holders[g].append(unit)
+    shared = Counter(pair for units in holders.values() for pair in pairwise(units))
+    root = {unit: unit for unit in own}
+
+    def find(unit: str) -> str:
+        while root[unit] != unit:
+            unit = root[unit]
+        return unit
+
+    for (a, b), n in sorted(shared.items()):
+        if n >= 5 and n >= 0.1 * min(len(own[a]), len(own[b])):
+            root[max(find(a), find(b))] = min(find(a), find(b))
+    return [replace(p, family=find(p.family)) for p in passages]
+
+
+# ------------------------------------------------------------------------------------------------ splits
+
+
+class CharacterModel:
+    """An interpolated character 5-gram model: difficulty of a text without any neural network."""
+
+    def __init__(self, texts: Iterable[str], order: int = 5):
+        self.order, self.counts = order, [Counter() for _ in range(order)]
+        self.contexts = [Counter() for _ in range(order)]
+        for text in texts:
+            for n in range(order):
+                for i in range(n, len(text)):
+                    self.counts[n][text[i - n : i + 1]] += 1
+                    self.contexts[n][text[i - n : i]] += 1
+
+    def bits(self, text: str) -> float:
+        """Mean bits per character."""
+        total = 0.0
+        for i in range(len(text)):
+            p = 1 / 256
+            for n in range(min(self.order, i + 1)):
+                gram = text[i - n : i + 1]
+                p = (self.counts[n][gram] + 5 * p) / (self.contexts[n][gram[:-1]] + 5)
+            total -= math.log2(p)
+        return total / len(text)
+
+
+def systematic(items: list, n: int, rng: np.random.Generator) -> list:
+    """n items at equal steps through the sorted list from a random start: every stratum in proportion."""
+    if len(items) < n:
+        raise ValueError(f"{len(items)} units where {n} are needed: the corpus of this machine is too small")
+    step = len(items) / n
+    start = rng.uniform(0, step)
+    return [items[int(start + i * step)] for i in range(n)]
+
+
+def hold_out(passages: list[Passage], n: int, rng: np.random.Generator) -> tuple[list[Passage], list[Passage]]:
+    """(one passage of each of n families, all passages of the other families)."""
+    families: dict[str, list[Passage]] = defaultdict(list)
+    for p in passages:
+        families[p.family].append(p)
+    order = sorted(families, key=lambda f: (families[f][0].stratum, digest(f)))
+    chosen = systematic(order, n, rng)
+    rest = [p for p in passages if p.family not in set(chosen)]
+    return [min(families[f], key=lambda p: digest(p.text)) for f in chosen], rest
+
+
+def retained(passages: list[Passage], n: int, per_family: int) -> list[Passage]:
+    """n passages in hash order, at most `per_family` of one family."""
+    taken, kept = Counter(), []
+    for p in sorted(passages, key=lambda p: digest(p.text)):
+        if taken[p.family] < per_family and len(kept) < n:
+            taken[p.family] += 1
+            kept.append(p)
+    if len(kept) < n:
+        raise ValueError(f"{passages[0].domain}: {len(kept)} retain passages where {n} are needed")
+    return kept
+
+
+def paired_halves(held: list[Passage], model: CharacterModel, rng: np.random.Generator) -> np.ndarray:
+    """For each held-out passage (pairs adjacent after the sort) 0 or 1: forget or approximate.
+
+    `held` must be sorted by stratum and difficulty, so that neighbours are alike. A coin decides each pair; of 50
+    vectors of coins the one is kept whose halves differ least in bits per character and in length (both in
+    standard deviations). No language model that is later unlearned takes part.
+    """
+    bits = np.array([model.bits(p.text) for p in held])
+    size = np.array([len(p.text) for p in held], float)
+    coins = rng.integers(0, 2, (50, len(held) // 2))
+    sides = np.stack([coins, 1 - coins], -1).reshape(50, -1)
+    sign = 2.0 * sides - 1
+    gap = sum(abs(sign @ x) / (x.std() * len(x)) for x in (bits, size))
+    return sides[np.argmin(gap)]
+
+
+def split_domain(passages: list[Passage], domain: str, rng: np.random.Generator) -> pd.DataFrame:
+    """One domain's rows of the manifest: splits forget, approximate and retain, pairs numbered."""
+    held, rest = hold_out(passages, HOLD_OUT, rng)
+    kept = retained(rest, RETAIN, PER_FAMILY[domain])
+    model = CharacterModel(p.text for p in kept)
+    held.sort(key=lambda p: (p.stratum, model.bits(p.text)))
+    names = np.array(["forget", "approximate"])[paired_halves(held, model, rng)]
+    order = rng.permutation(HOLD_OUT // 2)  # pair numbers are shuffled: the first n pairs are a random sub-sample
+    rows = [row(p, names[i], int(order[i // 2])) for i, p in enumerate(held)]
+    return pd.DataFrame(rows + [row(p, "retain", i) for i, p in enumerate(kept)])
+
+
+def split_general(passages: list[Passage], rng: np.random.Generator) -> pd.DataFrame:
+    """The general domain's rows: evaluation (one passage a distribution) and retain."""
+    held, rest = hold_out(passages, GENERAL_EVALUATION, rng)
+    kept = retained(rest, GENERAL_RETAIN, PER_FAMILY["general"])
+    rows = [row(p, "evaluation", i) for i, p in enumerate(rng.permutation(np.array(held, dtype=object)))]
+    return pd.DataFrame(rows + [row(p, "retain", i) for i, p in enumerate(kept)])
+
+
+def row(p: Passage, split: str, rank: int) -> dict:
+    """A line of the manifest. `rank`: the pair's number (forget, approximate) or the order of sub-samples."""
+    return {
+        "id": f"{p.domain}-{digest(p.text)[:10]}",
+        "domain": p.domain,
+        "split": split,
+        "rank": rank,
+        "family": p.family,
+        "stratum": p.stratum,
+        "file": p.file,
+        "lines": p.lines,
+        "sha256": hashlib.sha256(p.text.encode()).hexdigest(),
+    }
+
+
+def candidates(lock: Path) -> dict[str, list[Passage]]:
+    """All passages of each domain, before anything is removed."""
+    made = {"github": github(), "arxiv": arxiv(), "books": books(), "general": general(locked_distributions(lock))}
+    return {domain: list(passages) for domain, passages in made.items()}
+
+
+def curate(found: dict[str, list[Passage]]) -> pd.DataFrame:
+    """The manifest from the candidates: de-duplicated over all domains together, grouped, split."""
+    kept = deduplicate(p for passages in found.values() for p in passages)
+    frames = []
+    for number, domain in enumerate(found):
+        rng = np.random.default_rng([SEED, number])
+        own = merge_families([p for p in kept if p.domain == domain])
+        frames.append(split_general(own, rng) if domain == "general" else split_domain(own, domain, rng))
+    return pd.concat(frames).sort_values(["domain", "split", "rank"], ignore_index=True)
+
+
+def write_manifest(lock: Path = corpus.ROOT / "requirements.lock") -> None:
+    """Curate on this machine and replace the committed manifest."""
+    table = curate(candidates(lock))
+    table.to_csv(corpus.MANIFEST, index=False)
+    print(f"{corpus.MANIFEST}: {len(table)} passages")
