@@ -1,0 +1,50 @@
+"""The command line: `python -m unlearn_utils COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    top = argparse.ArgumentParser(prog="python -m unlearn_utils", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="execute the notebooks in order")
+    run.add_argument("profile", help="smoke or laptop")
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--only", metavar="NN", help="only this notebook")
+    which.add_argument("--from", metavar="NN", dest="start", help="this notebook and those after it")
+    run.add_argument("--fresh", action="store_true", help="ignore stored results")
+    commands.add_parser("expect", help="make the present figures/table*.csv the committed values of tests/expected/laptop.csv")
+    commands.add_parser("manifest", help="curate the embedded corpus again and replace unlearn_utils/manifest.csv")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. A mistake of the user's is one line on stderr and exit code 2."""
+    options = parser().parse_args(arguments)
+    try:
+        return dispatch(options)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def dispatch(options: argparse.Namespace) -> int:
+    """The command itself. Imports are lazy: `run` needs neither torch nor datasets in this process."""
+    if options.command == "manifest":
+        from unlearn_utils import splits
+
+        splits.write_manifest()
+        return 0
+    from unlearn_utils import expected, notebooks
+
+    if options.command == "expect":
+        expected.expect(notebooks.ROOT)
+        return 0
+    return notebooks.run(notebooks.ROOT, options.profile, options.only, options.start, options.fresh)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

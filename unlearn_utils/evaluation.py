@@ -1,0 +1,83 @@
+"""A model and documents in, one row of measurements per document out: the model reads each document once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from unlearn_utils import metrics, objectives, tokens
+
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 1.0)  # k of Min-K% Prob; the paper's released code uses 0.3 to 0.6 and 1
+
+
+class Scores(NamedTuple):
+    """Of one document, over its n predicted tokens: log-probability of the true token; mean and standard deviation of log p under p;
+    whether the true token is the likeliest."""
+
+    log_probs: np.ndarray
+    mu: np.ndarray
+    sigma: np.ndarray
+    correct: np.ndarray
+
+
+@torch.no_grad()
+def token_scores(model: nn.Module, documents: Sequence[list[int]], pad_id: int, batch: int = 8) -> Iterator[Scores]:
+    """`Scores` of each document, in order; float32 throughout, logits a few rows at a time."""
+    model.eval()
+    head, device = objectives.head_of(model), next(model.parameters()).device
+    for start in range(0, len(documents), batch):
+        sides = {k: v.to(device) for k, v in tokens.collate(documents[start : start + batch], pad_id).items()}
+        mask = objectives.predicted(sides["labels"])
+        hidden = objectives.hidden_states(model, sides["input_ids"], sides["attention_mask"])[:, :-1][mask]
+        found = _row_scores(hidden, head, sides["labels"][:, 1:][mask])
+        ends = mask.sum(1).cumsum(0).cpu()[:-1]
+        yield from (Scores(*parts) for parts in zip(*(np.split(column.cpu().numpy(), ends) for column in found), strict=True))
+
+
+def _row_scores(hidden: Tensor, head: objectives.Head, targets: Tensor) -> list[Tensor]:
+    """The four columns of `Scores` for hidden states (n, d) and true tokens (n,)."""
+    parts = []
+    for rows in objectives.chunks(len(hidden), objectives.chunk_rows(len(head.weight), hidden.device)):
+        log_p = objectives.head_logits(hidden[rows], head).float().log_softmax(-1)
+        p = log_p.softmax(-1)
+        mu = (p * log_p).sum(-1)
+        variance = (p * log_p.square()).sum(-1) - mu.square()
+        true = log_p.gather(1, targets[rows, None])[:, 0]
+        parts.append((true, mu, variance.clamp(min=0).sqrt(), log_p.argmax(-1) == targets[rows]))
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+def measure(model: nn.Module, documents: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
+    """One row per document: its own columns less text and `ids`, and its measurements.
+
+    documents: a column `ids` (token ids) and any others. Adds tokens (predicted), nll (summed, nats), correct (tokens whose argmax is
+    true), min_k_20 ... min_k_100, min_k_plus_20 ..., zlib, extraction (strength). Higher scores = more member-like.
+    """
+    rows = []
+    for ids, scores in zip(documents.ids, token_scores(model, list(documents.ids), tokenizer.pad_token_id), strict=True):
+        nll = -float(scores.log_probs.astype(np.float64).sum())
+        row = {"tokens": len(scores.log_probs), "nll": nll, "correct": int(scores.correct.sum())}
+        for k in SHARES:
+            row[f"min_k_{k:.0%}".rstrip("%")] = metrics.min_k(scores.log_probs, k)
+            row[f"min_k_plus_{k:.0%}".rstrip("%")] = metrics.min_k_plus_plus(scores.log_probs, scores.mu, scores.sigma, k)
+        row["zlib"] = metrics.zlib_score(nll / row["tokens"], tokenizer.decode(ids))
+        row["extraction"] = metrics.extraction_strength(scores.correct)
+        rows.append(row)
+    kept = documents.drop(columns=["ids", "text"], errors="ignore").reset_index(drop=True)
+    return pd.concat([kept, pd.DataFrame(rows)], axis=1)
+
+
+@torch.no_grad()
+def continued(model: nn.Module, prompt: list[int], length: int, end_id: int) -> list[int]:
+    """The `length` tokens that the model finds likeliest after the prompt, one after the other (greedy decoding)."""
+    ids = torch.tensor([prompt], device=next(model.parameters()).device)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, min_new_tokens=length, do_sample=False, pad_token_id=end_id
+    )
+    return out[0, len(prompt) :].tolist()

@@ -1,0 +1,59 @@
+"""Language models: build, load, save, and the precision that this machine trains in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from unlearn_utils.profiles import Shape
+
+
+def build(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    """A Llama with random weights, float32, tied embeddings; the seed alone decides the weights."""
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator: give it back unchanged
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def load(folder: Path | str, attention: str = "sdpa") -> nn.Module:
+    """The model of a local folder, float32, in evaluation mode. `attention`: "eager" to count its FLOPs on a CPU.
+
+    Raises OSError if the folder holds no model.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True)
+    return model.eval()
+
+
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Writes weights (safetensors) and config, as `load` and any transformers program read them."""
+    model.save_pretrained(folder)
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def half_precision() -> bool:
+    """Whether this machine multiplies in bfloat16 natively (a GPU, or a CPU with AVX-512 BF16 or AMX): elsewhere it is slower."""
+    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,0 +1,101 @@
+"""Figures: data and `ax` in, `ax` out; one colour and marker for each model and method of the whole artifact."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = dict(zip(("blue", "orange", "green", "red", "purple", "brown", "pink", "grey"), sns.color_palette("colorblind", 8), strict=True))
+SPLITS = {  # colour, line style and marker of what a model is measured on
+    "forget": (COLOURS["red"], "-", "o"),
+    "approximate": (COLOURS["blue"], "-", "s"),
+    "retain": (COLOURS["green"], "--", "^"),
+    "evaluation": (COLOURS["grey"], ":", "D"),
+}
+LABELS = {"forget": "forget", "approximate": "approximate (unseen, same domain)", "retain": "retain (same domain)", "evaluation": "general (unseen)"}
+METHODS = {  # colour and marker of each method; target and retrained models are black
+    "gradient_ascent": (COLOURS["red"], "o"),
+    "random_label": (COLOURS["orange"], "v"),
+    "adversarial": (COLOURS["brown"], "^"),
+    "ascent_descent_general": (COLOURS["blue"], "s"),
+    "ascent_descent_in_distribution": (COLOURS["green"], "D"),
+    "ascent_kl_general": (COLOURS["purple"], "P"),
+    "ascent_kl_in_distribution": (COLOURS["pink"], "X"),
+}
+STYLE = {"figure.dpi": 100, "savefig.dpi": 200, "figure.facecolor": "white", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+FIXED = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}  # nothing that changes with time
+
+
+def figures() -> Path:
+    """Where figures go: `UNLEARN_FIGURES`, else `figures/` in the project."""
+    folder = Path(os.environ.get("UNLEARN_FIGURES") or ROOT / "figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def panels(columns: int, width: float = 3.1, height: float = 2.7, **kwargs) -> tuple[Figure, list[Axes]]:
+    """A row of axes in the artifact's style."""
+    plt.rcParams.update(STYLE)
+    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False, **kwargs)
+    return figure, list(axes[0])
+
+
+def save(figure: Figure, name: str, data: pd.DataFrame) -> None:
+    """Writes `name`.png, .pdf and the plotted data as .csv, byte-identical for the same data."""
+    for kind, metadata in FIXED.items():
+        figure.savefig(figures() / f"{name}.{kind}", metadata=metadata)
+    save_table(name, data)
+
+
+def save_table(name: str, data: pd.DataFrame) -> None:
+    """Writes a table as .csv, numbers with 6 significant digits."""
+    data.to_csv(figures() / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+
+
+def trajectory(data: pd.DataFrame, retrained: pd.DataFrame, ax: Axes) -> Axes:
+    """Perplexity (log axis) against steps for each split, with 95% bands; dotted: the retrained model's level on the forget set.
+
+    data: split, step, value, low, high; retrained: one row of value, low, high.
+    """
+    for split, (colour, line, marker) in SPLITS.items():
+        part = data[data.split == split]
+        ax.plot(part.step, part["value"], line, color=colour, marker=marker, ms=3, label=LABELS[split])
+        ax.fill_between(part.step, part["low"], part["high"], color=colour, alpha=0.15, lw=0)
+    level = retrained.iloc[0]
+    ax.axhspan(level["low"], level["high"], color="black", alpha=0.1, lw=0)
+    ax.axhline(level["value"], color="black", ls=(0, (1, 1)), label="retrained model, forget set")
+    ax.set(yscale="log", xlabel="optimizer steps", ylabel="perplexity")
+    return ax
+
+
+def intervals(data: pd.DataFrame, x: str, hue: str, ax: Axes, colours: dict | None = None) -> Axes:
+    """Points with 95% intervals: columns `x` (categories), `hue`, value, low, high; groups side by side."""
+    hues, groups = list(data[hue].unique()), list(data[x].unique())
+    palette = colours or dict(zip(hues, COLOURS.values(), strict=False))
+    for i, name in enumerate(hues):
+        part = data[data[hue] == name].set_index(x).reindex(groups)
+        at = [g + (i - (len(hues) - 1) / 2) * 0.7 / max(len(hues), 1) for g in range(len(groups))]
+        error = [part["value"] - part["low"], part["high"] - part["value"]]
+        ax.errorbar(at, part["value"], yerror_clipped(error), fmt="o", ms=4, capsize=2, lw=1, color=palette[name], label=name)
+    ax.set_xticks(range(len(groups)), groups)
+    return ax
+
+
+def yerror_clipped(error: list[pd.Series]) -> list[pd.Series]:
+    """Lengths of error bars, never negative: a percentile interval need not contain the value."""
+    return [side.clip(lower=0) for side in error]
+
+
+def curves(data: pd.DataFrame, x: str, y: str, hue: str, ax: Axes) -> Axes:
+    """One line per value of `hue`."""
+    for colour, (name, part) in zip(COLOURS.values(), data.groupby(hue, sort=False), strict=False):
+        ax.plot(part[x], part[y], color=colour, lw=1, label=name)
+    ax.set(xlabel=x, ylabel=y)
+    return ax

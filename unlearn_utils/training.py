@@ -1,0 +1,235 @@
+"""Pre-training and unlearning on `transformers.Trainer` (accelerate under it)."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    get_constant_schedule,
+    get_cosine_schedule_with_warmup,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from unlearn_utils import methods, models, objectives, optimizers, tokens
+from unlearn_utils.profiles import Pretraining, Unlearning
+
+Ids = Sequence[list[int]]  # documents as token ids
+Sides = Mapping[str, objectives.Batch]  # "forget" and "retain", or "text": one batch each
+Loss = Callable[[nn.Module, Sides, Mapping[str, Tensor]], Tensor]  # model, sides, their predicted tokens in the optimizer batch
+Watch = Callable[[int, nn.Module], None]
+
+
+class Objective(nn.Module):
+    """A model whose forward is the loss: autocast, DDP and FSDP wrap exactly what is differentiated."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, sides: Sides, counts: Mapping[str, Tensor]) -> Tensor:
+        """The scalar loss of one micro-batch; those of an optimizer batch add up."""
+        return self.loss(self.model, sides, counts)
+
+
+class Loop(Trainer):
+    """A Trainer whose losses are normalised by the predicted tokens of the whole optimizer batch, side by side.
+
+    The Trainer's own count reads one `labels`; ours counts each side over all micro-batches and all ranks.
+    `averaged`: the loss is a mean over its own micro-batch instead (the released code), which the Trainer then averages.
+    """
+
+    def __init__(self, objective: Objective, averaged: bool = False, **kwargs) -> None:
+        super().__init__(model=objective, **kwargs)
+        self.loss_is_scaled_for_ga = not averaged
+        self.remove_callback(PrinterCallback)
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list[Sides], dict[str, Tensor]]:
+        """The micro-batches of one optimizer batch, and the predicted tokens of each side in it."""
+        batches = list(islice(epoch_iterator, num_batches))
+        local = {s: sum(objectives.predicted(b[s]["labels"]).sum() for b in batches).to(device) for s in (batches[0] if batches else ())}
+        return batches, {s: self.accelerator.reduce(n, "sum") for s, n in local.items()}
+
+    def compute_loss(self, model: nn.Module, inputs: Sides, return_outputs: bool = False, num_items_in_batch=None) -> Tensor:
+        """The objective's loss; times the number of ranks, because gradients are averaged over ranks."""
+        return model(inputs, num_items_in_batch) * self.accelerator.num_processes
+
+
+class Watcher(TrainerCallback):
+    """Calls `watch(step, model)` before the first step and after the chosen ones."""
+
+    def __init__(self, watch: Watch, steps: Sequence[int]) -> None:
+        self.watch, self.steps = watch, set(steps)
+
+    def on_train_begin(self, args, state, control, model: Objective, **_) -> None:
+        """Step 0: the model as it came."""
+        if 0 in self.steps:
+            self.watch(0, model.model)
+
+    def on_step_end(self, args, state, control, model: Objective, **_) -> None:
+        """After an optimizer step."""
+        if state.global_step in self.steps:
+            self.watch(state.global_step, model.model)
+
+
+# ---------------------------------------------------------------------------------------------- data, in a seeded order
+
+
+def orders(n: int, epochs: int, generator: np.random.Generator) -> list[int]:
+    """Document numbers of `epochs` passes over n documents, each pass in an order of its own."""
+    return [int(i) for _ in range(epochs) for i in generator.permutation(n)]
+
+
+def pairs(forget: int, retain: int, epochs: int, generator: np.random.Generator) -> list[tuple[int, int]]:
+    """Each forget document of each pass, paired with a retain document; retain documents come round only when all were used."""
+    ours = orders(forget, epochs, generator)
+    theirs = orders(max(1, retain), math.ceil(len(ours) / max(1, retain)), generator)
+    return list(zip(ours, theirs[: len(ours)], strict=True))
+
+
+def single(documents: Ids, pad_id: int) -> Callable[[Sequence[int]], Sides]:
+    """Collates document numbers for pre-training."""
+    return lambda chosen: {"text": tokens.collate([documents[i] for i in chosen], pad_id)}
+
+
+def paired(method: str, forget: Ids, retain: Ids, pad_id: int, labels: Ids | None = None) -> Callable[[Sequence[tuple[int, int]]], Sides]:
+    """Collates pairs of document numbers; the retain side only if the method reads it. labels: of each forget document."""
+
+    def collate(chosen: Sequence[tuple[int, int]]) -> Sides:
+        ours = [i for i, _ in chosen]
+        sides = {"forget": tokens.collate([forget[i] for i in ours], pad_id, labels and [labels[i] for i in ours])}
+        if methods.named(method).retain:
+            sides["retain"] = tokens.collate([retain[j] for _, j in chosen], pad_id)
+        return sides
+
+    return collate
+
+
+def draw_labels(method: str, forget: Ids, model: nn.Module, tokenizer: PreTrainedTokenizerBase, seed: int, variant="corrected") -> Ids | None:
+    """Replacement labels of each forget document, drawn once from the original model or a seeded generator; None for ascent."""
+    if methods.named(method).forget == "ascent":
+        return None
+    generator, special = torch.Generator().manual_seed(seed), tuple(tokenizer.all_special_ids)
+    batches = [tokens.collate([ids], tokenizer.pad_token_id) for ids in forget]
+    drawn = [methods.replacement_labels(method, b, model, generator, len(tokenizer), special, variant) for b in batches]
+    return [labels[0].tolist() for labels in drawn]
+
+
+def steps_of(documents: int, batch: int, epochs: int) -> int:
+    """Optimizer steps of a run. The last batch of the last epoch may be smaller."""
+    return math.ceil(documents * epochs / batch)
+
+
+# ---------------------------------------------------------------------------------------------- objectives of a run
+
+
+def pretraining_objective(model: nn.Module, sides: Sides, counts: Mapping[str, Tensor]) -> Tensor:
+    """Mean next-token loss over the optimizer batch."""
+    return objectives.next_token_loss(model, sides["text"], counts["text"])
+
+
+def unlearning_objective(method: str, recipe: Unlearning, reference: nn.Module | None = None) -> Loss:
+    """`methods.unlearning_loss` with everything but model and batch filled in."""
+
+    def loss(model: nn.Module, sides: Sides, counts: Mapping[str, Tensor]) -> Tensor:
+        both = (counts["forget"], counts.get("retain"))
+        return methods.unlearning_loss(
+            method, model, sides["forget"], sides.get("retain"), reference, recipe.variant, both, recipe.retain_weight
+        )
+
+    return loss
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
+def pretrain(model: nn.Module, documents: Ids, recipe: Pretraining, pad_id: int, seed: int) -> list[dict]:
+    """Trains `model` in place on every document; returns its history: step, loss (nats a token), learning_rate."""
+    order = orders(len(documents), recipe.epochs, np.random.default_rng(seed))
+    steps = steps_of(len(order), recipe.batch, 1)
+    optimizer = optimizers.muon_and_adamw(model, recipe.muon_learning_rate, recipe.adamw_learning_rate)
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
+    objective = Objective(model, pretraining_objective)
+    return _run(objective, order, single(documents, pad_id), (optimizer, schedule), recipe.batch, recipe.max_grad_norm, seed)
+
+
+def unlearn(
+    model: nn.Module,
+    method: str,
+    forget: Ids,
+    retain: Ids,
+    recipe: Unlearning,
+    pad_id: int,
+    seed: int,
+    reference: nn.Module | None = None,
+    labels: Ids | None = None,
+    watch: Watch | None = None,
+    watched: Sequence[int] = (),
+    micro_batch: int | None = None,
+) -> list[dict]:
+    """Unlearns `forget` in place; each forget document is paired with a retain document where the method has a retain term.
+
+    reference: the original model, for KL. labels: replacement labels of each forget document (`draw_labels`). watch, watched: called
+    with the model at these steps, 0 among them. micro_batch: documents at a time, the recipe's batch if None.
+    Returns the history: step, loss, learning_rate.
+    """
+    order = pairs(len(forget), len(retain), recipe.epochs, np.random.default_rng(seed))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
+    return _run(
+        Objective(model, unlearning_objective(method, recipe, reference)),
+        order,
+        paired(method, forget, retain, pad_id, labels),
+        (optimizer, get_constant_schedule(optimizer)),
+        recipe.batch,
+        recipe.max_grad_norm,
+        seed,
+        [Watcher(watch, watched)] if watch else [],
+        micro_batch,
+        methods.averages_micro_batches(recipe.variant),
+    )
+
+
+def _run(objective, order, collate, optimizers, batch, max_grad_norm, seed, callbacks=(), micro_batch=None, averaged=False) -> list[dict]:
+    """Drives the Trainer once through `order`, in that order; nothing is written to disk."""
+    size = micro_batch or batch
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=batch // size,
+            num_train_epochs=1,  # `order` already holds every epoch
+            train_sampling_strategy="sequential",
+            max_grad_norm=max_grad_norm,
+            bf16=models.half_precision(),
+            use_cpu=not torch.cuda.is_available(),
+            seed=seed,
+            logging_steps=1,
+            logging_nan_inf_filter=False,  # a diverged run must look like one
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+        loop = Loop(
+            objective,
+            averaged,
+            args=arguments,
+            train_dataset=order,
+            data_collator=collate,
+            optimizers=optimizers,
+            callbacks=list(callbacks),
+        )
+        loop.train()
+    objective.model.eval()
+    kept = ("step", "loss", "learning_rate")
+    return [{k: row[k] for k in kept} for row in loop.state.log_history if "loss" in row]
