@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Executes the notebooks in order and regenerates every figure. See ./run_all.sh --help.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+help() {
+    cat <<'TEXT'
+usage: ./run_all.sh [PROFILE] [--only NN] [--from NN] [--fresh]
+
+profiles
+  smoke      a tiny model on a slice of the text; about 2 minutes; writes to runs/smoke/
+  laptop     the default: what is committed in notebooks/ and figures/; about 12 minutes, up to 6 GB of memory
+  study, gpu, paper   come with a later version
+
+options
+  --only NN  only notebook NN
+  --from NN  notebook NN and those after it
+  --fresh    ignore stored results and train again
+  --help     this text
+
+The first call makes .venv with the packages of requirements.lock, unless the active environment has them.
+TEXT
+}
+
+refuse() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+check_number() {
+    [[ $2 =~ ^[0-9]{1,2}$ ]] || refuse "$1 needs the number of a notebook, such as 02"
+    compgen -G "notebooks/$(printf %02d $((10#$2)))_*.ipynb" >/dev/null ||
+        refuse "no notebook $2; there are: $(cd notebooks 2>/dev/null && printf '%s\n' [0-9][0-9]_*.ipynb | cut -c1-2 | paste -sd ' ' -)"
+}
+
+profile=laptop
+options=()
+[[ ${1:-} == -* ]] || { profile=${1:-laptop} && shift $(($# > 0)); }
+while (($#)); do
+    case $1 in
+    --help | -h) help && exit 0 ;;
+    --only | --from)
+        check_number "$1" "${2:-}"
+        options+=("$1" "$2")
+        shift 2
+        ;;
+    --fresh) options+=("$1") && shift ;;
+    *) refuse "unknown option $1; see ./run_all.sh --help" ;;
+    esac
+done
+case $profile in
+smoke | laptop) ;;
+study | gpu | paper) refuse "the profile $profile comes with a later version; for now: smoke, laptop" ;;
+*) refuse "unknown profile $profile; there are smoke, laptop, study, gpu, paper" ;;
+esac
+
+source ./environment.sh
+exec "$PYTHON" -m unlearn_utils run "$profile" ${options[@]+"${options[@]}"}
