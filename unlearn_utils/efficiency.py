@@ -21,4 +21,8 @@ def step_flops(model: nn.Module, loss: Callable, sides: Mapping[str, objectives.
     with FlopCounterMode(display=False) as counter:
         loss(model, sides, counts).backward()
     tokens = int(sum(batch["attention_mask"].sum() for batch in sides.values()))
-    return {"flops_per_step": counter.get_total_flops(), "tokens_per_step": tokens, "estimate_per_step": 6 * models.parameters(model) * tokens}
+    return {
+        "flops_per_step": counter.get_total_flops(),
+        "tokens_per_step": tokens,
+        "estimate_per_step": 6 * models.parameters(model) * tokens,
+    }

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 
-from unlearn_utils import corpus, store
+from unlearn_utils import corpus
 from unlearn_utils.profiles import Profile
 from unlearn_utils.store import Step
 
@@ -145,7 +145,7 @@ def train_baselines(profile: Profile) -> dict[str, Step]:
     """Trains what is missing: one by one in single-threaded processes side by side, the noise floor last, on every core."""
     steps = baselines(profile)
     *alone, last = steps.values()
-    tokenizer(profile)
+    _tokenizer(profile).folder()
     side_by_side(profile, alone)
     last.folder()
     return steps
@@ -176,6 +176,27 @@ def measure_baselines(profile: Profile) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(s.folder() / "rows.parquet").assign(model=name) for name, s in steps.items()], ignore_index=True)
 
 
+def by_run(profile: Profile, rows: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Rows of one baseline as each domain's runs are compared with it: the domain's documents and the general ones, `run` = domain.
+
+    rows: of `measure_baselines`; model: "target" or "retrained", the one without the run's forget set.
+    """
+    name = {"target": "target", "retrained": "retrained without {}"}[model]
+    parts = [rows[(rows.model == name.format(d)) & rows.domain.isin([d, "general"])].assign(run=d) for d in profile.domains]
+    return pd.concat(parts, ignore_index=True).assign(model=model)
+
+
+def continuations(profile: Profile, document: Sequence[int], models_by_name: dict[str, Path], prompt: int, length: int) -> pd.Series:
+    """Text by name: the prompt (a document's first `prompt` tokens), what follows in it, and what each model makes follow, greedily."""
+    from unlearn_utils import evaluation, models
+
+    tok = tokenizer(profile)
+    ids = {"prompt": document[1:prompt], "the document": document[prompt : prompt + length]}
+    for name, folder in models_by_name.items():
+        ids[name] = evaluation.continued(models.load(folder), list(document[:prompt]), length, tok.pad_token_id)
+    return pd.Series({name: tok.decode(found) for name, found in ids.items()})
+
+
 # ---------------------------------------------------------------------------------------------- unlearned models
 
 
@@ -199,8 +220,8 @@ def unlearned(profile: Profile, domain: str, method: str, seed: int = 0, **choic
 
 
 def watched_steps(total: int) -> list[int]:
-    """Step 0 and about eight more, denser at the start."""
-    return [0, *np.unique(np.geomspace(1, total, 8).round().astype(int)).tolist()]
+    """Every step of a run of up to 16 steps; of a longer one, step 0 and at most 16 more, denser at the start."""
+    return [0, *np.unique(np.geomspace(1, total, 16).round().astype(int)).tolist()] if total > 16 else list(range(total + 1))
 
 
 def _make_unlearned(profile: Profile, domain: str, method: str, seed: int, recipe, folder: Path) -> dict:

@@ -7,8 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from unlearn_utils.profiles import Shape
+
+logging.disable_progress_bar()  # bars of a second or less, which would be kept in a notebook's outputs
 
 
 def build(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:

@@ -19,7 +19,12 @@ SPLITS = {  # colour, line style and marker of what a model is measured on
     "retain": (COLOURS["green"], "--", "^"),
     "evaluation": (COLOURS["grey"], ":", "D"),
 }
-LABELS = {"forget": "forget", "approximate": "approximate (unseen, same domain)", "retain": "retain (same domain)", "evaluation": "general (unseen)"}
+LABELS = {
+    "forget": "forget",
+    "approximate": "approximate (unseen, same domain)",
+    "retain": "retain (same domain)",
+    "evaluation": "general (unseen)",
+}
 METHODS = {  # colour and marker of each method; target and retrained models are black
     "gradient_ascent": (COLOURS["red"], "o"),
     "random_label": (COLOURS["orange"], "v"),
@@ -29,7 +34,14 @@ METHODS = {  # colour and marker of each method; target and retrained models are
     "ascent_kl_general": (COLOURS["purple"], "P"),
     "ascent_kl_in_distribution": (COLOURS["pink"], "X"),
 }
-STYLE = {"figure.dpi": 100, "savefig.dpi": 200, "figure.facecolor": "white", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "figure.facecolor": "white",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 FIXED = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}  # nothing that changes with time
 
 
@@ -83,12 +95,12 @@ def intervals(data: pd.DataFrame, x: str, hue: str, ax: Axes, colours: dict | No
         part = data[data[hue] == name].set_index(x).reindex(groups)
         at = [g + (i - (len(hues) - 1) / 2) * 0.7 / max(len(hues), 1) for g in range(len(groups))]
         error = [part["value"] - part["low"], part["high"] - part["value"]]
-        ax.errorbar(at, part["value"], yerror_clipped(error), fmt="o", ms=4, capsize=2, lw=1, color=palette[name], label=name)
+        ax.errorbar(at, part["value"], _clipped(error), fmt="o", ms=4, capsize=2, lw=1, color=palette[name], label=name)
     ax.set_xticks(range(len(groups)), groups)
     return ax
 
 
-def yerror_clipped(error: list[pd.Series]) -> list[pd.Series]:
+def _clipped(error: list[pd.Series]) -> list[pd.Series]:
     """Lengths of error bars, never negative: a percentile interval need not contain the value."""
     return [side.clip(lower=0) for side in error]
 
@@ -98,4 +110,26 @@ def curves(data: pd.DataFrame, x: str, y: str, hue: str, ax: Axes) -> Axes:
     for colour, (name, part) in zip(COLOURS.values(), data.groupby(hue, sort=False), strict=False):
         ax.plot(part[x], part[y], color=colour, lw=1, label=name)
     ax.set(xlabel=x, ylabel=y)
+    return ax
+
+
+def tradeoff(data: pd.DataFrame, ax: Axes) -> Axes:
+    """Distance to retraining on the forget set (x) against loss of general utility (y), both log ratios with 95% intervals.
+
+    data, of one domain: method, step, chosen, split ("forget" or "evaluation"), value, low, high.
+    """
+    for method, part in data.groupby("method", sort=False):
+        x, y = (part[part.split == split].set_index("step") for split in ("forget", "evaluation"))
+        colour, marker = METHODS[method]
+        ax.plot(x["value"], y["value"], "-", marker=marker, mfc="white", color=colour, ms=4, lw=1, label=method.replace("_", " "))
+        at, up = x[x.chosen], y[y.chosen]
+        bars = {
+            "xerr": _clipped([at["value"] - at.low, at.high - at["value"]]),
+            "yerr": _clipped([up["value"] - up.low, up.high - up["value"]]),
+        }
+        ax.errorbar(at["value"], up["value"], **bars, fmt=marker, color=colour, ms=6, capsize=2, lw=1)
+    ax.plot(0, 0, "x", color="black", ms=8, label="retrained")
+    ax.axvline(0, color="black", ls=":", lw=0.8)
+    ax.axhline(0, color="black", ls=":", lw=0.8)
+    ax.set(xlabel="log forget perplexity over retrained")
     return ax

@@ -35,6 +35,12 @@ def grams(text: str, n: int = 13) -> set[str]:
     return {" ".join(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
+def overlap(texts: Iterable[str], others: Iterable[str], n: int = 13) -> float:
+    """Share of the distinct n-grams of `texts` that occur in `others` too; 0 if there are none."""
+    ours, theirs = (set().union(*(grams(t, n) for t in side)) for side in (texts, others))
+    return len(ours & theirs) / max(1, len(ours))
+
+
 def deduplicate(passages: Iterable[Passage], overlap: float = 0.2, jaccard: float = 0.4) -> list[Passage]:
     """Drop a passage that shares 20% of its 13-grams with those kept before it, or is a MinHash near-duplicate.
 

@@ -61,10 +61,29 @@ def log_ratio(rows: Rows, other: Rows, seed: int = 0, resamples: int = 1000) -> 
     return metrics.bootstrap(_log_ratio, *sides, generator=generator, resamples=resamples, clusters=clusters, paired=paired)
 
 
+def log_ratios(rows: Rows, other: Rows, by: Sequence[str], measure: str, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
+    """`log_ratio` of each group that both have: columns `by`, measure, value, low, high, n."""
+    theirs = dict(list(other.groupby(list(by), sort=False)))
+    table = []
+    for group, part in rows.groupby(list(by), sort=False):
+        if group in theirs:
+            found = log_ratio(part, theirs[group], seed, resamples)
+            table.append({**dict(zip(by, group, strict=True)), "measure": measure, **found._asdict()})
+    return pd.DataFrame(table)
+
+
 def _log_ratio(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.log(metrics.perplexity(*ours.T) / metrics.perplexity(*theirs.T)))
 
 
-def readable(table: pd.DataFrame, digits: int = 1) -> pd.Series:
-    """`value [low, high]` of each row, rounded."""
-    return table.apply(lambda r: f"{r['value']:.{digits}f} [{r['low']:.{digits}f}, {r['high']:.{digits}f}]", axis=1)
+def text(row: pd.Series, digits: int = 2, sign: str = "") -> str:
+    """`value [low, high]` of a row, rounded; sign "+" shows it."""
+    value, low, high = (f"{row[c]:{sign}.{digits}f}" for c in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def wide(table: pd.DataFrame, index: str | list[str], columns: str, digits: int = 1) -> pd.DataFrame:
+    """The table laid out for reading: `text` of each row; rows and columns keep their order of appearance."""
+    shown = table.assign(text=table.apply(text, axis=1, digits=digits)).pivot(index=index, columns=columns, values="text")
+    keys = list(dict.fromkeys(table[index] if isinstance(index, str) else table[index].itertuples(index=False, name=None)))
+    return shown.loc[keys, list(dict.fromkeys(table[columns]))].fillna("")

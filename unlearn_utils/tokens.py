@@ -26,7 +26,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END, PAD], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocabulary:
-        raise ValueError(f"tokenizer: the text gives {tokenizer.get_vocab_size()} tokens, not {vocabulary}; use more text or a smaller vocabulary")
+        raise ValueError(
+            f"tokenizer: the text gives {tokenizer.get_vocab_size()} tokens, not {vocabulary}; use more text or a smaller vocabulary"
+        )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD)
 
 

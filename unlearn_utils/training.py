@@ -114,7 +114,9 @@ def paired(method: str, forget: Ids, retain: Ids, pad_id: int, labels: Ids | Non
     return collate
 
 
-def draw_labels(method: str, forget: Ids, model: nn.Module, tokenizer: PreTrainedTokenizerBase, seed: int, variant="corrected") -> Ids | None:
+def draw_labels(
+    method: str, forget: Ids, model: nn.Module, tokenizer: PreTrainedTokenizerBase, seed: int, variant="corrected"
+) -> Ids | None:
     """Replacement labels of each forget document, drawn once from the original model or a seeded generator; None for ascent."""
     if methods.named(method).forget == "ascent":
         return None
