@@ -1,0 +1,6 @@
+"""Methods, metrics and experiments behind the notebooks."""
+
+import warnings
+
+# tqdm, which several libraries import, asks for a package that only draws its bars; in a kernel the request would stand in the outputs.
+warnings.filterwarnings("ignore", message="IProgress not found")

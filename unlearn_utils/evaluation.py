@@ -74,10 +74,14 @@ def measure(model: nn.Module, documents: pd.DataFrame, tokenizer: PreTrainedToke
 
 
 @torch.no_grad()
-def continued(model: nn.Module, prompt: list[int], length: int, end_id: int) -> list[int]:
-    """The `length` tokens that the model finds likeliest after the prompt, one after the other (greedy decoding)."""
-    ids = torch.tensor([prompt], device=next(model.parameters()).device)
-    out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, min_new_tokens=length, do_sample=False, pad_token_id=end_id
-    )
-    return out[0, len(prompt) :].tolist()
+def continued(model: nn.Module, prompts: Sequence[list[int]], length: int, pad_id: int) -> list[list[int]]:
+    """The `length` tokens that the model finds likeliest after each prompt, one after the other (greedy decoding).
+
+    Raises ValueError if the prompts are not equally long.
+    """
+    if len(set(map(len, prompts))) != 1:
+        raise ValueError("continued: prompts of unequal lengths")
+    ids = torch.tensor(prompts, device=next(model.parameters()).device)
+    mask = torch.ones_like(ids)
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=length, min_new_tokens=length, do_sample=False, pad_token_id=pad_id)
+    return out[:, ids.shape[1] :].tolist()

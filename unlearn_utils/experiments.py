@@ -179,22 +179,36 @@ def measure_baselines(profile: Profile) -> pd.DataFrame:
 def by_run(profile: Profile, rows: pd.DataFrame, model: str) -> pd.DataFrame:
     """Rows of one baseline as each domain's runs are compared with it: the domain's documents and the general ones, `run` = domain.
 
-    rows: of `measure_baselines`; model: "target" or "retrained", the one without the run's forget set.
+    rows: of `measure_baselines`; model: "target"; "retrained", the one without the run's forget set; or "retrained again", with
+    another seed, for the domain that has one.
     """
-    name = {"target": "target", "retrained": "retrained without {}"}[model]
-    parts = [rows[(rows.model == name.format(d)) & rows.domain.isin([d, "general"])].assign(run=d) for d in profile.domains]
+    name = {"target": "target", "retrained": "retrained without {}", "retrained again": "retrained without {}, seed 1"}[model]
+    domains = [profile.noise_domain] if model == "retrained again" else profile.domains
+    parts = [rows[(rows.model == name.format(d)) & rows.domain.isin([d, "general"])].assign(run=d) for d in domains]
     return pd.concat(parts, ignore_index=True).assign(model=model)
 
 
-def continuations(profile: Profile, document: Sequence[int], models_by_name: dict[str, Path], prompt: int, length: int) -> pd.Series:
-    """Text by name: the prompt (a document's first `prompt` tokens), what follows in it, and what each model makes follow, greedily."""
-    from unlearn_utils import evaluation, models
+def continuations(profile: Profile, domain: str, models_by_name: dict[str, Path], prompt: int, length: int) -> pd.DataFrame:
+    """Each forget document's first `prompt` tokens, continued greedily by each model for `length` tokens.
+
+    One row a document and model: id, family, model, prompt, document (the true continuation), text, rouge_l and exact_prefix (tokens)
+    against the true continuation. Documents that are too short are left out.
+    """
+    from unlearn_utils import evaluation, metrics, models
 
     tok = tokenizer(profile)
-    ids = {"prompt": document[1:prompt], "the document": document[prompt : prompt + length]}
+    rows = documents(profile, [(domain, "forget")])
+    rows = rows[rows.ids.map(len) >= prompt + length]
+    truth = [ids[prompt : prompt + length] for ids in rows.ids]
+    frames = []
     for name, folder in models_by_name.items():
-        ids[name] = evaluation.continued(models.load(folder), list(document[:prompt]), length, tok.pad_token_id)
-    return pd.Series({name: tok.decode(found) for name, found in ids.items()})
+        found = evaluation.continued(models.load(folder), [ids[:prompt] for ids in rows.ids], length, tok.pad_token_id)
+        both = list(zip(found, truth, strict=True))
+        scores = {"rouge_l": [metrics.rouge_l(*p) for p in both], "exact_prefix": [metrics.exact_prefix(*p) for p in both]}
+        prompts, known, texts = (list(map(tok.decode, part)) for part in ([ids[1:prompt] for ids in rows.ids], truth, found))
+        scores |= {"prompt": prompts, "document": known, "text": texts}
+        frames.append(rows[["id", "family"]].assign(model=name, run=domain, **scores))
+    return pd.concat(frames, ignore_index=True)
 
 
 # ---------------------------------------------------------------------------------------------- unlearned models

@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = dict(zip(("blue", "orange", "green", "red", "purple", "brown", "pink", "grey"), sns.color_palette("colorblind", 8), strict=True))
@@ -84,6 +85,7 @@ def trajectory(data: pd.DataFrame, retrained: pd.DataFrame, ax: Axes) -> Axes:
     ax.axhspan(level["low"], level["high"], color="black", alpha=0.1, lw=0)
     ax.axhline(level["value"], color="black", ls=(0, (1, 1)), label="retrained model, forget set")
     ax.set(yscale="log", xlabel="optimizer steps", ylabel="perplexity")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 
@@ -116,6 +118,7 @@ def curves(data: pd.DataFrame, x: str, y: str, hue: str, ax: Axes) -> Axes:
 def tradeoff(data: pd.DataFrame, ax: Axes) -> Axes:
     """Distance to retraining on the forget set (x) against loss of general utility (y), both log ratios with 95% intervals.
 
+    Only the neighbourhood of retraining is drawn; a line that leaves the frame goes on.
     data, of one domain: method, step, chosen, split ("forget" or "evaluation"), value, low, high.
     """
     for method, part in data.groupby("method", sort=False):
@@ -131,5 +134,5 @@ def tradeoff(data: pd.DataFrame, ax: Axes) -> Axes:
     ax.plot(0, 0, "x", color="black", ms=8, label="retrained")
     ax.axvline(0, color="black", ls=":", lw=0.8)
     ax.axhline(0, color="black", ls=":", lw=0.8)
-    ax.set(xlabel="log forget perplexity over retrained")
+    ax.set(xlabel="log forget perplexity / retrained", xlim=(-1.2, 1.2), ylim=(-0.2, 0.9))
     return ax

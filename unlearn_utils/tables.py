@@ -21,6 +21,7 @@ MEASURES: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {  # a stati
     "perplexity": (metrics.perplexity, ("nll", "tokens")),
     "accuracy": (accuracy, ("correct", "tokens")),
     "extraction strength": (np.mean, ("extraction",)),
+    "ROUGE-L": (np.mean, ("rouge_l",)),
 }
 SCORES = {"Min-20%": "min_k_20", "Min-40%": "min_k_40", "loss": "min_k_100", "Min-40%++": "min_k_plus_40", "zlib": "zlib"}
 
@@ -77,8 +78,8 @@ def _log_ratio(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def text(row: pd.Series, digits: int = 2, sign: str = "") -> str:
-    """`value [low, high]` of a row, rounded; sign "+" shows it."""
-    value, low, high = (f"{row[c]:{sign}.{digits}f}" for c in ("value", "low", "high"))
+    """`value [low, high]` of a row, rounded; sign "+" shows it. From 10,000 on two significant digits."""
+    value, low, high = (f"{row[c]:{sign}.{digits}f}" if abs(row[c]) < 1e4 else f"{row[c]:.1e}" for c in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
