@@ -122,12 +122,9 @@ def hash_text(text: str) -> str:
 
 
 def fingerprint(data: dict[str, DatasetDict]) -> str:
-    """A short hash of every text and its place, part of the key of every result that was computed from them."""
+    """A short hash of every text in its place and order, part of the key of every result that was computed from them."""
     parts = [
-        f"{domain}/{split}/{row['id']}/{hash_text(row['text'])}"
-        for domain in sorted(data)
-        for split in sorted(data[domain])
-        for row in data[domain][split]
+        f"{domain}/{split}/{row['id']}/{hash_text(row['text'])}" for domain in data for split in data[domain] for row in data[domain][split]
     ]
     return hash_text("\n".join(parts))[:16]
 
@@ -198,10 +195,19 @@ def read_documents(path: Path) -> list[dict]:
             rows = [{"text": path.read_text(encoding="utf-8")}]
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); expected UTF-8 text or one JSON object a line") from error
-    for row in rows:
-        if not ({"text", "content"} & row.keys()):
-            raise ValueError(f"{path}: no column 'text' or 'content' (found: {', '.join(map(str, row))})")
-    return [{"file": path.name} | row for row in rows]
+    return [{"file": path.name} | _text_row(row, path) for row in rows]
+
+
+def _text_row(row: object, path: Path) -> dict:
+    """A document as a dict with `text`; hub datasets call it `content` in their general domain."""
+    if not isinstance(row, dict):
+        raise ValueError(f'{path}: a line is no JSON object, but {row!r:.40}; expected {{"text": ...}}')
+    if not ({"text", "content"} & row.keys()):
+        raise ValueError(f"{path}: no column 'text' or 'content' (found: {', '.join(map(str, row))})")
+    text = row["text"] if "text" in row else row["content"]
+    if not isinstance(text, str):
+        raise ValueError(f"{path}: a document is no text, but {text!r:.40}")
+    return {k: v for k, v in row.items() if k != "content"} | {"text": text}
 
 
 def _with_columns(data: Dataset, split: str) -> Dataset:

@@ -66,7 +66,7 @@ def measure(model: nn.Module, documents: pd.DataFrame, tokenizer: PreTrainedToke
         for k in SHARES:
             row[f"min_k_{k:.0%}".rstrip("%")] = metrics.min_k(scores.log_probs, k)
             row[f"min_k_plus_{k:.0%}".rstrip("%")] = metrics.min_k_plus_plus(scores.log_probs, scores.mu, scores.sigma, k)
-        row["zlib"] = metrics.zlib_score(nll / row["tokens"], tokenizer.decode(ids))
+        row["zlib"] = metrics.zlib_score(nll / row["tokens"], tokenizer.decode(ids, skip_special_tokens=True))
         row["extraction"] = metrics.extraction_strength(scores.correct)
         rows.append(row)
     kept = documents.drop(columns=["ids", "text"], errors="ignore").reset_index(drop=True)
@@ -77,10 +77,11 @@ def measure(model: nn.Module, documents: pd.DataFrame, tokenizer: PreTrainedToke
 def continued(model: nn.Module, prompts: Sequence[list[int]], length: int, pad_id: int) -> list[list[int]]:
     """The `length` tokens that the model finds likeliest after each prompt, one after the other (greedy decoding).
 
-    Raises ValueError if the prompts are not equally long.
+    The end token is never chosen, so that every continuation is as long. Raises ValueError if there is no prompt or if prompts differ in
+    length.
     """
     if len(set(map(len, prompts))) != 1:
-        raise ValueError("continued: prompts of unequal lengths")
+        raise ValueError("continued: no prompts, or prompts of unequal lengths")
     ids = torch.tensor(prompts, device=next(model.parameters()).device)
     mask = torch.ones_like(ids)
     out = model.generate(ids, attention_mask=mask, max_new_tokens=length, min_new_tokens=length, do_sample=False, pad_token_id=pad_id)

@@ -36,8 +36,10 @@ def build(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaF
 def load(folder: Path | str, attention: str = "sdpa") -> nn.Module:
     """The model of a local folder, float32, in evaluation mode. `attention`: "eager" to count its FLOPs on a CPU.
 
-    Raises OSError if the folder holds no model.
+    Raises FileNotFoundError if the folder holds no model.
     """
+    if not (Path(folder) / "config.json").exists():
+        raise FileNotFoundError(f"{folder}: no config.json, so no model; expected what save_pretrained writes")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True)
     return model.eval()
 

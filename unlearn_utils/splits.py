@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def merge_families(passages: list[Passage]) -> list[Passage]:
     for unit in sorted(own):
         for g in own[unit]:
             holders[g].append(unit)
-    shared = Counter(pair for units in holders.values() for pair in pairwise(units))
+    shared = Counter(pair for units in holders.values() for pair in combinations(units, 2))
     root = {unit: unit for unit in own}
 
     def find(unit: str) -> str:

@@ -91,14 +91,19 @@ def _valid(folder: Path) -> bool:
     path = folder / "checksums.json"
     if not path.exists() or path.stat().st_mtime < float(os.environ.get("UNLEARN_FRESH", 0)):
         return False
-    if json.loads(path.read_text()) == _checksums(folder):
+    try:
+        intact = json.loads(path.read_text()) == _checksums(folder)
+    except ValueError:  # the list of checksums is damaged itself
+        intact = False
+    if intact:
         return True
     print(f"{folder}: a file does not match its checksum; it is computed again", flush=True)
     return False
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in SIDE_FILES)
+    aside = [folder / name for name in SIDE_FILES]
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in aside)
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 

@@ -203,6 +203,8 @@ def unlearn(
 def _run(objective, order, collate, optimizers, batch, max_grad_norm, seed, callbacks=(), micro_batch=None, averaged=False) -> list[dict]:
     """Drives the Trainer once through `order`, in that order; nothing is written to disk."""
     size = micro_batch or batch
+    if batch % size:
+        raise ValueError(f"micro_batch {size} does not divide the batch of {batch} documents")
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,

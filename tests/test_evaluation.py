@@ -1,0 +1,220 @@
+"""Measurements of a model on documents against plain full-logits computations; FLOPs against counts by hand."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from unlearn_utils import efficiency, evaluation, metrics, models, objectives, tokens, training
+from unlearn_utils.profiles import Unlearning
+
+PAD_ID = 1
+SHARES = ("20", "30", "40", "50", "60", "100")
+
+
+def documents(lengths, seed):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, 300, n).tolist() for n in lengths]
+
+
+DOCUMENTS = documents([9, 2, 17, 5, 12, 30, 3], 0)
+
+
+@pytest.fixture(scope="module")
+def model(build):
+    return build(0)
+
+
+def log_p(model, ids):
+    """Log-probabilities (n, V) of every token at each predicted position of one document, from its full logits, in float64."""
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1).numpy()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_token_scores_are_those_of_the_full_logits(model, monkeypatch, batch):
+    monkeypatch.setattr(objectives, "CPU_LOGIT_BYTES", 4 * 300 * 7)  # 7 rows of logits at a time
+    found = list(evaluation.token_scores(model, DOCUMENTS, PAD_ID, batch))
+    assert len(found) == len(DOCUMENTS)
+    for ids, scores in zip(DOCUMENTS, found, strict=True):
+        full, rows, true = log_p(model, ids), np.arange(len(ids) - 1), np.array(ids[1:])
+        p = np.exp(full)
+        mu = (p * full).sum(1)
+        assert scores.log_probs == pytest.approx(full[rows, true], abs=1e-4)
+        assert scores.mu == pytest.approx(mu, abs=1e-4)
+        assert scores.sigma == pytest.approx(np.sqrt((p * (full - mu[:, None]) ** 2).sum(1)), abs=1e-3)
+        assert scores.correct.tolist() == (full.argmax(1) == true).tolist()
+
+
+class Fixed(nn.Module):
+    """Stands for a language model whose probabilities are the same everywhere."""
+
+    def __init__(self, probabilities):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(probabilities).log()[:, None])
+
+
+def test_mean_and_deviation_by_hand(monkeypatch):
+    """p = (1/2, 1/4, 1/4): log2 p = -1, -2, -2; mean -1.5, deviation 0.5."""
+    model = Fixed([0.5, 0.25, 0.25])
+    monkeypatch.setattr(objectives, "head_of", lambda m: objectives.Head(m.weight))
+    monkeypatch.setattr(objectives, "hidden_states", lambda m, ids, mask: torch.ones(*ids.shape, 1))
+    (scores,) = evaluation.token_scores(model, [[2, 0, 1, 0]], pad_id=2)
+    bits = math.log(2)
+    assert scores.log_probs == pytest.approx([-bits, -2 * bits, -bits], rel=1e-5)
+    assert scores.mu == pytest.approx([-1.5 * bits] * 3, rel=1e-5) and scores.sigma == pytest.approx([0.5 * bits] * 3, rel=1e-4)
+    assert scores.correct.tolist() == [True, False, True]
+
+
+def test_scores_do_not_depend_on_training_mode_nor_leave_gradients(model):
+    (before,) = evaluation.token_scores(model, DOCUMENTS[:1], PAD_ID)
+    model.train()
+    (after,) = evaluation.token_scores(model, DOCUMENTS[:1], PAD_ID)
+    assert np.array_equal(before.log_probs, after.log_probs) and not model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def table(ids=DOCUMENTS):
+    names = [f"d{i}" for i in range(len(ids))]
+    return pd.DataFrame({"id": names, "text": "gone", "family": "f", "ids": ids, "split": "forget"}, index=range(10, 10 + len(ids)))
+
+
+def test_measure_adds_columns_to_its_documents(model, tokenizer):
+    found = evaluation.measure(model, table(), tokenizer)
+    scores = [f"min_k_{kind}{k}" for k in SHARES for kind in ("", "plus_")]
+    assert list(found.columns) == ["id", "family", "split", "tokens", "nll", "correct", *scores, "zlib", "extraction"]
+    assert found.index.tolist() == list(range(7)) and found.id.tolist() == table().id.tolist()
+    assert found.tokens.tolist() == [len(ids) - 1 for ids in DOCUMENTS]
+    assert not found.isna().any(axis=None)
+
+
+def test_measurements_are_those_of_each_document_alone(model, tokenizer):
+    together = evaluation.measure(model, table(), tokenizer)
+    for i, ids in enumerate(DOCUMENTS):
+        full = log_p(model, ids)
+        true = full[np.arange(len(ids) - 1), ids[1:]]
+        mu, row = (np.exp(full) * full).sum(1), together.iloc[i]
+        sigma = np.sqrt((np.exp(full) * (full - mu[:, None]) ** 2).sum(1))
+        assert row.nll == pytest.approx(-true.sum(), abs=1e-3) and row.min_k_100 == pytest.approx(true.mean(), abs=1e-4)
+        assert row.correct == (full.argmax(1) == ids[1:]).sum()
+        lowest = np.sort(true)[: max(1, int(0.4 * len(true) + 1e-9))]
+        assert row.min_k_40 == pytest.approx(lowest.mean(), abs=1e-4)
+        assert row.min_k_plus_100 == pytest.approx(((true - mu) / sigma).mean(), abs=1e-3)
+        assert row.extraction == metrics.extraction_strength(full.argmax(1) == np.array(ids[1:]))
+    shares = together[[f"min_k_{k}" for k in SHARES]].to_numpy()
+    assert (np.diff(shares, axis=1) >= -1e-6).all()  # the lowest k% rise with k
+
+
+def test_zlib_compresses_the_text_that_was_read(model, tokenizer, text):
+    """Of a document longer than the context, the part that the model saw, and nothing else."""
+    (ids,) = tokens.encode(tokenizer, [text], 32)
+    (row,) = evaluation.measure(model, table([ids]), tokenizer).itertuples()
+    read = tokenizer.decode(ids, skip_special_tokens=True)
+    assert text.startswith(read) and row.zlib == pytest.approx(metrics.zlib_score(row.nll / 31, read))
+
+
+def test_memorised_text_is_extracted(build, tokenizer, float32):
+    """A model trained on one document and nothing else finds each next token the likeliest."""
+    ids = documents([12], 5)
+    memory = build(2)
+    labels = [list(ids[0])]
+    training.unlearn(memory, "random_label", ids, [], Unlearning(learning_rate=0.02, epochs=40, batch=1), PAD_ID, 0, labels=labels)
+    (row,) = evaluation.measure(memory, table(ids), tokenizer).itertuples()
+    assert row.correct == row.tokens == 11 and row.extraction == 1 and row.nll / row.tokens < 0.5
+    assert evaluation.continued(memory, [ids[0][:3]], 9, 0) == [ids[0][3:]]
+
+
+def test_continued_is_the_likeliest_token_step_by_step(model):
+    prompts, expected = documents([9, 9, 9, 9], 4), []
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(6):
+            best = log_p(model, [*ids, 0])[-1]
+            ids.append(int(best[1:].argmax()) + 1)  # never the end, 0
+        expected.append(ids[9:])
+    assert evaluation.continued(model, prompts, 6, PAD_ID) == expected
+    assert evaluation.continued(model, prompts[:1], 6, PAD_ID) == expected[:1]
+    with pytest.raises(ValueError, match="unequal lengths"):
+        evaluation.continued(model, DOCUMENTS[:2], 6, PAD_ID)
+
+
+def test_continued_always_has_the_asked_length(build):
+    """Also where the end, 0, is the likeliest token."""
+    ending, prompt = build(0), DOCUMENTS[0]
+    with torch.no_grad():
+        hidden = objectives.hidden_states(ending, torch.tensor([prompt]))[0, -1]
+        ending.get_output_embeddings().weight[0] = 3 * hidden
+    assert log_p(ending, [*prompt, 0])[-1].argmax() == 0
+    (found,) = evaluation.continued(ending, [prompt], 5, PAD_ID)
+    assert len(found) == 5 and 0 not in found
+
+
+# ---------------------------------------------------------------------------------------------- FLOPs
+
+
+def sides(rows, time, seed=0):
+    return {"text": tokens.collate(documents([time] * rows, seed), PAD_ID)}
+
+
+def test_flops_of_one_matrix_product_by_hand():
+    """(3 * 5, 8) @ (8, 4): 2 * 15 * 8 * 4 forward, as many for the weight's gradient; the input needs none."""
+    layer, x = nn.Linear(8, 4, bias=False), torch.ones(3, 5, 8)
+    found = efficiency.step_flops(layer, lambda model, batch, counts: model(x).sum() / counts["text"], sides(3, 5))
+    assert found == {"flops_per_step": 2 * 960, "tokens_per_step": 15, "estimate_per_step": 6 * 32 * 15}
+
+
+def eager(build, seed=0, **changes):
+    model = build(seed, **changes)
+    model.set_attn_implementation("eager")
+    return model
+
+
+def by_hand(rows, time, width=16, inner=32, layers=2, vocabulary=300):
+    """Forward and twice as much backward: the layers' matrices, two products of attention, the head on predicted tokens."""
+    matrices = 2 * rows * time * layers * (4 * width**2 + 3 * width * inner)
+    attention = layers * 2 * 2 * rows * time**2 * width
+    return 3 * (matrices + attention + 2 * rows * (time - 1) * width * vocabulary)
+
+
+@pytest.mark.parametrize(("rows", "time"), [(1, 8), (2, 32), (5, 20)])
+def test_flops_of_a_llama_by_hand(build, rows, time):
+    found = efficiency.step_flops(eager(build), training.pretraining_objective, sides(rows, time))
+    rotary = found["flops_per_step"] - by_hand(rows, time)
+    assert 0 <= rotary < 0.01 * by_hand(rows, time) and found["tokens_per_step"] == rows * time
+
+
+def test_flops_of_a_wide_llama_are_about_6_n_d(build):
+    model = eager(build, hidden=128, intermediate=320, heads=4)
+    found = efficiency.step_flops(model, training.pretraining_objective, sides(2, 24))
+    assert found["estimate_per_step"] == 6 * models.parameters(model) * 48
+    assert found["flops_per_step"] == pytest.approx(found["estimate_per_step"], rel=0.05)
+
+
+def test_twice_the_batch_is_twice_the_work(build):
+    one, two = (efficiency.step_flops(eager(build), training.pretraining_objective, sides(rows, 16)) for rows in (2, 4))
+    assert two["estimate_per_step"] == 2 * one["estimate_per_step"] and two["tokens_per_step"] == 2 * one["tokens_per_step"]
+    assert two["flops_per_step"] == pytest.approx(2 * one["flops_per_step"], rel=1e-3)
+
+
+def test_flops_of_methods_by_their_passes(build):
+    """Ascent reads the forget side; descent also the retain side; KL also lets the reference read it, forward only."""
+    model, recipe = eager(build), Unlearning()
+    both = {"forget": sides(2, 16)["text"], "retain": sides(2, 16, 1)["text"]}
+
+    def flops(method, batch):
+        return efficiency.step_flops(model, training.unlearning_objective(method, recipe, model), batch)
+
+    ascent = flops("gradient_ascent", {"forget": both["forget"]})
+    descent, kl = flops("ascent_descent_general", both), flops("ascent_kl_general", both)
+    assert ascent["tokens_per_step"] == 32 and descent["tokens_per_step"] == kl["tokens_per_step"] == 64
+    assert descent["flops_per_step"] / ascent["flops_per_step"] == pytest.approx(2, rel=0.01)
+    assert kl["flops_per_step"] / ascent["flops_per_step"] == pytest.approx(2 + 1 / 3, rel=0.01)
+
+
+def test_padding_is_not_counted_as_tokens(build):
+    batch = {"text": tokens.collate(documents([16, 4], 0), PAD_ID)}
+    found = efficiency.step_flops(eager(build), training.pretraining_objective, batch)
+    assert found["tokens_per_step"] == 20 and found["estimate_per_step"] == 6 * models.parameters(build(0)) * 20

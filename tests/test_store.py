@@ -1,0 +1,227 @@
+"""The store: keys, atomic and checksummed entries, several processes; and the profiles whose settings make the keys."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from unlearn_utils import profiles, store
+from unlearn_utils.store import Step
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARN_STORE", str(tmp_path / "store"))
+    monkeypatch.delenv("UNLEARN_FRESH", raising=False)
+    return tmp_path / "store"
+
+
+def step(calls=None, name="toy", version=1, extra=None, **settings):
+    """A step that writes two files and notes that it ran."""
+
+    def make(out):
+        if calls is not None:
+            calls.append(out)
+        (out / "rows.csv").write_text("a,b\n1,2\n")
+        (out / "weights").mkdir()
+        (out / "weights" / "w.bin").write_bytes(bytes(range(256)))
+        return extra
+
+    return Step(name, version, settings, make)
+
+
+def test_a_step_is_made_once_and_found_again():
+    calls = []
+    first, again = step(calls, x=1), step(calls, x=1)
+    assert not first.done() and not first.path.exists()
+    found = first.folder()
+    assert found == first.path == again.path == again.folder() and again.done() and len(calls) == 1
+    assert calls[0] != found and not calls[0].exists()  # it was made beside its place
+    assert (found / "rows.csv").read_text() == "a,b\n1,2\n" and store.settings(found) == {"x": 1}
+
+
+def test_the_key_follows_every_setting_the_name_and_the_version():
+    base = {"model": "m", "recipe": {"lr": 0.1, "epochs": 1}, "left_out": None}
+    others = [
+        step(**base),
+        step(**base, seed=0),
+        step(**base | {"model": "n"}),
+        step(**base | {"left_out": "books"}),
+        step(**base | {"recipe": {"lr": 0.1, "epochs": 2}}),
+        step(**base | {"recipe": {"lr": 0.1 + 1e-12, "epochs": 1}}),
+        step(version=2, **base),
+        step(name="other", **base),
+    ]
+    assert len({s.path for s in others}) == len(others)
+    assert len({s.path.name for s in others}) == len(others)
+    assert step(**dict(reversed(base.items()))).path == step(**base).path
+    assert step(recipe={"epochs": 1, "lr": 0.1}, model="m", left_out=None).path == step(**base).path
+
+
+def test_the_key_is_the_same_on_every_machine(folder):
+    assert Step("pretrained", 1, {"seed": 0}, None).path == folder / "pretrained" / "49246ec177784657"
+
+
+def test_settings_must_be_json():
+    with pytest.raises(TypeError):
+        step(x={1, 2}).folder()
+
+
+def test_the_store_s_folder(monkeypatch, tmp_path):
+    assert store.root() == tmp_path / "store"
+    monkeypatch.delenv("UNLEARN_STORE")
+    assert store.root() == store.ROOT / "runs" / "store"
+    monkeypatch.setenv("UNLEARN_STORE", "")
+    assert store.root() == store.ROOT / "runs" / "store"
+
+
+def test_a_step_that_fails_leaves_no_entry_and_the_next_call_makes_it(folder):
+    def fail(out):
+        (out / "half").write_text("half")
+        raise RuntimeError("no memory")
+
+    broken, whole = dataclasses.replace(step(x=1), make=fail), step(x=1)
+    with pytest.raises(RuntimeError, match="no memory"):
+        broken.folder()
+    assert not broken.done() and not broken.path.exists()
+    assert not (whole.folder() / "half").exists() and whole.done()
+    assert [p.name for p in (folder / "toy").iterdir() if p.is_dir()] == [whole.path.name]
+
+
+DAMAGE = {
+    "a byte": lambda f: (f / "weights/w.bin").write_bytes(bytes(range(255)) + b"\x00"),
+    "cut short": lambda f: (f / "rows.csv").write_text("a,b\n"),
+    "a file is gone": lambda f: (f / "rows.csv").unlink(),
+    "a file too many": lambda f: (f / "rows (copy).csv").write_text(""),
+    "settings": lambda f: (f / "settings.json").write_text("{}"),
+    "checksums": lambda f: (f / "checksums.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_reported_and_repaired(damage, capsys):
+    calls, other = [], step(y=1)
+    found = step(calls, x=1).folder()
+    other.folder()
+    before = {p: p.read_bytes() for p in found.rglob("*") if p.is_file() and p.name != "cost.json"}
+    damage(found)
+    assert not step(x=1).done()
+    capsys.readouterr()
+    assert step(calls, x=1).folder() == found and len(calls) == 2
+    assert f"{found}: a file does not match its checksum" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in found.rglob("*") if p.is_file() and p.name != "cost.json"} == before
+    assert step(x=1).done() and other.done() and capsys.readouterr().out == ""
+
+
+def test_damaged_checksums_are_repaired_too():
+    found = step(x=1).folder()
+    (found / "checksums.json").write_text('{"rows.csv": ')
+    assert step(x=1).folder() == found and step(x=1).done()
+
+
+def test_cost_is_apart_from_results():
+    """What never repeats may change without damage, and is in no other file."""
+    found = step(x=1, extra={"training_seconds": 3.5}).folder()
+    cost = store.cost(found)
+    assert cost["training_seconds"] == 3.5 and cost["seconds"] >= 0 and cost["peak_mb"] > 5
+    assert cost["python"] == "{}.{}.{}".format(*sys.version_info) and {"torch", "machine"} <= cost.keys()
+    (found / "cost.json").write_text("{}")
+    assert step(x=1).done()
+    sums = json.loads((found / "checksums.json").read_text())
+    assert sums.keys() == {"rows.csv", "settings.json", "weights/w.bin"}
+    assert sums["weights/w.bin"] == "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880"  # sha256sum of the bytes 0 to 255
+
+
+def test_fresh_makes_again_what_is_older(monkeypatch):
+    calls = []
+    found = step(calls, x=1).folder()
+    made = (found / "checksums.json").stat().st_mtime
+    monkeypatch.setenv("UNLEARN_FRESH", str(made - 1))
+    assert step(calls, x=1).folder() == found and len(calls) == 1
+    os.utime(found / "checksums.json", (made - 100, made - 100))
+    monkeypatch.setenv("UNLEARN_FRESH", str(time.time() - 50))
+    assert not step(x=1).done()
+    step(calls, x=1).folder()
+    assert len(calls) == 2
+    step(calls, x=1).folder()  # once, not every time
+    assert len(calls) == 2
+
+
+WORKER = """
+import pathlib, sys, time
+from unlearn_utils.store import Step
+log = pathlib.Path(sys.argv[1])
+def make(out):
+    (out / "half").write_text("half")
+    with log.open("a") as f: f.write("made\\n")
+    time.sleep(float(sys.argv[2]))
+    (out / "half").rename(out / "whole")
+print(Step("toy", 1, {"x": 1}, make).folder())
+"""
+
+
+def start(log, seconds):
+    return subprocess.Popen([sys.executable, "-c", WORKER, str(log), str(seconds)], cwd=store.ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(log):
+    end = time.time() + 20
+    while not log.exists() and time.time() < end:
+        time.sleep(0.02)
+
+
+def test_two_processes_that_want_the_same_entry_make_it_once(tmp_path):
+    log = tmp_path / "log"
+    runs = [start(log, 0.7) for _ in range(2)]
+    found = {run.communicate(timeout=30)[0] for run in runs}
+    assert all(run.returncode == 0 for run in runs) and len(found) == 1
+    assert log.read_text() == "made\n"
+    entry = Step("toy", 1, {"x": 1}, None)
+    assert entry.done() and (entry.path / "whole").exists()
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path, folder):
+    log = tmp_path / "log"
+    run = start(log, 60)
+    wait_for(log)
+    run.send_signal(signal.SIGKILL)
+    run.communicate(timeout=30)
+    (part,) = (folder / "toy").glob("*.part")
+    assert (part / "half").exists() and not step(x=1).done()
+    found = step(x=1).folder()  # neither the lock nor the half-made files are in the way
+    assert sorted(p.name for p in found.iterdir()) == ["checksums.json", "cost.json", "rows.csv", "settings.json", "weights"]
+    assert not part.exists()
+
+
+# ---------------------------------------------------------------------------------------------- profiles
+
+
+@pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=profiles.PROFILES)
+def test_profiles_hold_together(profile):
+    assert profiles.profile(profile.name) is profile and hash(profile) == hash(dataclasses.replace(profile))
+    assert profile.noise_domain in profile.domains
+    assert profile.shape.hidden % profile.shape.heads == 0
+    assert profile.corpus.measured <= profile.corpus.retain
+    assert 0 < profile.pretraining.warmup < 1 and profile.unlearning.variant == "corrected"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        profile.workers = 3
+    json.dumps(dataclasses.asdict(profile))  # settings become keys
+
+
+def test_smoke_is_smaller_than_laptop():
+    smoke, laptop = (dataclasses.asdict(profiles.profile(name)) for name in ("smoke", "laptop"))
+    for part in ("corpus", "shape"):
+        assert all(smoke[part][k] < v for k, v in laptop[part].items() if isinstance(v, int)), part
+
+
+def test_unknown_profiles_are_named():
+    with pytest.raises(ValueError, match="unknown profile 'laptp'; choose one of: smoke, laptop"):
+        profiles.profile("laptp")
+    for name in profiles.LATER:
+        with pytest.raises(ValueError, match=f"profile {name} .*not part of this version.*laptop"):
+            profiles.profile(name)

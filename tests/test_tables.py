@@ -1,0 +1,309 @@
+"""Tables on rows small enough to compute by hand; figures by the data they hold and the bytes they write."""
+
+import math
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from unlearn_utils import methods, plots, tables
+
+ROWS = pd.DataFrame(
+    {
+        "model": ["a", "a", "a", "b"],
+        "split": ["forget", "forget", "retain", "forget"],
+        "id": list("wxyz"),
+        "family": list("wxyz"),
+        "nll": [2.0, 18.0, 5.0, 0.0],
+        "tokens": [2, 6, 5, 4],
+        "correct": [2, 2, 5, 1],
+        "extraction": [0.5, 0.0, 1.0, 0.25],
+        "rouge_l": [0.5, 0.75, 0.0, 1.0],
+    }
+)
+
+
+def test_accuracy_by_hand():
+    assert tables.accuracy(np.array([2, 2]), np.array([2, 6])) == 0.5
+
+
+def test_summaries_by_hand():
+    found = tables.summarise(ROWS, ["model", "split"], ["perplexity", "accuracy", "extraction strength"], resamples=20)
+    assert list(found.columns) == ["model", "split", "measure", "value", "low", "high", "n"]
+    value = {key: v for *key, v in found[["model", "split", "measure", "value"]].itertuples(index=False) for key in [tuple(key)]}
+    assert value == {
+        ("a", "forget", "perplexity"): pytest.approx(math.exp(20 / 8)),
+        ("a", "forget", "accuracy"): 0.5,
+        ("a", "forget", "extraction strength"): 0.25,
+        ("a", "retain", "perplexity"): pytest.approx(math.e),
+        ("a", "retain", "accuracy"): 1,
+        ("a", "retain", "extraction strength"): 1,
+        ("b", "forget", "perplexity"): 1,
+        ("b", "forget", "accuracy"): 0.25,
+        ("b", "forget", "extraction strength"): 0.25,
+    }
+    assert found.n.tolist() == [2] * 3 + [1] * 6
+    one = found[(found.model == "a") & (found.split == "forget") & (found.measure == "accuracy")].iloc[0]
+    assert (one.low, one.high) == (2 / 6, 1)  # resamples of two documents: the one, the other or both
+
+
+def test_groups_by_a_single_column():
+    assert tables.summarise(ROWS, ["model"], ["ROUGE-L"], resamples=20).value.tolist() == pytest.approx([1.25 / 3, 1])
+    found = tables.summarise(ROWS, ["model"], ["accuracy"], resamples=20)
+    assert found.model.tolist() == ["a", "b"] and found.value.tolist() == pytest.approx([9 / 13, 0.25])
+
+
+def many(n, shift=0.0, seed=0, copies=1, split="forget"):
+    """n families of `copies` documents of 50 tokens, about 2 nats each."""
+    rng = np.random.default_rng(seed)
+    nll = np.repeat(100 + 10 * rng.normal(size=n) + 50 * shift, copies)
+    units = np.repeat(np.arange(n), copies)
+    ids = [f"{split}{i}" for i in range(n * copies)]
+    data = {"id": ids, "family": [f"{split} unit {u}" for u in units], "split": split, "nll": nll, "tokens": 50, "extraction": nll / 200}
+    return pd.DataFrame(data | {"correct": (nll / 4).astype(int), "model": "m", "min_k_100": -nll / 50, "zlib": -nll})
+
+
+def test_intervals_hold_the_value_and_repeat_with_the_seed():
+    rows = many(60)
+    found, again, other = (
+        tables.summarise(rows, ["model"], ["perplexity", "accuracy", "extraction strength"], seed=s, resamples=200) for s in (0, 0, 1)
+    )
+    assert ((found.low < found.value) & (found.value < found.high)).all() and (found.n == 60).all()
+    pd.testing.assert_frame_equal(found, again)
+    assert found.value.tolist() == other.value.tolist() and found.low.tolist() != other.low.tolist()
+
+
+def test_intervals_resample_families_not_documents():
+    alone, copies = (tables.summarise(many(30, copies=c), ["model"], ["perplexity"], resamples=400).iloc[0] for c in (1, 8))
+    assert copies.n == 30 and copies.value == pytest.approx(alone.value)
+    assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=0.2)
+
+
+def test_membership_by_hand():
+    """4 x 4 pairs; 12 are won and 1 is a tie. Another score, reversed, loses as much: not folded."""
+    rows = pd.DataFrame(
+        {
+            "domain": "d",
+            "split": ["forget"] * 4 + ["approximate"] * 4 + ["retain"],
+            "family": list("abcdefghi"),
+            "min_k_20": [9, 8, 5, 1, 7, 5, 0, -1, 99],
+        }
+    )
+    rows["zlib"] = -rows.min_k_20
+    found = tables.membership(rows, ["domain"], ["Min-20%", "zlib"], resamples=50)
+    # 9 and 8 beat all 4; 5 beats 0 and -1 and ties with 5; 1 beats 0 and -1
+    assert found.measure.tolist() == ["AUC Min-20%", "AUC zlib"] and found.value.tolist() == [12.5 / 16, 3.5 / 16]
+    assert found.n.tolist() == [4, 4] and (found.low <= found.value).all() and (found.value <= found.high).all()
+
+
+def test_membership_sees_a_difference_only_where_there_is_one():
+    for shift, low, high in ((0, 0.35, 0.65), (1.0, 0.95, 1.0)):
+        rows = pd.concat([many(50, 0, 1), many(50, shift, 2, split="approximate")])
+        (row,) = tables.membership(rows, ["model"], ["loss"], resamples=200).itertuples()
+        assert low <= row.value <= high and (row.low < 0.5 < row.high) == (shift == 0)
+
+
+def test_every_named_score_is_a_column_that_evaluation_writes():
+    from unlearn_utils import evaluation
+
+    written = {f"min_k_{kind}{k:.0%}".rstrip("%") for k in evaluation.SHARES for kind in ("", "plus_")} | {"zlib"}
+    assert set(tables.SCORES.values()) <= written
+
+
+def test_log_ratio_by_hand():
+    one, other = ROWS[:2], ROWS[2:3]
+    found = tables.log_ratio(one, other, resamples=20)
+    assert found.value == pytest.approx(20 / 8 - 1)
+    assert tables.log_ratio(one, one.assign(nll=one.nll - one.tokens), resamples=20)[:3] == pytest.approx((1, 1, 1))
+
+
+def test_log_ratio_of_the_same_documents_is_paired_and_narrower():
+    rows = many(40)
+    easier = rows.assign(nll=0.9 * rows.nll + np.random.default_rng(3).normal(size=40))
+    paired, unpaired = tables.log_ratio(rows, easier), tables.log_ratio(rows, easier.assign(id=[f"other {i}" for i in easier.id]))
+    assert paired.value == unpaired.value > 0 and paired.low < paired.value < paired.high
+    assert paired.high - paired.low < 0.5 * (unpaired.high - unpaired.low)
+
+
+def test_log_ratio_resamples_families_not_documents():
+    def width(copies, paired):
+        rows = many(30, copies=copies)
+        other = many(30, seed=1, copies=copies).assign(id=rows.id if paired else [f"other {i}" for i in rows.id])
+        found = tables.log_ratio(rows, other, resamples=400)
+        assert found.n == 30
+        return found.high - found.low
+
+    for paired in (True, False):
+        assert width(8, paired) == pytest.approx(width(1, paired), rel=0.2)
+
+
+def test_log_ratios_of_the_groups_that_both_have():
+    theirs = ROWS.assign(nll=ROWS.nll - 0.5 * ROWS.tokens)
+    found = tables.log_ratios(ROWS, theirs[theirs.split == "forget"], ["model", "split"], "to retraining", resamples=20)
+    assert found[["model", "split", "measure", "n"]].values.tolist() == [
+        ["a", "forget", "to retraining", 2],
+        ["b", "forget", "to retraining", 1],
+    ]
+    assert found[["value", "low", "high"]].to_numpy() == pytest.approx(0.5)  # paired: the same in every resample
+    alone = tables.log_ratios(ROWS, theirs, ["model"], "x", resamples=20)
+    assert alone.model.tolist() == ["a", "b"] and alone.value.tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_a_row_as_text():
+    row = pd.Series({"value": 1.234, "low": -0.996, "high": 10.0, "measure": "x"})
+    assert tables.text(row) == "1.23 [-1.00, 10.00]" and tables.text(row, 1, "+") == "+1.2 [-1.0, +10.0]"
+    assert tables.text(pd.Series({"value": 12345.6, "low": 9999.9, "high": 3.21e12}), 1) == "1.2e+04 [9999.9, 3.2e+12]"
+
+
+def test_wide_tables_keep_the_order_of_appearance():
+    rows = [("z", 1, "p", 1.0), ("z", 1, "a", 2.0), ("b", 0, "p", 3.0)]
+    table = pd.DataFrame(rows, columns=["model", "seed", "measure", "value"]).assign(low=0.0, high=9.0)
+    found = tables.wide(table, "model", "measure", digits=0)
+    assert found.index.tolist() == ["z", "b"] and found.columns.tolist() == ["p", "a"]
+    assert found.to_numpy().tolist() == [["1 [0, 9]", "2 [0, 9]"], ["3 [0, 9]", ""]]
+    assert tables.wide(table, ["model", "seed"], "measure").index.tolist() == [("z", 1), ("b", 0)]
+
+
+# ---------------------------------------------------------------------------------------------- plots
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARN_FIGURES", str(tmp_path / "new" / "figures"))
+    yield tmp_path / "new" / "figures"
+    plt.close("all")
+
+
+def trajectory_data():
+    steps = [0, 1, 4, 15]
+    frames = [pd.DataFrame({"split": s, "step": steps, "value": np.exp(np.arange(4) + i)}) for i, s in enumerate(plots.SPLITS)]
+    table = pd.concat(frames, ignore_index=True)
+    return table.assign(low=table.value * 0.9, high=table.value * 1.2), pd.DataFrame({"value": [9.0], "low": [8.0], "high": [11.0]})
+
+
+def test_the_figures_folder_follows_the_environment(folder, monkeypatch):
+    assert plots.figures() == folder and folder.is_dir()
+    monkeypatch.delenv("UNLEARN_FIGURES")
+    monkeypatch.setattr(plots, "ROOT", folder)
+    assert plots.figures() == folder / "figures"
+
+
+def test_a_figure_is_saved_in_the_same_bytes_every_time(folder):
+    saved = []
+    for _ in range(2):
+        figure, (ax,) = plots.panels(1)
+        data, retrained = trajectory_data()
+        plots.trajectory(data, retrained, ax).legend()
+        plots.save(figure, "fig99_toy", data)
+        plt.close(figure)
+        saved.append({p.name: p.read_bytes() for p in folder.iterdir()})
+        for path in folder.iterdir():
+            path.unlink()
+    assert saved[0].keys() == {"fig99_toy.png", "fig99_toy.pdf", "fig99_toy.csv"} and saved[0] == saved[1]
+    png = saved[0]["fig99_toy.png"]
+    width = int.from_bytes(png[16:20], "big")
+    assert png[1:4] == b"PNG" and width == 3.1 * 200 and b"Software" not in png and b"CreationDate" not in saved[0]["fig99_toy.pdf"]
+
+
+def test_a_saved_figure_is_opaque_white(folder):
+    figure, _ = plots.panels(1)
+    plots.save(figure, "empty", pd.DataFrame({"x": [1]}))
+    pixels = plt.imread(folder / "empty.png")
+    assert (pixels[0, 0] == 1).all()
+
+
+def test_tables_keep_six_digits(folder):
+    plots.save_table("t", pd.DataFrame({"name": ["a,b", "c"], "x": [1 / 3, 123456.789], "n": [1234567, 2]}))
+    assert (folder / "t.csv").read_bytes() == b'name,x,n\n"a,b",0.333333,1234567\nc,123457,2\n'
+
+
+def test_a_trajectory_shows_its_data():
+    _, (ax,) = plots.panels(1)
+    data, retrained = trajectory_data()
+    assert plots.trajectory(data, retrained, ax) is ax and ax.get_yscale() == "log"
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == [*plots.LABELS.values(), "retrained model, forget set"]
+    for split, (colour, *_) in plots.SPLITS.items():
+        part, line = data[data.split == split], lines[plots.LABELS[split]]
+        assert line.get_xdata().tolist() == part.step.tolist() and line.get_ydata().tolist() == part.value.tolist()
+        assert mpl.colors.same_color(line.get_color(), colour)
+    assert set(lines["retrained model, forget set"].get_ydata()) == {9.0}
+    bands = [band.get_paths()[0].vertices for band in ax.collections]
+    for band, split in zip(bands, plots.SPLITS, strict=True):
+        part = data[data.split == split]
+        assert set(np.round(band[:, 1], 9)) == set(np.round(np.r_[part.low, part.high], 9))
+    level = ax.patches[0]
+    assert (level.get_y(), level.get_y() + level.get_height()) == (8, 11)
+
+
+def test_intervals_show_their_data():
+    data = pd.DataFrame(
+        {
+            "domain": ["a", "b", "a"],
+            "model": ["one", "one", "two"],  # two has no b
+            "value": [1.0, 2.0, 3.0],
+            "low": [0.5, 2.1, 2.0],  # 2.1 > 2: the bar is clipped, the point stays
+            "high": [1.25, 2.5, 3.5],
+        }
+    )
+    _, (ax,) = plots.panels(1)
+    plots.intervals(data, "domain", "model", ax, {"one": "red", "two": "blue"})
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"]
+    one, two = ax.containers
+    assert (one.get_label(), two.get_label()) == ("one", "two")
+    assert one.lines[0].get_ydata().tolist() == [1, 2] and two.lines[0].get_ydata()[0] == 3
+    assert np.isnan(two.lines[0].get_ydata()[1])
+    assert one.lines[0].get_xdata() == pytest.approx([-0.175, 0.825]) and two.lines[0].get_xdata() == pytest.approx([0.175, 1.175])
+    (bars,) = one.lines[2]
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.5, 1.25], [2, 2.5]]
+    assert mpl.colors.same_color(one.lines[0].get_color(), "red")
+
+
+def test_curves_show_their_data():
+    data = pd.DataFrame({"step": [0, 1, 0, 1], "loss": [3.0, 2.0, 4.0, 1.0], "model": ["x", "x", "a", "a"]})
+    _, (ax,) = plots.panels(1)
+    plots.curves(data, "step", "loss", "model", ax)
+    assert [(line.get_label(), line.get_xdata().tolist(), line.get_ydata().tolist()) for line in ax.lines] == [
+        ("x", [0, 1], [3, 2]),
+        ("a", [0, 1], [4, 1]),
+    ]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss")
+
+
+def test_a_tradeoff_shows_its_data():
+    """Two methods, three steps each; the chosen step alone has error bars, clipped where the interval misses the value."""
+    rows = []
+    for k, method in enumerate(("gradient_ascent", "ascent_kl_general")):
+        for step in (0, 1, 5):
+            for split, value in (("forget", step + k), ("evaluation", step / 10)):
+                rows.append((method, step, step == 1, split, value, value - 0.25, value + (0.5 if k == 0 else -0.1)))
+    data = pd.DataFrame(rows, columns=["method", "step", "chosen", "split", "value", "low", "high"])
+    _, (ax,) = plots.panels(1)
+    assert plots.tradeoff(data.sample(frac=1, random_state=1).sort_values("step"), ax) is ax
+    lines = {line.get_label(): line for line in ax.lines}
+    for k, name in enumerate(("gradient ascent", "ascent kl general")):
+        assert lines[name].get_xdata().tolist() == [k, 1 + k, 5 + k] and lines[name].get_ydata().tolist() == [0, 0.1, 0.5]
+        colour, marker = plots.METHODS[name.replace(" ", "_")]
+        assert mpl.colors.same_color(lines[name].get_color(), colour) and lines[name].get_marker() == marker
+    spans = {c.lines[0].get_xdata()[0]: [bar.get_segments()[0] for bar in c.lines[2]] for c in ax.containers}
+    assert set(spans) == {1, 2}
+    assert spans[1][0].tolist() == [[0.75, 0.1], [1.5, 0.1]] and spans[2][0].tolist() == [[1.75, 0.1], [2, 0.1]]
+    assert spans[1][1] == pytest.approx(np.array([[1, -0.15], [1, 0.6]]))
+    assert (lines["retrained"].get_xdata().tolist(), lines["retrained"].get_ydata().tolist()) == ([0], [0])
+
+
+def test_every_method_and_split_has_a_look_of_its_own():
+    assert list(plots.METHODS) == list(methods.METHODS)[:7]
+    for looks in (plots.METHODS, plots.SPLITS):
+        assert len({look[0] for look in looks.values()}) == len({look[-1] for look in looks.values()}) == len(looks)
+    assert plots.LABELS.keys() == plots.SPLITS.keys()
+
+
+def test_panels_are_a_row():
+    figure, axes = plots.panels(3, width=2)
+    assert len(axes) == 3 and figure.get_size_inches().tolist() == [6, 2.7]

@@ -1,0 +1,391 @@
+"""The optimizers, and runs of a few steps on the Trainer: their losses, order, micro-batches and watchers."""
+
+import os
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import get_cosine_schedule_with_warmup
+
+from unlearn_utils import methods, objectives, optimizers, tokens, training
+from unlearn_utils.methods import METHODS
+from unlearn_utils.profiles import Pretraining, Unlearning
+
+PAD_ID = 1
+SEED = 0
+pytestmark = pytest.mark.usefixtures("float32")
+
+
+def documents(lengths, seed):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, 300, n).tolist() for n in lengths]
+
+
+FORGET = documents([12, 4, 7, 3, 9, 5], 1)
+RETAIN = documents([6, 11, 3, 8], 2)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def plain_loss(model, ids, labels=None):
+    """Summed next-token loss of each document, and its predicted tokens."""
+    with torch.no_grad():
+        logits = [model(torch.tensor([x])).logits[0, :-1] for x in ids]
+    targets = [torch.tensor(y)[1:] for y in (ids if labels is None else labels)]
+    sums = [F.cross_entropy(x, y, reduction="sum") for x, y in zip(logits, targets, strict=True)]
+    return torch.stack(sums), torch.tensor([len(x) - 1 for x in ids])
+
+
+def run(build, method, recipe, **changes):
+    """(model, history) of one small run with everything that the method needs."""
+    model, reference = build(0), build(1)
+    labels = None if METHODS[method].forget == "ascent" else [ids[::-1] for ids in FORGET]
+    own = {"seed": SEED, "reference": reference, "labels": labels} | changes
+    history = training.unlearn(model, method, FORGET, RETAIN, recipe, PAD_ID, **own)
+    return model, history
+
+
+def distance(build, one, other):
+    """How far two models have come apart, as a share of how far the first has moved."""
+    moved = weights(one) - weights(build(0))
+    return ((weights(one) - weights(other)).norm() / moved.norm()).item()
+
+
+# ---------------------------------------------------------------------------------------------- optimizers
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 5, 20), (2, 20, 5), (1, 64, 32)])
+def test_orthogonal_keeps_directions_and_levels_singular_values(shape):
+    x = random(*shape)
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    found = optimizers.orthogonal(x)
+    # The same singular vectors: u' found v is diagonal ...
+    inner = u.mT @ found @ vh.mT
+    levels = inner.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(inner, torch.diag_embed(levels), rtol=0, atol=1e-3)
+    kept = s > 0.03 * s.norm(dim=1, keepdim=True)  # ... and but for the very smallest, near 1
+    assert kept.float().mean() > 0.8 and levels[kept].min() > 0.6 and levels[kept].max() < 1.25
+    assert levels.max() < 1.25
+    torch.testing.assert_close(optimizers.orthogonal(1000 * x), found, rtol=1e-3, atol=1e-4)
+
+
+def test_orthogonal_of_nothing_is_nothing():
+    assert (optimizers.orthogonal(torch.zeros(1, 4, 4)) == 0).all()
+
+
+def test_muon_s_first_step_by_hand():
+    """Gradient diag(3, 4): momentum 0.05 g, looked ahead 0.05 * 0.95 g + 0.05 g; the direction alone matters; 4 x 2 is scaled by sqrt 2."""
+    p = torch.zeros(4, 2, requires_grad=True)
+    p.grad = torch.tensor([[3.0, 0], [0, 4], [0, 0], [0, 0]])
+    optimizers.Muon([p], lr=0.1).step()
+    inside = -p.detach()[:2] / (0.1 * 2**0.5)
+    assert (p[2:] == 0).all() and inside[0, 1].abs() < 1e-6 and inside[1, 0].abs() < 1e-6
+    assert 0.6 < inside[0, 0] < 1.25 and 0.6 < inside[1, 1] < 1.25
+
+
+def test_muon_agrees_with_pytorch_s():
+    ours, theirs = ([torch.nn.Parameter(random(*s, seed=i)) for i, s in enumerate([(8, 8), (24, 8), (8, 24), (8, 8)])] for _ in range(2))
+    steps = optimizers.Muon(ours, lr=0.05), torch.optim.Muon(theirs, lr=0.05, weight_decay=0.0, momentum=0.95)
+    before = [p.detach().clone() for p in ours]
+    for n in range(4):
+        for side, optimizer in zip((ours, theirs), steps, strict=True):
+            for i, p in enumerate(side):
+                p.grad = random(*p.shape, seed=100 * n + i)
+            optimizer.step()
+    for a, b, start in zip(ours, theirs, before, strict=True):
+        assert (a - b).norm() < 0.03 * (a - start).norm()  # bfloat16 there, float32 here
+
+
+def test_muon_leaves_what_has_no_gradient():
+    moved, still = torch.nn.Parameter(random(3, 3)), torch.nn.Parameter(random(3, 3))
+    moved.grad = random(3, 3, seed=1)
+    before = still.detach().clone()
+    optimizers.Muon([moved, still], lr=0.1).step()
+    assert torch.equal(still, before) and not torch.equal(moved, before)
+
+
+def test_matrices_go_to_muon_and_the_rest_to_adamw(build):
+    model = build(0)
+    both = optimizers.muon_and_adamw(model, 0.02, 3e-3)
+    muon, adamw = both.optimizers
+    names = {id(p): name for name, p in model.named_parameters()}
+    hidden, rest = (sorted(names[id(p)] for g in o.param_groups for p in g["params"]) for o in (muon, adamw))
+    assert len(hidden) == 2 * 7 and all("_proj" in name for name in hidden)  # q, k, v, o, gate, up, down
+    assert sorted(hidden + rest) == sorted(names.values()) and "model.embed_tokens.weight" in rest
+    assert [g["lr"] for g in both.param_groups] == [0.02, 3e-3] and adamw.param_groups[0]["weight_decay"] == 0
+
+
+def small_steps(model, optimizer, first, last):
+    schedule = get_cosine_schedule_with_warmup(optimizer, 0, 10, last_epoch=-1)
+    for n in range(first, last):
+        for i, p in enumerate(model.parameters()):
+            p.grad = random(*p.shape, seed=100 * n + i)
+        optimizer.step()
+    return schedule
+
+
+def test_a_schedule_moves_both(build):
+    both = optimizers.muon_and_adamw(build(0), 0.02, 3e-3)
+    schedule = get_cosine_schedule_with_warmup(both, 2, 6)
+    rates = []
+    for _ in range(6):
+        rates.append([o.param_groups[0]["lr"] for o in both.optimizers])
+        both.step()
+        schedule.step()
+    shape = [0, 0.5, 1, (1 + 2**-0.5) / 2, 0.5, (1 - 2**-0.5) / 2]
+    assert np.array(rates) == pytest.approx(np.outer(shape, [0.02, 3e-3]))
+
+
+def test_a_loaded_state_continues_identically(build):
+    straight, resumed = build(0), build(0)
+    one, two = (optimizers.muon_and_adamw(m, 0.02, 3e-3) for m in (straight, resumed))
+    small_steps(straight, one, 0, 2)
+    small_steps(resumed, two, 0, 2)
+    fresh = optimizers.muon_and_adamw(resumed, 0.5, 0.5)
+    fresh.load_state_dict(two.state_dict())
+    assert fresh.param_groups[0] is fresh.optimizers[0].param_groups[0]  # a schedule still moves them
+    assert [g["lr"] for g in fresh.param_groups] == [g["lr"] for g in two.param_groups]
+    for optimizer, model in ((one, straight), (fresh, resumed)):
+        small_steps(model, optimizer, 2, 4)
+    assert torch.equal(weights(straight), weights(resumed))
+    lost = build(0)
+    small_steps(lost, optimizers.muon_and_adamw(lost, 0.02, 3e-3), 0, 2)
+    small_steps(lost, optimizers.muon_and_adamw(lost, 0.02, 3e-3), 2, 4)
+    assert not torch.equal(weights(straight), weights(lost))  # which it would not without the state
+
+
+def test_clearing_gradients_clears_both(build):
+    model = build(0)
+    both = optimizers.muon_and_adamw(model, 0.02, 3e-3)
+    small_steps(model, both, 0, 1)
+    both.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+# ---------------------------------------------------------------------------------------------- orders
+
+
+def test_each_pass_holds_every_document_once_in_an_order_of_its_own():
+    order = training.orders(20, 3, np.random.default_rng(0))
+    passes = [order[i : i + 20] for i in (0, 20, 40)]
+    assert all(sorted(p) == list(range(20)) for p in passes) and len(set(map(tuple, passes))) == 3
+    assert order == training.orders(20, 3, np.random.default_rng(0)) != training.orders(20, 3, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize(("forget", "retain", "epochs"), [(6, 4, 1), (6, 4, 3), (4, 18, 2), (3, 3, 2), (5, 1, 2)])
+def test_pairs_use_every_retain_document_before_repeating(forget, retain, epochs):
+    found = training.pairs(forget, retain, epochs, np.random.default_rng(0))
+    ours, theirs = map(list, zip(*found, strict=True))
+    assert len(found) == forget * epochs and Counter(ours) == {i: epochs for i in range(forget)}
+    assert all(sorted(ours[i : i + forget]) == list(range(forget)) for i in range(0, len(ours), forget))
+    uses = Counter(theirs)
+    assert set(theirs) <= set(range(retain)) and len(uses) == min(retain, len(ours))
+    assert max(uses.values()) - min(uses[i] for i in range(retain)) <= 1
+
+
+def test_pairs_without_retain_text():
+    assert sorted(training.pairs(3, 0, 1, np.random.default_rng(0))) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_steps_by_hand():
+    assert [training.steps_of(*x) for x in ((6, 4, 1), (8, 4, 1), (6, 4, 2), (1, 4, 1), (60, 4, 1))] == [2, 2, 3, 1, 15]
+
+
+def test_collated_pairs_hold_the_retain_side_only_if_it_is_read():
+    chosen = [(1, 2), (3, 0)]
+    plain, both = (training.paired(m, FORGET, RETAIN, PAD_ID)(chosen) for m in ("gradient_ascent", "ascent_kl_general"))
+    assert set(plain) == {"forget"} and set(both) == {"forget", "retain"}
+    expected = tokens.collate([RETAIN[2], RETAIN[0]], PAD_ID)
+    assert all(torch.equal(both["retain"][k], v) for k, v in expected.items())
+    labels = [[7] * len(ids) for ids in FORGET]
+    found = training.paired("random_label", FORGET, RETAIN, PAD_ID, labels)(chosen)["forget"]
+    assert found["labels"].tolist() == [[7, 7, 7, 7], [7, 7, 7, -100]] and found["input_ids"][0].tolist() == FORGET[1]
+
+
+def test_labels_are_drawn_once_from_the_original_model(build, tokenizer):
+    model = build(0)
+
+    def draw(method, seed=0):
+        return training.draw_labels(method, FORGET, model, tokenizer, seed)
+
+    assert draw("gradient_ascent") is None and draw("ascent_kl_general") is None
+    assert draw("random_label") == draw("random_label") != draw("random_label", 1)
+    assert draw("adversarial") == draw("adversarial", 1)
+    assert [len(x) for x in draw("random_label")] == [len(x) for x in FORGET]
+    for method in ("random_label", "adversarial"):
+        assert all(a != b for ours, ids in zip(draw(method), FORGET, strict=True) for a, b in list(zip(ours, ids, strict=True))[1:])
+        assert not set(tokenizer.all_special_ids) & {i for x in draw("random_label") for i in x}
+
+
+# ---------------------------------------------------------------------------------------------- unlearning runs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_of_a_run_are_the_method_s_by_hand(build, method):
+    """The first step's from the model as it came; the second, smaller batch's from the model as the first step left it."""
+    recipe, seen = Unlearning(batch=4, learning_rate=1e-3, retain_weight=0.5), {}
+
+    def watch(step, model):
+        seen[step] = weights(model).clone()
+
+    model, history = run(build, method, recipe, watch=watch, watched=[0, 1, 2])
+    order = training.pairs(6, 4, 1, np.random.default_rng(SEED))
+    labels = None if METHODS[method].forget == "ascent" else [ids[::-1] for ids in FORGET]
+    assert [row["step"] for row in history] == [1, 2] and {row["learning_rate"] for row in history} == {1e-3}
+    for row, chosen, before in zip(history, (order[:4], order[4:]), (seen[0], seen[1]), strict=True):
+        sides = training.paired(method, FORGET, RETAIN, PAD_ID, labels)(chosen)
+        then = build(0)
+        torch.nn.utils.vector_to_parameters(before, then.parameters())
+        expected = methods.unlearning_loss(method, then, sides["forget"], sides.get("retain"), build(1), retain_weight=0.5).item()
+        assert row["loss"] == pytest.approx(expected, abs=2e-4)
+    assert torch.equal(seen[2], weights(model)) and torch.equal(seen[0], weights(build(0)))
+
+
+@pytest.mark.parametrize("method", ["gradient_ascent", "ascent_descent_in_distribution", "ascent_kl_general", "random_label"])
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_corrected_micro_batches_of_unequal_token_counts_are_one_batch(build, method, micro_batch):
+    recipe = Unlearning(batch=4, learning_rate=1e-3)
+    whole, history = run(build, method, recipe)
+    parts, theirs = run(build, method, recipe, micro_batch=micro_batch)
+    assert distance(build, whole, parts) < 1e-3
+    assert [r["loss"] for r in theirs] == pytest.approx([r["loss"] for r in history], abs=2e-4)
+
+
+OFFICIAL = {"ascent_descent_in_distribution": True, "gradient_ascent": False, "ascent_kl_general": False}
+
+
+@pytest.mark.parametrize("method", OFFICIAL)
+def test_official_micro_batches_are_averages_of_their_own(build, method):
+    """Means of sequences' means are equal for micro-batches of equal size; means over tokens or padding are not. Six documents in one
+    batch: the released code divides by the number of micro-batches that a full batch has."""
+    recipe = Unlearning(batch=6, learning_rate=1e-3, variant="official")
+    whole, history = run(build, method, recipe)
+    parts, theirs = run(build, method, recipe, micro_batch=2)
+    assert (abs(theirs[0]["loss"] - history[0]["loss"]) < 3e-4) == OFFICIAL[method]
+    apart = distance(build, whole, parts)
+    assert apart < 1e-3 if OFFICIAL[method] else apart > 1e-2
+    order = training.pairs(6, 4, 1, np.random.default_rng(SEED))
+    sides = [training.paired(method, FORGET, RETAIN, PAD_ID)(order[i : i + 2]) for i in (0, 2, 4)]
+    means = [methods.unlearning_loss(method, build(0), s["forget"], s.get("retain"), build(1), "official").item() for s in sides]
+    assert theirs[0]["loss"] == pytest.approx(np.mean(means), abs=2e-4)
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_is_refused_or_harmless(build):
+    recipe = Unlearning(batch=4, learning_rate=1e-3)
+    try:
+        parts, _ = run(build, "gradient_ascent", recipe, micro_batch=3)
+    except ValueError:
+        return
+    assert distance(build, run(build, "gradient_ascent", recipe)[0], parts) < 1e-3
+
+
+def test_ascent_raises_the_forget_loss_and_descent_holds_the_retain_loss(build):
+    recipe = Unlearning(batch=2, learning_rate=2e-2, epochs=2)
+    before = {side: plain_loss(build(0), ids)[0].sum() for side, ids in (("forget", FORGET), ("retain", RETAIN))}
+    ascent, _ = run(build, "gradient_ascent", recipe)
+    both, _ = run(build, "ascent_descent_in_distribution", recipe)
+    for model in (ascent, both):
+        assert plain_loss(model, FORGET)[0].sum() > 1.1 * before["forget"]
+    assert plain_loss(both, RETAIN)[0].sum() < before["retain"] < plain_loss(ascent, RETAIN)[0].sum()
+
+
+def test_label_methods_descend_on_their_labels(build):
+    recipe, labels = Unlearning(batch=2, learning_rate=2e-2, epochs=2), [ids[::-1] for ids in FORGET]
+    model, _ = run(build, "random_label", recipe)
+    assert plain_loss(model, FORGET, labels)[0].sum() < 0.95 * plain_loss(build(0), FORGET, labels)[0].sum()
+
+
+def test_gradients_are_clipped(build):
+    """AdamW forgets a gradient's scale but not its direction: with nothing left of it, eps is all that counts."""
+    model, _ = run(build, "gradient_ascent", Unlearning(batch=6, learning_rate=1e-3, max_grad_norm=1e-9))
+    other, _ = run(build, "gradient_ascent", Unlearning(batch=6, learning_rate=1e-3))
+    still, moved = ((weights(m) - weights(build(0))).abs().max() for m in (model, other))
+    assert still < 0.2 * moved and moved == pytest.approx(1e-3, rel=0.05)
+
+
+def test_runs_repeat_and_follow_the_seed(build):
+    recipe = Unlearning(batch=4, learning_rate=1e-3)
+    (one, a), (two, b), (other, _) = (run(build, "gradient_ascent", recipe, seed=s) for s in (0, 0, 1))
+    assert torch.equal(weights(one), weights(two)) and a == b and not torch.equal(weights(one), weights(other))
+
+
+def test_a_watcher_sees_the_model_at_its_steps_and_changes_nothing(build):
+    recipe, seen, given = Unlearning(batch=2, learning_rate=1e-3), {}, []
+
+    def watch(step, model):
+        given.append(model)
+        seen[step] = weights(model).clone()
+        model.eval()
+        with torch.no_grad():
+            model(torch.tensor(FORGET[:1]))
+
+    model, _ = run(build, "ascent_kl_general", recipe, watch=watch, watched=[0, 2, 3, 9])
+    assert list(seen) == [0, 2, 3] and all(m is model for m in given) and not model.training
+    assert all(not torch.equal(a, b) for a, b in pairwise(seen.values()))
+    assert torch.equal(seen[3], weights(run(build, "ascent_kl_general", recipe)[0]))
+
+
+def test_the_reference_stays_as_it_was(build):
+    reference = build(1)
+    run(build, "ascent_kl_general", Unlearning(batch=3, learning_rate=1e-2), reference=reference)
+    assert torch.equal(weights(reference), weights(build(1))) and all(p.grad is None for p in reference.parameters())
+
+
+def test_bfloat16_changes_a_loss_by_its_rounding_only(build, monkeypatch):
+    recipe = Unlearning(batch=4, learning_rate=1e-3)
+    _, exact = run(build, "ascent_kl_general", recipe)
+    monkeypatch.setattr(training.models, "half_precision", lambda: True)
+    model, rounded = run(build, "ascent_kl_general", recipe)
+    assert rounded[0]["loss"] != exact[0]["loss"] and rounded[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+# ---------------------------------------------------------------------------------------------- pre-training
+
+
+def test_pretraining_learns_and_repeats(build, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = Pretraining(epochs=6, batch=4, warmup=0.1, adamw_learning_rate=3e-2)
+
+    def train(seed):
+        model = build(0)
+        return model, training.pretrain(model, FORGET + RETAIN, recipe, PAD_ID, seed)
+
+    (model, history), (again, same), (_, other) = train(0), train(0), train(1)
+    assert torch.equal(weights(model), weights(again)) and history == same != other
+    assert [row["step"] for row in history] == list(range(1, 16))  # 10 documents, 6 passes, 4 at a time: batches run across passes
+    losses = [row["loss"] for row in history]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3]) and not model.training
+    assert os.listdir(tmp_path) == []
+
+
+def test_pretraining_s_first_loss_and_rates_by_hand(build):
+    recipe = Pretraining(epochs=2, batch=4, warmup=0.4, muon_learning_rate=0.01)
+    history = training.pretrain(build(0), FORGET + RETAIN, recipe, PAD_ID, seed=3)
+    first = training.orders(10, 2, np.random.default_rng(3))[:4]
+    sums, counts = plain_loss(build(0), [(FORGET + RETAIN)[i] for i in first])
+    assert history[0]["loss"] == pytest.approx((sums.sum() / counts.sum()).item(), abs=2e-4)
+    cosine = [0.5 * (1 + np.cos(np.pi * x / 3)) for x in (0, 1, 2)]
+    # 5 steps, 2 of them warm-up
+    assert [row["learning_rate"] for row in history] == pytest.approx([0, 0.005, *(0.01 * c for c in cosine)], abs=1e-9)
+
+
+def test_a_step_of_pretraining_is_one_of_its_optimizers(build):
+    """One batch, no warm-up: the model moves as when the gradient of the mean loss, clipped, is handed to the optimizers."""
+    recipe = Pretraining(epochs=1, batch=10, warmup=0.0, max_grad_norm=0.5)
+    model, plain = build(0), build(0)
+    training.pretrain(model, FORGET + RETAIN, recipe, PAD_ID, seed=0)
+    batch = tokens.collate(FORGET + RETAIN, PAD_ID)
+    objectives.next_token_loss(plain, batch).backward()
+    torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+    optimizers.muon_and_adamw(plain, recipe.muon_learning_rate, recipe.adamw_learning_rate).step()
+    assert distance(build, plain, model) < 1e-3
