@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from unlearn_utils import evaluation, experiments, metrics, models, training
+from unlearn_utils import evaluation, experiments, inputs, metrics, models, training, workers
 from unlearn_utils.profiles import PROFILES, Corpus, Pretraining, Shape, Unlearning
 
 TINY = replace(
@@ -46,7 +46,7 @@ def world(tmp_path_factory):
         patch.delenv("UNLEARN_FRESH", raising=False)
         patch.setattr(training, "pretrain", pretrain)
         patch.setattr(models, "half_precision", lambda: False)
-        for function in (experiments.data, experiments.fingerprint, experiments.tokenizer):
+        for function in (inputs.data, inputs.fingerprint, inputs.tokenizer):
             function.cache_clear()
         rows = experiments.measure_baselines(TINY)
         experiments.unlearned(TINY, "arxiv", METHOD).folder()
@@ -76,25 +76,25 @@ def weights(folder):
 
 
 def test_a_retrained_model_s_parts_leave_out_exactly_its_forget_set():
-    assert experiments.training_parts(TINY, None) == PARTS
+    assert inputs.training_parts(TINY, None) == PARTS
     for domain in TINY.domains:
-        assert experiments.training_parts(TINY, domain) == [p for p in PARTS if p != (domain, "forget")]
+        assert inputs.training_parts(TINY, domain) == [p for p in PARTS if p != (domain, "forget")]
 
 
 def test_measured_parts_by_hand():
-    assert experiments.measured_parts(["books"]) == [("books", s) for s in ("forget", "approximate", "retain")] + [
+    assert inputs.measured_parts(["books"]) == [("books", s) for s in ("forget", "approximate", "retain")] + [
         ("general", "evaluation")
     ]
 
 
 def test_documents_are_the_corpus_s_in_order(world):
     parts = [("github", "retain"), ("general", "evaluation"), ("arxiv", "forget")]
-    found, data = experiments.documents(TINY, parts, limit=1), experiments.data(TINY)
+    found, data = inputs.documents(TINY, parts, limit=1), inputs.data(TINY)
     assert list(found.columns) == ["id", "text", "family", "domain", "split", "ids"]
     expected = [("github", "retain", t) for t in data["github"]["retain"]["text"][:1]]
     expected += [(d, s, t) for d, s in parts[1:] for t in data[d][s]["text"]]
     assert list(found[["domain", "split", "text"]].itertuples(index=False, name=None)) == expected and len(found) == 1 + 2 + 3
-    tok = experiments.tokenizer(TINY)
+    tok = inputs.tokenizer(TINY)
     for ids, text in zip(found.ids, found.text, strict=True):
         assert ids[0] == tok.bos_token_id and len(ids) == 48 and text.startswith(tok.decode(ids[1:]))
 
@@ -104,16 +104,16 @@ def test_the_tokenizer_sees_retain_text_only(world, monkeypatch, tmp_path):
 
     real, seen = tokens.train_tokenizer, []
     monkeypatch.setattr(tokens, "train_tokenizer", lambda texts, size: seen.extend(texts) or real(texts, size))
-    experiments._make_tokenizer(TINY, tmp_path)
-    assert sorted(seen) == sorted(t for splits in experiments.data(TINY).values() for t in splits["retain"]["text"])
-    assert len(experiments.tokenizer(TINY)) == 400
+    inputs._make_tokenizer(TINY, tmp_path)
+    assert sorted(seen) == sorted(t for splits in inputs.data(TINY).values() for t in splits["retain"]["text"])
+    assert len(inputs.tokenizer(TINY)) == 400
 
 
 def test_each_model_is_trained_on_all_of_its_parts_and_nothing_else(world):
     """The order of trainings: target, without arxiv, without github, without github with another seed."""
 
     def ids(parts):
-        return {tuple(x) for x in experiments.documents(TINY, parts).ids}
+        return {tuple(x) for x in inputs.documents(TINY, parts).ids}
 
     target, no_arxiv, no_github, noise = world["given"]
     assert set(target) == ids(PARTS) and len(target) == len(set(target)) == 2 * (3 + 6) + 6
@@ -171,7 +171,7 @@ def test_keys_follow_what_changes_a_model_and_nothing_else(world):
 
 def test_the_order_of_domains_is_part_of_the_key(world):
     turned = replace(TINY, domains=("github", "arxiv"))
-    orders = [experiments.documents(p, experiments.training_parts(p, None)).id.tolist() for p in (TINY, turned)]
+    orders = [inputs.documents(p, inputs.training_parts(p, None)).id.tolist() for p in (TINY, turned)]
     assert orders[0] == orders[1] or experiments.target(turned).path != experiments.target(TINY).path
 
 
@@ -189,8 +189,8 @@ def test_rows_cover_every_measured_part_of_every_model(world):
 
 def test_rows_are_those_of_the_stored_model(world):
     rows = world["rows"].query("model == 'retrained without github' and domain == 'github' and split == 'forget'")
-    documents = experiments.documents(TINY, [("github", "forget")])
-    again = evaluation.measure(models.load(experiments.retrained(TINY, "github").path), documents, experiments.tokenizer(TINY))
+    documents = inputs.documents(TINY, [("github", "forget")])
+    again = evaluation.measure(models.load(experiments.retrained(TINY, "github").path), documents, inputs.tokenizer(TINY))
     assert rows.nll.tolist() == pytest.approx(again.nll.tolist(), rel=1e-5) and rows.id.tolist() == again.id.tolist()
 
 
@@ -222,9 +222,9 @@ def test_by_run_has_the_second_seed_for_the_domain_that_was_trained_twice(world)
 
 
 def test_continuations_are_a_row_for_each_document_and_model(world):
-    rows = experiments.documents(TINY, [("arxiv", "forget")])
+    rows = inputs.documents(TINY, [("arxiv", "forget")])
     folders = {"target": experiments.target(TINY).path, "retrained": experiments.retrained(TINY, "arxiv").path}
-    found, tok = experiments.continuations(TINY, "arxiv", folders, prompt=20, length=10), experiments.tokenizer(TINY)
+    found, tok = experiments.continuations(TINY, "arxiv", folders, prompt=20, length=10), inputs.tokenizer(TINY)
     assert found.model.tolist() == ["target"] * 3 + ["retrained"] * 3 and found.id.tolist() == rows.id.tolist() * 2
     expected = [tok.decode(x[1:30]) for x in rows.ids] * 2
     assert (found.prompt + found.document).tolist() == expected
@@ -239,7 +239,7 @@ def test_continuations_are_a_row_for_each_document_and_model(world):
 
 def test_documents_that_are_too_short_are_not_continued(world):
     whole = replace(TINY, shape=replace(TINY.shape, context=1000))
-    rows = experiments.documents(whole, [("arxiv", "forget")])
+    rows = inputs.documents(whole, [("arxiv", "forget")])
     shortest, middle, longest = sorted(map(len, rows.ids))
     assert shortest < middle <= longest
     found = experiments.continuations(whole, "arxiv", {"target": experiments.target(TINY).path}, prompt=middle - 4, length=4)
@@ -256,7 +256,7 @@ def test_side_by_side_keeps_what_is_finished_when_another_step_fails(tmp_path, m
     monkeypatch.setenv("UNLEARN_STORE", str(tmp_path))
     steps = [experiments.Step("toy", 1, {"x": x}, lambda folder, x=x: [][x] if x else None) for x in (0, 1)]
     with pytest.raises(IndexError):
-        experiments.side_by_side(TINY, steps)
+        workers.side_by_side(TINY, steps)
     assert [s.done() for s in steps] == [True, False]
 
 
@@ -268,16 +268,16 @@ def test_two_steps_run_in_two_processes(tmp_path, monkeypatch):
         time.sleep(1)  # long enough that one process cannot take both
 
     steps = [experiments.Step("toy", 1, {"x": x}, make) for x in range(2)]
-    experiments.side_by_side(replace(TINY, workers=2), steps)
+    workers.side_by_side(replace(TINY, workers=2), steps)
     monkeypatch.setattr("joblib.Parallel", refuse)
-    experiments.side_by_side(replace(TINY, workers=2), steps)  # nothing is missing: nothing is started
+    workers.side_by_side(replace(TINY, workers=2), steps)  # nothing is missing: nothing is started
     assert all(s.done() for s in steps)
     assert len({(s.path / "process").read_text() for s in steps} | {str(os.getpid())}) == 3
 
 
 def test_threads_are_given_back():
     before = torch.get_num_threads()
-    with pytest.raises(ValueError), experiments._threads(before + 1):
+    with pytest.raises(ValueError), workers.on_threads(before + 1):
         assert torch.get_num_threads() == before + 1
         raise ValueError
     assert torch.get_num_threads() == before
@@ -335,8 +335,8 @@ def test_the_chosen_step_is_the_first_that_meets_the_rule_and_its_weights_are_ke
     goal, reached = perplexity(0, "approximate"), [perplexity(n, "forget") for n in range(7)]
     assert chosen["rule"] == "met" and reached[0] < goal  # the target remembers
     assert chosen["step"] == next(n for n, value in enumerate(reached) if value >= goal)
-    documents = experiments.documents(TINY, [("arxiv", "forget")])
-    found = evaluation.measure(models.load(step.path), documents, experiments.tokenizer(TINY))
+    documents = inputs.documents(TINY, [("arxiv", "forget")])
+    found = evaluation.measure(models.load(step.path), documents, inputs.tokenizer(TINY))
     kept = rows[(rows.step == chosen["step"]) & (rows.split == "forget")]
     assert found.nll.tolist() == pytest.approx(kept.nll.tolist(), rel=1e-5)
     assert chosen["step"] < 6 and perplexity(6, "forget") != pytest.approx(perplexity(chosen["step"], "forget"), rel=1e-3)
@@ -352,7 +352,7 @@ def test_a_rule_that_is_never_met_keeps_the_last_step(world):
 
 def test_each_method_reads_its_own_retain_text(world):
     def retain(domain, split="retain"):
-        return list(experiments.documents(TINY, [(domain, split)]).ids)
+        return list(inputs.documents(TINY, [(domain, split)]).ids)
 
     for method, expected in (("gradient_ascent", []), (METHOD, retain("general")), ("ascent_descent_in_distribution", retain("arxiv"))):
         assert experiments._sides(TINY, "arxiv", method) == (retain("arxiv", "forget"), expected)

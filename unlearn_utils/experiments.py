@@ -6,88 +6,21 @@ torch is imported by what computes, not by what reads: a notebook that finds its
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import DatasetDict
 
-from unlearn_utils import corpus
+from unlearn_utils.inputs import documents, fingerprint, measured_parts, tokenizer, tokenizer_step, training_parts
 from unlearn_utils.profiles import Profile
 from unlearn_utils.store import Step
+from unlearn_utils.workers import on_threads, side_by_side
 
-VERSIONS = {"tokenizer": 1, "pretrained": 1, "measured": 1, "unlearned": 1, "flops": 1}  # raise when a step's code changes its result
+VERSIONS = {"pretrained": 1, "measured": 2, "unlearned": 2, "flops": 1}  # raise when a step's code changes its result
 PROXY = "first watched step at which forget perplexity reaches the target's perplexity on approximate"
-
-# ---------------------------------------------------------------------------------------------- documents
-
-
-@cache
-def data(profile: Profile) -> dict[str, DatasetDict]:
-    """Every domain of the profile's corpus, `general` last."""
-    c = profile.corpus
-    sizes = {"pairs": c.pairs, "retain": c.retain, "general": c.general, "evaluation": c.evaluation} if c.source == "embedded" else {}
-    return {domain: corpus.load(c.source, domain, **sizes) for domain in (*profile.domains, "general")}
-
-
-@cache
-def fingerprint(profile: Profile) -> str:
-    """Hash of every document: part of every key."""
-    return corpus.fingerprint(data(profile))
-
-
-def documents(profile: Profile, parts: Sequence[tuple[str, str]], limit: int | None = None) -> pd.DataFrame:
-    """Documents of the parts (domain, split), the first `limit` of each retain split: id, text, family, domain, split, ids."""
-    frames = []
-    for domain, split in parts:
-        frame = data(profile)[domain][split].to_pandas()[["id", "text", "family"]].assign(domain=domain, split=split)
-        frames.append(frame[:limit] if split == "retain" else frame)
-    table = pd.concat(frames, ignore_index=True)
-    return table.assign(ids=_encode(profile, table.text))
-
-
-def training_parts(profile: Profile, left_out: str | None) -> list[tuple[str, str]]:
-    """What a model is pre-trained on: every forget and retain split, but the forget split of the domain that is left out."""
-    parts = [(d, s) for d in profile.domains for s in ("forget", "retain") if (d, s) != (left_out, "forget")]
-    return [*parts, ("general", "retain")]
-
-
-def measured_parts(domains: Sequence[str]) -> list[tuple[str, str]]:
-    """What a model is measured on: the three splits of each domain, and general text that no model has seen."""
-    return [(d, s) for d in domains for s in ("forget", "approximate", "retain")] + [("general", "evaluation")]
-
-
-def _encode(profile: Profile, texts: Sequence[str]) -> list[list[int]]:
-    from unlearn_utils import tokens
-
-    return tokens.encode(tokenizer(profile), list(texts), profile.shape.context)
-
-
-@cache
-def tokenizer(profile: Profile):
-    """The byte-level BPE of the profile, trained on retain text only."""
-    from unlearn_utils import models
-
-    return models.load_tokenizer(_tokenizer(profile).folder())
-
-
-def _tokenizer(profile: Profile) -> Step:
-    settings = {"data": fingerprint(profile), "vocabulary": profile.shape.vocabulary}
-    return Step("tokenizer", VERSIONS["tokenizer"], settings, partial(_make_tokenizer, profile))
-
-
-def _make_tokenizer(profile: Profile, folder: Path) -> None:
-    from unlearn_utils import tokens
-
-    texts = [text for splits in data(profile).values() for text in splits["retain"]["text"]]
-    tokens.train_tokenizer(texts, profile.shape.vocabulary).save_pretrained(folder)
-
 
 # ---------------------------------------------------------------------------------------------- target and retrained models
 
@@ -111,7 +44,7 @@ def _make_pretrained(profile: Profile, left_out: str | None, seed: int, threads:
     rows = documents(profile, training_parts(profile, left_out))
     model = models.build(profile.shape, tokenizer(profile), seed)
     start = time.perf_counter()
-    with _threads(threads):
+    with on_threads(threads):
         history = training.pretrain(model, list(rows.ids), profile.pretraining, tokenizer(profile).pad_token_id, seed)
     seconds = time.perf_counter() - start
     models.save(model, folder)
@@ -145,7 +78,7 @@ def train_baselines(profile: Profile) -> dict[str, Step]:
     """Trains what is missing: one by one in single-threaded processes side by side, the noise floor last, on every core."""
     steps = baselines(profile)
     *alone, last = steps.values()
-    _tokenizer(profile).folder()
+    tokenizer_step(profile).folder()
     side_by_side(profile, alone)
     last.folder()
     return steps
@@ -164,7 +97,7 @@ def _make_measured(profile: Profile, model: Step, folder: Path) -> None:
     from unlearn_utils import evaluation, models
 
     rows = documents(profile, measured_parts(profile.domains), profile.corpus.measured)
-    with _threads(1):
+    with on_threads(1):
         found = evaluation.measure(models.load(model.folder()), rows, tokenizer(profile))
     found.to_parquet(folder / "rows.parquet")
 
@@ -258,7 +191,7 @@ def _make_unlearned(profile: Profile, domain: str, method: str, seed: int, recip
 
     steps = training.steps_of(len(forget), recipe.batch, recipe.epochs)
     start = time.perf_counter()
-    with _threads(1):
+    with on_threads(1):
         labels = training.draw_labels(method, forget, model, tok, seed, recipe.variant)
         history = training.unlearn(
             model, method, forget, retain, recipe, tok.pad_token_id, seed, reference, labels, watch, watched_steps(steps)
@@ -337,37 +270,3 @@ def _make_flops(profile: Profile, domain: str, method: str | None, folder: Path)
     steps = training.steps_of(len(order), recipe.batch, 1)
     row = {"method": method or "retraining", "run": domain, **one, "steps": steps, "flops": one["flops_per_step"] * steps}
     pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
-
-
-# ---------------------------------------------------------------------------------------------- side by side
-
-
-def side_by_side(profile: Profile, steps: Sequence[Step]) -> None:
-    """Fills what is missing in `profile.workers` processes. What is finished stays, whatever happens to the rest."""
-    missing = [s for s in steps if not s.done()]
-    if not missing:
-        return
-    from joblib import Parallel, delayed
-
-    # Two glibc settings: freed tensors are kept for the next step instead of going back to the system, page by page.
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "1000000000")
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000000")
-    Parallel(n_jobs=min(profile.workers, len(missing)), batch_size=1)(delayed(_fill)(step) for step in missing)
-
-
-def _fill(step: Step) -> str:
-    """What a worker runs: fills one entry, and says where it lies."""
-    return str(step.folder())
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """Runs torch on n threads: the order of a sum, and so its last digits, depend on their number."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,0 +1,76 @@
+"""What the experiments of a profile read: its documents, by part, and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import pandas as pd
+from datasets import DatasetDict
+
+from unlearn_utils import corpus
+from unlearn_utils.profiles import Profile
+from unlearn_utils.store import Step
+
+
+@cache
+def data(profile: Profile) -> dict[str, DatasetDict]:
+    """Every domain of the profile's corpus, `general` last."""
+    c = profile.corpus
+    sizes = {"pairs": c.pairs, "retain": c.retain, "general": c.general, "evaluation": c.evaluation} if c.source == "embedded" else {}
+    return {domain: corpus.load(c.source, domain, **sizes) for domain in (*profile.domains, "general")}
+
+
+@cache
+def fingerprint(profile: Profile) -> str:
+    """Hash of every document: part of every key."""
+    return corpus.fingerprint(data(profile))
+
+
+def documents(profile: Profile, parts: Sequence[tuple[str, str]], limit: int | None = None) -> pd.DataFrame:
+    """Documents of the parts (domain, split), the first `limit` of each retain split: id, text, family, domain, split, ids."""
+    frames = []
+    for domain, split in parts:
+        frame = data(profile)[domain][split].to_pandas()[["id", "text", "family"]].assign(domain=domain, split=split)
+        frames.append(frame[:limit] if split == "retain" else frame)
+    table = pd.concat(frames, ignore_index=True)
+    return table.assign(ids=_encode(profile, table.text))
+
+
+def training_parts(profile: Profile, left_out: str | None) -> list[tuple[str, str]]:
+    """What a model is pre-trained on: every forget and retain split, but the forget split of the domain that is left out."""
+    parts = [(d, s) for d in profile.domains for s in ("forget", "retain") if (d, s) != (left_out, "forget")]
+    return [*parts, ("general", "retain")]
+
+
+def measured_parts(domains: Sequence[str]) -> list[tuple[str, str]]:
+    """What a model is measured on: the three splits of each domain, and general text that no model has seen."""
+    return [(d, s) for d in domains for s in ("forget", "approximate", "retain")] + [("general", "evaluation")]
+
+
+def _encode(profile: Profile, texts: Sequence[str]) -> list[list[int]]:
+    from unlearn_utils import tokens
+
+    return tokens.encode(tokenizer(profile), list(texts), profile.shape.context)
+
+
+@cache
+def tokenizer(profile: Profile):
+    """The byte-level BPE of the profile, trained on retain text only."""
+    from unlearn_utils import models
+
+    return models.load_tokenizer(tokenizer_step(profile).folder())
+
+
+def tokenizer_step(profile: Profile) -> Step:
+    """The stored tokenizer, found or trained without importing torch where it is there."""
+    settings = {"data": fingerprint(profile), "vocabulary": profile.shape.vocabulary}
+    return Step("tokenizer", 1, settings, partial(_make_tokenizer, profile))
+
+
+def _make_tokenizer(profile: Profile, folder: Path) -> None:
+    from unlearn_utils import tokens
+
+    texts = [text for splits in data(profile).values() for text in splits["retain"]["text"]]
+    tokens.train_tokenizer(texts, profile.shape.vocabulary).save_pretrained(folder)

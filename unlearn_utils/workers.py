@@ -1,0 +1,41 @@
+"""Independent computations side by side, each in a single-threaded process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from unlearn_utils.profiles import Profile
+from unlearn_utils.store import Step
+
+
+def side_by_side(profile: Profile, steps: Sequence[Step]) -> None:
+    """Fills what is missing in `profile.workers` processes. What is finished stays, whatever happens to the rest."""
+    missing = [s for s in steps if not s.done()]
+    if not missing:
+        return
+    from joblib import Parallel, delayed
+
+    # Two glibc settings: freed tensors are kept for the next step instead of going back to the system, page by page.
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "1000000000")
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000000")
+    Parallel(n_jobs=min(profile.workers, len(missing)), batch_size=1)(delayed(_fill)(step) for step in missing)
+
+
+def _fill(step: Step) -> str:
+    """What a worker runs: fills one entry, and says where it lies."""
+    return str(step.folder())
+
+
+@contextmanager
+def on_threads(n: int) -> Iterator[None]:
+    """Runs torch on n threads: the order of a sum, and so its last digits, depend on their number."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
