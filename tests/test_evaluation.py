@@ -152,6 +152,20 @@ def test_continued_always_has_the_asked_length(build):
     assert len(found) == 5 and 0 not in found
 
 
+def test_divergences_are_those_of_the_full_logits(build, model):
+    """KL from the reference to the model, not the other way, of each document alone."""
+    other = build(1)
+    both = [(log_p(model, ids), log_p(other, ids)) for ids in DOCUMENTS]
+    found = evaluation.divergences(model, other, DOCUMENTS, PAD_ID)
+    assert found == pytest.approx([(np.exp(p) * (p - q)).sum(1).mean() for q, p in both], rel=1e-4)
+    assert found != pytest.approx([(np.exp(q) * (q - p)).sum(1).mean() for q, p in both], rel=1e-2)
+    assert all(type(value) is float for value in found)
+
+
+def test_a_model_is_at_no_divergence_from_itself(build, model):
+    assert evaluation.divergences(model, build(0), DOCUMENTS, PAD_ID) == pytest.approx([0] * len(DOCUMENTS), abs=1e-6)
+
+
 # ---------------------------------------------------------------------------------------------- FLOPs
 
 

@@ -225,6 +225,26 @@ def test_kl_is_zero_to_itself_positive_to_others_and_spares_the_reference():
     assert all(p.grad is None for p in reference.parameters())
 
 
+def test_the_reference_s_hidden_states_may_come_with_the_batch(monkeypatch):
+    """The same loss and gradients; the reference is not read again, and its padding is not counted."""
+    model, reference, batch = tiny(), tiny(seed=1), padded(batch_of(), 2)
+    with torch.no_grad():
+        fixed = reference.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    official = objectives.official_kl_loss(model, reference, batch)
+    expected = objectives.kl_loss(model, reference, batch)
+    theirs = gradients(expected, model)
+    monkeypatch.setattr(reference.model, "forward", None)  # reading it would fail
+    torch.testing.assert_close(objectives.official_kl_loss(model, reference, batch | {"reference_hidden": fixed}), official)
+    fixed = fixed.clone()
+    fixed[:, -2:] = 1e3
+    loss = objectives.kl_loss(model, reference, batch | {"reference_hidden": fixed})
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients(loss, model), theirs)
+    own = objectives.hidden_states(model, batch["input_ids"], batch["attention_mask"]).detach()
+    other = objectives.kl_loss(model, reference, batch | {"reference_hidden": own})
+    assert abs(other - expected) > 1e-2  # it is the states that count
+
+
 def test_official_kl_is_a_cross_entropy_over_every_position():
     model, reference, batch = tiny(), tiny(seed=1), padded(batch_of(), 2)
     p, q = (m(**batch).logits.softmax(-1) for m in (reference, model))

@@ -28,10 +28,6 @@ ROWS = pd.DataFrame(
 )
 
 
-def test_accuracy_by_hand():
-    assert tables.accuracy(np.array([2, 2]), np.array([2, 6])) == 0.5
-
-
 def test_summaries_by_hand():
     found = tables.summarise(ROWS, ["model", "split"], ["perplexity", "accuracy", "extraction strength"], resamples=20)
     assert list(found.columns) == ["model", "split", "measure", "value", "low", "high", "n"]
@@ -106,6 +102,52 @@ def test_membership_sees_a_difference_only_where_there_is_one():
         rows = pd.concat([many(50, 0, 1), many(50, shift, 2, split="approximate")])
         (row,) = tables.membership(rows, ["model"], ["loss"], resamples=200).itertuples()
         assert low <= row.value <= high and (row.low < 0.5 < row.high) == (shift == 0)
+
+
+MEMBERS, OTHERS = [8, 8.5, 9, 9.5, 20, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def scored(members=MEMBERS, others=OTHERS, model="m"):
+    """A row for each score, each a family of its own; a retain row that plays no part."""
+    sides = [("forget", x) for x in members] + [("approximate", x) for x in others] + [("retain", 99)]
+    data = {"split": [s for s, _ in sides], "min_k_40": [x for _, x in sides], "family": [f"f{i}" for i in range(len(sides))]}
+    return pd.DataFrame(data | {"model": model})
+
+
+@pytest.mark.parametrize(("fpr", "share"), [(0, 0.2), (0.1, 0.4), (0.2, 0.5), (0.5, 0.6), (1, 1.0)])
+def test_detected_by_hand(fpr, share):
+    """10 x 10. At 10% one non-member, the 9, may pass, so that the threshold is 8: 8.5, 9, 9.5 and 20 are found, the 8 is not."""
+    (row,) = tables.detected(scored(), ["model"], "Min-40%", fpr, resamples=50).itertuples()
+    assert (row.value, row.n, row.model, row.measure) == (share, 10, "m", f"TPR at {fpr:.0%} FPR, Min-40%")
+    assert 0 <= row.low <= row.high <= 1
+
+
+def test_detected_is_of_each_group_in_order():
+    rows = pd.concat([scored(model="b"), scored([10] * 10, model="a"), scored([-1] * 10, model="c")])
+    found = tables.detected(rows, ["model"], "Min-40%", 0.1, resamples=50)
+    assert list(found.columns) == ["model", "measure", "value", "low", "high", "n"]
+    assert found.model.tolist() == ["b", "a", "c"] and found.value.tolist() == [0.4, 1, 0]
+    assert found[["low", "high"]].values.tolist()[1:] == [[1, 1], [0, 0]] and found.low[0] < 0.4 < found.high[0]
+
+
+def test_detected_repeats_with_the_seed_and_refuses_a_rate_that_is_too_fine():
+    one, again, other = (tables.detected(scored(), ["model"], "Min-40%", 0.1, seed=s, resamples=30) for s in (0, 0, 1))
+    pd.testing.assert_frame_equal(one, again)
+    assert one.value[0] == other.value[0] and one[["low", "high"]].values.tolist() != other[["low", "high"]].values.tolist()
+    with pytest.raises(ValueError, match="10 non-members"):
+        tables.detected(scored(), ["model"], "Min-40%", 0.05)
+
+
+def test_detected_resamples_families_not_documents():
+    """Each side is one family of ten documents: every resample is the sample itself."""
+    rows = scored().assign(family=lambda r: r.split)
+    (row,) = tables.detected(rows, ["model"], "Min-40%", 0.1, resamples=30).itertuples()
+    assert (row.value, row.low, row.high, row.n) == (0.4, 0.4, 0.4, 1)
+
+
+def test_kl_is_a_mean_over_documents():
+    rows = ROWS.assign(kl=[0.5, 1.5, 4.0, 0.25])
+    assert tables.summarise(rows, ["model", "split"], ["KL"], resamples=20).value.tolist() == [1, 4, 0.25]
 
 
 def test_every_named_score_is_a_column_that_evaluation_writes():
@@ -241,6 +283,14 @@ def test_a_trajectory_shows_its_data():
     assert (level.get_y(), level.get_y() + level.get_height()) == (8, 11)
 
 
+def test_a_trajectory_marks_the_step_that_was_kept():
+    _, axes = plots.panels(2)
+    for ax, kept in zip(axes, (4, 0), strict=True):
+        plots.trajectory(*trajectory_data(), ax, kept=kept)
+        line = ax.lines[-1]
+        assert (line.get_label(), line.get_marker(), line.get_xdata().tolist()) == ("step that was kept", "^", [kept])
+
+
 def test_intervals_show_their_data():
     data = pd.DataFrame(
         {
@@ -276,25 +326,52 @@ def test_curves_show_their_data():
 
 
 def test_a_tradeoff_shows_its_data():
-    """Two methods, three steps each; the chosen step alone has error bars, clipped where the interval misses the value."""
+    """Two methods by two rules: a point each, with both intervals, clipped where they miss the value; the oracle's is hollow."""
     rows = []
     for k, method in enumerate(("gradient_ascent", "ascent_kl_general")):
-        for step in (0, 1, 5):
-            for split, value in (("forget", step + k), ("evaluation", step / 10)):
-                rows.append((method, step, step == 1, split, value, value - 0.25, value + (0.5 if k == 0 else -0.1)))
-    data = pd.DataFrame(rows, columns=["method", "step", "chosen", "split", "value", "low", "high"])
+        for model, shift in (("unlearned", 0), ("unlearned (oracle)", 10)):
+            for split, value in (("forget", 1 + k + shift), ("evaluation", 0.5)):
+                rows.append((method, model, split, value, value - 0.25, value + (0.5 if k == 0 else -0.1)))
+    data = pd.DataFrame(rows, columns=["method", "model", "split", "value", "low", "high"])
     _, (ax,) = plots.panels(1)
-    assert plots.tradeoff(data.sample(frac=1, random_state=1).sort_values("step"), ax) is ax
+    assert plots.tradeoff(data, ax) is ax
+    points = {c.lines[0].get_xdata()[0]: c for c in ax.containers}
+    assert list(points) == [1, 11, 2, 12] and all(c.lines[0].get_ydata().tolist() == [0.5] for c in points.values())
+    for k, method in enumerate(("gradient_ascent", "ascent_kl_general")):
+        colour, marker = plots.METHODS[method]
+        for x, face in ((1 + k, colour), (11 + k, "white")):
+            line, _, bars = points[x].lines
+            assert line.get_marker() == marker and mpl.colors.same_color(line.get_color(), colour)
+            assert mpl.colors.same_color(line.get_markerfacecolor(), face)
+            up = 0.5 if k == 0 else 0
+            across, along = (bar.get_segments()[0] for bar in bars)
+            assert across == pytest.approx(np.array([[x - 0.25, 0.5], [x + up, 0.5]]))
+            assert along == pytest.approx(np.array([[x, 0.25], [x, 0.5 + up]]))
+    assert [label for label in ax.get_legend_handles_labels()[1]] == ["retrained", "gradient ascent", "ascent kl general"]
+    cross = next(line for line in ax.lines if line.get_label() == "retrained")
+    assert (cross.get_xdata().tolist(), cross.get_ydata().tolist()) == ([0], [0])
+
+
+def test_a_roc_shows_its_data():
+    data = pd.DataFrame({"name": ["target"] * 3 + ["gradient_ascent"] * 2, "fpr": [0, 0.1, 1, 0.2, 1], "tpr": [0.3, 0.5, 1, 0.4, 1]})
+    _, (ax,) = plots.panels(1)
+    assert plots.roc(data, ax) is ax and (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     lines = {line.get_label(): line for line in ax.lines}
-    for k, name in enumerate(("gradient ascent", "ascent kl general")):
-        assert lines[name].get_xdata().tolist() == [k, 1 + k, 5 + k] and lines[name].get_ydata().tolist() == [0, 0.1, 0.5]
-        colour, marker = plots.METHODS[name.replace(" ", "_")]
-        assert mpl.colors.same_color(lines[name].get_color(), colour) and lines[name].get_marker() == marker
-    spans = {c.lines[0].get_xdata()[0]: [bar.get_segments()[0] for bar in c.lines[2]] for c in ax.containers}
-    assert set(spans) == {1, 2}
-    assert spans[1][0].tolist() == [[0.75, 0.1], [1.5, 0.1]] and spans[2][0].tolist() == [[1.75, 0.1], [2, 0.1]]
-    assert spans[1][1] == pytest.approx(np.array([[1, -0.15], [1, 0.6]]))
-    assert (lines["retrained"].get_xdata().tolist(), lines["retrained"].get_ydata().tolist()) == ([0], [0])
+    assert lines["target"].get_ydata().tolist() == [0.3, 0.5, 1] and lines["gradient ascent"].get_xdata().tolist() == [0.2, 1]
+    assert mpl.colors.same_color(lines["gradient ascent"].get_color(), plots.METHODS["gradient_ascent"][0])
+    guess = ax.lines[-1]
+    assert guess.get_xdata().tolist() == guess.get_ydata().tolist() == [0.1, 1] and ax.get_xlim() == (0.1, 1)
+
+
+def test_the_released_code_s_curves_are_dashed_beside_ours():
+    rows = [(c, s, e, e + 1) for c in ("corrected", "official") for s in ("forget", "evaluation") for e in (0.5, 1.0)]
+    _, (ax,) = plots.panels(1)
+    assert plots.official(pd.DataFrame(rows, columns=["code", "split", "epoch", "value"]), ax) is ax and ax.get_yscale() == "log"
+    found = [(line.get_label(), line.get_linestyle(), line.get_xdata().tolist(), line.get_ydata().tolist()) for line in ax.lines]
+    names = (("forget, corrected", "-"), ("general, corrected", "-"), ("forget, official", "--"), ("general, official", "--"))
+    assert found == [(name, style, [0.5, 1], [1.5, 2]) for name, style in names]
+    for line, split in zip(ax.lines, ("forget", "evaluation") * 2, strict=True):
+        assert mpl.colors.same_color(line.get_color(), plots.SPLITS[split][0])
 
 
 def test_every_method_and_split_has_a_look_of_its_own():

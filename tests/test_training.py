@@ -226,6 +226,67 @@ def test_labels_are_drawn_once_from_the_original_model(build, tokenizer):
         assert not set(tokenizer.all_special_ids) & {i for x in draw("random_label") for i in x}
 
 
+# ---------------------------------------------------------------------------------------------- what is refused
+
+
+def unchanged_after(build, message, *arguments, **changes):
+    """Asserts that a run is refused with this message, before the first step."""
+    model = build(0)
+    with pytest.raises(ValueError, match=message):
+        training.unlearn(model, *arguments, **({"recipe": Unlearning(batch=2), "pad_id": PAD_ID, "seed": 0} | changes))
+    assert torch.equal(weights(model), weights(build(0)))
+
+
+def test_documents_in_both_sets_are_named(build):
+    both = [RETAIN[0], FORGET[2], RETAIN[1], FORGET[0]]
+    message = "both sets.*: forget 0 = retain 3, forget 2 = retain 1; remove"
+    for method in METHODS:
+        unchanged_after(build, message, method, FORGET, both, reference=build(1))
+
+
+def test_a_retain_set_that_is_the_forget_set_is_refused(build):
+    turned = [f"forget {i} = retain {5 - i}" for i in range(6)]
+    with pytest.raises(ValueError) as caught:
+        training.check_sets("ascent_descent_general", FORGET, FORGET[::-1])
+    assert str(caught.value).count("retain") == 5 and all(pair in str(caught.value) for pair in turned[:5])  # five are enough
+    unchanged_after(build, "both sets", "ascent_descent_general", FORGET, FORGET[::-1])
+
+
+def test_sets_that_share_only_a_beginning_are_accepted():
+    training.check_sets("ascent_descent_general", [[2, 3, 4]], [[2, 3], [2, 3, 4, 5], [4, 3, 2]])
+    training.check_sets("gradient_ascent", [[2, 3, 4]], [])
+    with pytest.raises(ValueError, match="forget 1 = retain 0"):
+        training.check_sets("ascent_descent_general", [[2, 3, 4], [2, 3]], [[2, 3]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_empty_sets_are_refused(build, method):
+    unchanged_after(build, "forget set is empty", method, [], RETAIN, reference=build(1))
+    if METHODS[method].retain:
+        unchanged_after(build, f"retain set is empty.*{method}", method, FORGET, [], reference=build(1))
+
+
+@pytest.mark.parametrize("method", ["ascent_kl_general", "ascent_kl_in_distribution"])
+def test_kl_without_a_reference_is_refused(build, method):
+    unchanged_after(build, f"{method} needs the original model", method, FORGET, RETAIN)
+
+
+def test_an_unknown_method_is_refused_with_the_names(build):
+    unchanged_after(build, "unknown method 'ascend'.*gradient_ascent.*ascent_kl_in_distribution", "ascend", FORGET, RETAIN)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "epochs", "batch", "max_grad_norm"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_rates_and_counts_must_be_positive(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be positive, not {value}"):
+        Unlearning(**{name: value})
+
+
+def test_an_unknown_schedule_is_refused_with_the_names():
+    with pytest.raises(ValueError, match="'linear'.*constant, cosine, cosine, idle warm-up"):
+        Unlearning(schedule="linear")
+
+
 # ---------------------------------------------------------------------------------------------- unlearning runs
 
 
@@ -250,8 +311,7 @@ def test_losses_of_a_run_are_the_method_s_by_hand(build, method):
     assert torch.equal(seen[2], weights(model)) and torch.equal(seen[0], weights(build(0)))
 
 
-@pytest.mark.parametrize("method", ["gradient_ascent", "ascent_descent_in_distribution", "ascent_kl_general", "random_label"])
-@pytest.mark.parametrize("micro_batch", [1, 2])
+@pytest.mark.parametrize(("method", "micro_batch"), [(m, 1) for m in METHODS] + [("ascent_kl_general", 2)])
 def test_corrected_micro_batches_of_unequal_token_counts_are_one_batch(build, method, micro_batch):
     recipe = Unlearning(batch=4, learning_rate=1e-3)
     whole, history = run(build, method, recipe)
@@ -329,9 +389,161 @@ def test_a_watcher_sees_the_model_at_its_steps_and_changes_nothing(build):
             model(torch.tensor(FORGET[:1]))
 
     model, _ = run(build, "ascent_kl_general", recipe, watch=watch, watched=[0, 2, 3, 9])
-    assert list(seen) == [0, 2, 3] and all(m is model for m in given) and not model.training
+    assert list(seen) == [0, 2, 3] and len(given) == 3 and all(m is model for m in given) and not model.training
     assert all(not torch.equal(a, b) for a, b in pairwise(seen.values()))
     assert torch.equal(seen[3], weights(run(build, "ascent_kl_general", recipe)[0]))
+
+
+@pytest.mark.parametrize("method", ["gradient_ascent", "ascent_kl_general"])
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_a_run_of_n_steps_is_the_long_run_at_step_n(build, method, steps):
+    """Bit for bit: also where the short run meets each retain document once and the long one meets them again."""
+    recipe, seen = Unlearning(batch=2, learning_rate=1e-3, epochs=2), {}
+
+    def watch(step, model):
+        seen[step] = weights(model).clone()
+
+    _, history = run(build, method, recipe, watch=watch, watched=range(7))
+    model, short = run(build, method, recipe, steps=steps)
+    assert len(history) == 6 and short == history[:steps]
+    assert torch.equal(weights(model), seen[steps]) and not torch.equal(seen[steps], seen[steps - 1])
+
+
+def test_a_run_of_n_steps_follows_the_long_run_s_schedule(build):
+    recipe, seen = Unlearning(batch=2, learning_rate=1e-3, epochs=2, schedule="cosine"), {}
+
+    def watch(step, model):
+        seen[step] = weights(model).clone()
+
+    _, history = run(build, "gradient_ascent", recipe, watch=watch, watched=[3])
+    model, short = run(build, "gradient_ascent", recipe, steps=3)
+    assert short == history[:3] and torch.equal(weights(model), seen[3])
+
+
+def test_a_run_of_no_steps_changes_nothing(build):
+    model, history = run(build, "gradient_ascent", Unlearning(batch=2), steps=0)
+    assert history == [] and torch.equal(weights(model), weights(build(0)))
+
+
+def test_schedules_by_hand(build):
+    """6 steps. The released code's warm-up, 3% rounded up, is one step at rate 0."""
+
+    def rates(schedule):
+        optimizer = torch.optim.AdamW(build(0).parameters(), lr=1e-3)
+        moves, found = training._schedule(optimizer, Unlearning(schedule=schedule), 6), []
+        for _ in range(6):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            moves.step()
+        return found
+
+    def cosine(n):
+        return [5e-4 * (1 + np.cos(np.pi * i / n)) for i in range(n)]
+
+    _, history = run(build, "gradient_ascent", Unlearning(batch=2, learning_rate=1e-3, schedule="cosine"))
+    assert [row["learning_rate"] for row in history] == pytest.approx(cosine(3))
+    assert rates("constant") == [1e-3] * 6
+    assert rates("cosine") == pytest.approx(cosine(6)) and rates("cosine, idle warm-up") == pytest.approx([0, *cosine(5)])
+
+
+# ---------------------------------------------------------------------------------------------- the reference, computed once
+
+
+def test_the_reference_is_kept_where_a_document_comes_twice_and_fits(build, monkeypatch):
+    reference = build(1)
+    assert training.hidden_of(reference, RETAIN, [0, 1, 3], PAD_ID) == {}
+    found = training.hidden_of(reference, RETAIN, [3, 0, 3], PAD_ID)
+    assert set(found) == {0, 3}
+    for j, states in found.items():
+        with torch.no_grad():
+            expected = reference.model(torch.tensor([RETAIN[j]])).last_hidden_state[0]
+        torch.testing.assert_close(states, expected)
+        assert not states.requires_grad
+    size = 4 * 16 * (len(RETAIN[0]) + len(RETAIN[3]))
+    for bound, kept in ((size, True), (size - 1, False)):
+        monkeypatch.setattr(training, "REFERENCE_BYTES", bound)
+        assert bool(training.hidden_of(reference, RETAIN, [3, 0, 3], PAD_ID)) is kept
+
+
+def test_a_batch_holds_the_kept_states_beside_their_documents(build):
+    kept = {j: torch.full((len(RETAIN[j]), 16), float(j)) for j in (0, 2)}
+    sides = training.paired("ascent_kl_general", FORGET, RETAIN, PAD_ID, None, kept)([(1, 2), (3, 0)])
+    states = sides["retain"]["reference_hidden"]
+    assert states.shape == (*sides["retain"]["input_ids"].shape, 16) and "reference_hidden" not in sides["forget"]
+    assert (states[0, :3] == 2).all() and (states[0, 3:] == 0).all() and (states[1] == 0).all()
+    plain = training.paired("ascent_kl_general", FORGET, RETAIN, PAD_ID, None, {})([(1, 2)])
+    assert "reference_hidden" not in plain["retain"]
+
+
+def reads_of(reference, monkeypatch):
+    """Counts how often the reference is read."""
+    real, reads = objectives.hidden_states, []
+
+    def hidden_states(model, *rest):
+        reads.extend([1] * (model is reference))
+        return real(model, *rest)
+
+    monkeypatch.setattr(objectives, "hidden_states", hidden_states)
+    return reads
+
+
+@pytest.mark.parametrize("variant", ["corrected", "official"])
+def test_kept_states_give_the_weights_of_computed_ones(build, monkeypatch, variant):
+    """4 retain documents, met three times each in 6 steps of 2; of unequal lengths, so that batches are padded. The official KL also
+    counts the reference's states at padding, which change with the batch: it keeps none."""
+    reference, recipe = build(1), Unlearning(batch=2, learning_rate=1e-3, epochs=2, variant=variant)
+    reads = reads_of(reference, monkeypatch)
+    kept, history = run(build, "ascent_kl_general", recipe, reference=reference)
+    assert len(reads) == (4 if variant == "corrected" else 6)
+    reads.clear()
+    monkeypatch.setattr(training, "REFERENCE_BYTES", 0)
+    computed, theirs = run(build, "ascent_kl_general", recipe, reference=reference)
+    assert len(reads) == 6
+    assert distance(build, computed, kept) < 1e-3
+    assert [r["loss"] for r in history] == pytest.approx([r["loss"] for r in theirs], abs=2e-4)
+
+
+def test_states_are_computed_where_no_document_comes_twice(build, monkeypatch):
+    reference = build(1)
+    reads = reads_of(reference, monkeypatch)
+    training.unlearn(build(0), "ascent_kl_general", FORGET[:4], RETAIN, Unlearning(batch=2), PAD_ID, SEED, reference)
+    assert len(reads) == 2  # one a step
+
+
+def test_kept_states_give_the_weights_of_computed_ones_in_bfloat16_too(build, monkeypatch):
+    """The reference is the model itself at first: what rounding alone sets apart must be rounded alike on both sides."""
+    monkeypatch.setattr(training.models, "half_precision", lambda: True)
+    recipe = Unlearning(batch=2, learning_rate=1e-3, epochs=2)
+    kept, _ = run(build, "ascent_kl_general", recipe, reference=build(0))
+    monkeypatch.setattr(training, "REFERENCE_BYTES", 0)
+    computed, _ = run(build, "ascent_kl_general", recipe, reference=build(0))
+    assert distance(build, computed, kept) < 5e-3
+
+
+@pytest.mark.parametrize("last", [1, 2, 4])
+def test_a_watch_that_returns_true_ends_the_run(build, last):
+    recipe, seen = Unlearning(batch=2, learning_rate=1e-3, epochs=2), {}
+
+    def watch(step, model):
+        seen[step] = weights(model).clone()
+        return step == last
+
+    model, history = run(build, "gradient_ascent", recipe, watch=watch, watched=range(1, 7))
+    assert list(seen) == list(range(1, last + 1)) and [row["step"] for row in history] == list(seen)
+    assert torch.equal(weights(model), seen[last]) and not model.training
+    assert torch.equal(seen[last], weights(run(build, "gradient_ascent", recipe, steps=last)[0]))
+
+
+def test_a_watch_that_returns_nothing_ends_nothing(build):
+    recipe = Unlearning(batch=2)
+    for answer in (None, False):
+        _, history = run(build, "gradient_ascent", recipe, watch=lambda step, model, answer=answer: answer, watched=range(4))
+        assert len(history) == 3
+
+
+def test_a_watch_ends_the_run_at_step_0_too(build):
+    model, history = run(build, "gradient_ascent", Unlearning(batch=2), watch=lambda step, model: True, watched=[0, 1])
+    assert history == [] and torch.equal(weights(model), weights(build(0)))
 
 
 def test_the_reference_stays_as_it_was(build):

@@ -74,6 +74,12 @@ def measure(model: nn.Module, documents: pd.DataFrame, tokenizer: PreTrainedToke
 
 
 @torch.no_grad()
+def divergences(model: nn.Module, reference: nn.Module, documents: Sequence[list[int]], pad_id: int) -> list[float]:
+    """KL(P_reference || P_model) of each document, in nats: the mean over its predicted tokens."""
+    return [float(objectives.kl_loss(model, reference, tokens.collate([ids], pad_id))) for ids in documents]
+
+
+@torch.no_grad()
 def continued(model: nn.Module, prompts: Sequence[list[int]], length: int, pad_id: int) -> list[list[int]]:
     """The `length` tokens that the model finds likeliest after each prompt, one after the other (greedy decoding).
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from unlearn_utils import selection
 from unlearn_utils.inputs import documents, fingerprint, measured_parts, tokenizer, tokenizer_step, training_parts
-from unlearn_utils.profiles import Profile
+from unlearn_utils.profiles import Profile, Unlearning
 from unlearn_utils.store import Step
 from unlearn_utils.workers import on_threads, side_by_side
 
-VERSIONS = {"pretrained": 1, "measured": 2, "unlearned": 2, "flops": 1}  # raise when a step's code changes its result
-PROXY = "first watched step at which forget perplexity reaches the target's perplexity on approximate"
+VERSIONS = {
+    "pretrained": 1,
+    "measured": 2,
+    "unlearned": 2,
+    "repeated": 1,
+    "continued": 1,
+    "diverged": 1,
+    "flops": 1,
+}  # raise when a step's code changes its result
+DIVERGED = 10  # a run whose forget perplexity passes this many times a uniform guess (the vocabulary) has diverged, and ends
 
 # ---------------------------------------------------------------------------------------------- target and retrained models
 
@@ -121,92 +131,131 @@ def by_run(profile: Profile, rows: pd.DataFrame, model: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).assign(model=model)
 
 
-def continuations(profile: Profile, domain: str, models_by_name: dict[str, Path], prompt: int, length: int) -> pd.DataFrame:
-    """Each forget document's first `prompt` tokens, continued greedily by each model for `length` tokens.
-
-    One row a document and model: id, family, model, prompt, document (the true continuation), text, rouge_l and exact_prefix (tokens)
-    against the true continuation. Documents that are too short are left out.
-    """
-    from unlearn_utils import evaluation, metrics, models
-
-    tok = tokenizer(profile)
-    rows = documents(profile, [(domain, "forget")])
-    rows = rows[rows.ids.map(len) >= prompt + length]
-    truth = [ids[prompt : prompt + length] for ids in rows.ids]
-    frames = []
-    for name, folder in models_by_name.items():
-        found = evaluation.continued(models.load(folder), [ids[:prompt] for ids in rows.ids], length, tok.pad_token_id)
-        both = list(zip(found, truth, strict=True))
-        scores = {"rouge_l": [metrics.rouge_l(*p) for p in both], "exact_prefix": [metrics.exact_prefix(*p) for p in both]}
-        prompts, known, texts = (list(map(tok.decode, part)) for part in ([ids[1:prompt] for ids in rows.ids], truth, found))
-        scores |= {"prompt": prompts, "document": known, "text": texts}
-        frames.append(rows[["id", "family"]].assign(model=name, run=domain, **scores))
-    return pd.concat(frames, ignore_index=True)
-
-
 # ---------------------------------------------------------------------------------------------- unlearned models
 
 
-def unlearned(profile: Profile, domain: str, method: str, seed: int = 0, **choices) -> Step:
-    """One unlearning run from the target: weights at the step that a practitioner would choose, and rows of every watched step.
+def unlearned(profile: Profile, domain: str, method: str, **choices) -> Step:
+    """One unlearning run from the target, watched on the selection half, reported on the other half at the steps that the rules chose.
 
-    choices: any field of `profiles.Unlearning`. The step is chosen by the paper's proxy of retraining, which needs no retrained
-    model: the first watched step whose forget perplexity reaches the target's on unseen text of the domain, else the last.
+    choices: any field of `profiles.Unlearning`. Holds trajectory.parquet (selection half, every watched step), report.parquet (report
+    half, by `rule`), chosen.json (the step of each rule; the step at which it diverged, or null), history.parquet, and the weights at
+    the practitioner's step.
     """
     recipe = replace(profile.unlearning, **choices)
     settings = {
         "target": target(profile).path.name,
+        "retrained": retrained(profile, domain).path.name,
         "domain": domain,
         "method": method,
         "recipe": asdict(recipe),
-        "seed": seed,
-        "rule": PROXY,
         "retain": profile.corpus.measured,
+        "bound": selection.BOUND,
     }
-    return Step("unlearned", VERSIONS["unlearned"], settings, partial(_make_unlearned, profile, domain, method, seed, recipe))
+    return Step("unlearned", VERSIONS["unlearned"], settings, partial(_make_unlearned, profile, domain, method, recipe))
 
 
 def watched_steps(total: int) -> list[int]:
-    """Every step of a run of up to 16 steps; of a longer one, step 0 and at most 16 more, denser at the start."""
-    return [0, *np.unique(np.geomspace(1, total, 16).round().astype(int)).tolist()] if total > 16 else list(range(total + 1))
+    """Every step up to the eighth, where most methods pass the retrained model's level; then three more, the last among them."""
+    later = np.geomspace(8, total, 4).round().astype(int).tolist() if total > 8 else []
+    return sorted({*range(1, min(8, total) + 1), *later})
 
 
-def _make_unlearned(profile: Profile, domain: str, method: str, seed: int, recipe, folder: Path) -> dict:
-    from unlearn_utils import evaluation, methods, models, training
+def _make_unlearned(profile: Profile, domain: str, method: str, recipe: Unlearning, folder: Path) -> dict:
+    from unlearn_utils import evaluation, models
 
-    forget, retain = _sides(profile, domain, method)
     rows = documents(profile, measured_parts([domain]), profile.corpus.measured)
-    model, tok = models.load(target(profile).folder()), tokenizer(profile)
-    reference = models.load(target(profile).folder()) if methods.named(method).retain == "kl" else None
-    frames, paused = [], 0.0
+    baseline = {"target": target(profile), "retrained": retrained(profile, domain)}
+    halves = {name: selection.half(_own_rows(profile, model, domain), selection.SELECTION) for name, model in baseline.items()}
+    frames, states, diverged = [halves["target"].assign(step=0)], {}, None
 
-    def watch(step: int, model) -> None:
-        nonlocal paused
-        start = time.perf_counter()
-        frames.append(evaluation.measure(model, rows, tok).assign(step=step))
-        if not (folder / "config.json").exists() and _proxy_reached(frames):
-            models.save(model, folder)
-            (folder / "chosen.json").write_text(json.dumps({"step": step, "rule": "met"}))
-        paused += time.perf_counter() - start
+    def watch(step: int, model) -> bool:
+        nonlocal diverged
+        frames.append(evaluation.measure(model, selection.half(rows, selection.SELECTION), tokenizer(profile)).assign(step=step))
+        states[step] = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        level = selection.log_perplexity(frames[-1], "forget")
+        diverged = None if level < np.log(DIVERGED * profile.shape.vocabulary) else step  # NaN is past any bound
+        return diverged is not None
 
-    steps = training.steps_of(len(forget), recipe.batch, recipe.epochs)
-    start = time.perf_counter()
     with on_threads(1):
-        labels = training.draw_labels(method, forget, model, tok, seed, recipe.variant)
-        history = training.unlearn(
-            model, method, forget, retain, recipe, tok.pad_token_id, seed, reference, labels, watch, watched_steps(steps)
-        )
-    seconds = time.perf_counter() - start - paused
-    if not (folder / "config.json").exists():
-        models.save(model, folder)
-        (folder / "chosen.json").write_text(json.dumps({"step": steps, "rule": "not met: the last step"}))
-    columns = {"method": method, "run": domain, "seed": seed, **asdict(recipe)}
-    pd.concat(frames, ignore_index=True).assign(**columns).to_parquet(folder / "trajectory.parquet")
-    pd.DataFrame(history).assign(**columns).to_parquet(folder / "history.parquet")
-    return {"training_seconds": round(seconds, 2), "steps": steps}
+        model, history, seconds = _run(profile, domain, method, recipe, 0, watch)
+        trajectory = pd.concat([f for f in frames if f.nll.notna().all()], ignore_index=True)
+        chosen = {rule: selection.choose(trajectory, goal) for rule, goal in selection.goals(halves["target"], halves["retrained"]).items()}
+        reports = {}
+        for step in set(chosen.values()):
+            model = _at(profile, model, states, step)
+            part = selection.half(rows, selection.REPORT)
+            reports[step] = evaluation.measure(model, part, tokenizer(profile))
+        models.save(_at(profile, model, states, chosen["practitioner"]), folder)
+    columns = _columns(method, domain, 0, recipe)
+    report = pd.concat([reports[step].assign(rule=rule, step=step) for rule, step in chosen.items()], ignore_index=True)
+    for name, frame in {"trajectory": trajectory, "report": report, "history": pd.DataFrame(history)}.items():
+        frame.assign(**columns).to_parquet(folder / f"{name}.parquet")
+    (folder / "chosen.json").write_text(json.dumps({**chosen, "diverged": diverged}))
+    return {"training_seconds": round(seconds, 2), "steps": len(history)}
 
 
-def _sides(profile: Profile, domain: str, method: str) -> tuple[list[list[int]], list[list[int]]]:
+def repeated(profile: Profile, domain: str, method: str, seed: int, **choices) -> Step:
+    """The run of `unlearned` with another seed, up to the practitioner's step of seed 0, reported on the report half."""
+    first = unlearned(profile, domain, method, **choices)
+    recipe = replace(profile.unlearning, **choices)
+    make = partial(_make_repeated, profile, domain, method, recipe, seed, first)
+    return Step("repeated", VERSIONS["repeated"], {"first": first.path.name, "seed": seed}, make)
+
+
+def _make_repeated(profile: Profile, domain: str, method: str, recipe: Unlearning, seed: int, first: Step, folder: Path) -> None:
+    from unlearn_utils import evaluation
+
+    step = json.loads((first.folder() / "chosen.json").read_text())["practitioner"]
+    rows = selection.half(documents(profile, measured_parts([domain]), profile.corpus.measured), selection.REPORT)
+    with on_threads(1):
+        model, _, _ = _run(profile, domain, method, recipe, seed, steps=step)
+        found = evaluation.measure(model, rows, tokenizer(profile))
+    found.assign(rule="practitioner", step=step, **_columns(method, domain, seed, recipe)).to_parquet(folder / "report.parquet")
+
+
+def _columns(method: str, domain: str, seed: int, recipe: Unlearning) -> dict:
+    """The settings of a run as columns of its rows."""
+    return {"method": method, "run": domain, "seed": seed, **asdict(recipe), "variant": str(recipe.variant)}
+
+
+def _run(profile: Profile, domain: str, method: str, recipe: Unlearning, seed: int, watch=None, steps: int | None = None) -> tuple:
+    """(model, history, seconds of training alone) of one run from the target; `steps` 0 gives the target itself."""
+    from unlearn_utils import methods, models, training
+
+    model, tok = models.load(target(profile).folder()), tokenizer(profile)
+    if steps == 0:
+        return model, [], 0.0
+    forget, retain = sides(profile, domain, method)
+    reference = models.load(target(profile).folder()) if methods.named(method).retain == "kl" else None
+    total, paused = training.steps_of(len(forget), recipe.batch, recipe.epochs), 0.0
+
+    def timed(step: int, model) -> bool:
+        nonlocal paused
+        began = time.perf_counter()
+        stop = watch(step, model)
+        paused += time.perf_counter() - began
+        return stop
+
+    start = time.perf_counter()
+    labels = training.draw_labels(method, forget, model, tok, seed, recipe.variant)
+    watched = watched_steps(total) if watch else []
+    history = training.unlearn(
+        model, method, forget, retain, recipe, tok.pad_token_id, seed, reference, labels, timed, watched, steps=steps
+    )
+    return model, history, time.perf_counter() - start - paused
+
+
+def _at(profile: Profile, model, states: dict, step: int):
+    """The model with the weights that it had at a watched step; at step 0 the target."""
+    from unlearn_utils import models
+
+    if step == 0:
+        return models.load(target(profile).folder())
+    model.load_state_dict(states[step])
+    return model
+
+
+def sides(profile: Profile, domain: str, method: str) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of the forget set, and of the retain text that the method reads (none, the domain's, or general)."""
     from unlearn_utils import methods
 
@@ -215,58 +264,30 @@ def _sides(profile: Profile, domain: str, method: str) -> tuple[list[list[int]],
     return forget, list(documents(profile, [(source, "retain")]).ids) if source else []
 
 
-def _proxy_reached(frames: list[pd.DataFrame]) -> bool:
-    """The rule `PROXY`, on rows of step 0 (the target) and of the latest step."""
-    from unlearn_utils import metrics
-
-    first, last = frames[0].query("split == 'approximate'"), frames[-1].query("split == 'forget'")
-    return metrics.perplexity(last.nll, last.tokens) >= metrics.perplexity(first.nll, first.tokens)
+def _own_rows(profile: Profile, model: Step, domain: str) -> pd.DataFrame:
+    """Rows of a baseline on one domain's documents and the general ones."""
+    rows = pd.read_parquet(measured(profile, model).folder() / "rows.parquet")
+    return rows[rows.domain.isin([domain, "general"])]
 
 
-def unlearn_all(profile: Profile, method: str, **choices) -> dict[str, Step]:
-    """One run of a method on every domain, side by side."""
-    target(profile).folder()
-    steps = {d: unlearned(profile, d, method, **choices) for d in profile.domains}
-    side_by_side(profile, list(steps.values()))
-    return steps
+def unlearn_all(profile: Profile, names: Sequence[str], **choices) -> pd.DataFrame:
+    """Runs methods on every domain, side by side, then repeats them with other seeds; the steps as a table: method, run, seed, step."""
+    measure_baselines(profile)
+    first = {(m, d, 0): unlearned(profile, d, m, **choices) for m in names for d in profile.domains}
+    side_by_side(profile, list(first.values()))
+    again = {(m, d, s): repeated(profile, d, m, s, **choices) for m, d, _ in first for s in range(1, profile.seeds)}
+    side_by_side(profile, list(again.values()))
+    return pd.DataFrame([(*key, step) for key, step in (first | again).items()], columns=["method", "run", "seed", "entry"])
 
 
-def trajectories(steps: dict[str, Step]) -> pd.DataFrame:
-    """Rows of every watched step of several runs; `chosen` marks the step whose weights were kept."""
-    frames = []
-    for step in steps.values():
-        frame = pd.read_parquet(step.folder() / "trajectory.parquet")
-        frames.append(frame.assign(chosen=frame.step == json.loads((step.folder() / "chosen.json").read_text())["step"]))
-    return pd.concat(frames, ignore_index=True)
+def collected(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """One file of every run together: "report" (all seeds), "trajectory" or "history" (seed 0)."""
+    entries = runs.entry if name == "report" else runs[runs.seed == 0].entry
+    return pd.concat([pd.read_parquet(step.folder() / f"{name}.parquet") for step in entries], ignore_index=True)
 
 
-# ---------------------------------------------------------------------------------------------- cost
-
-
-def flops(profile: Profile, domain: str, method: str | None) -> Step:
-    """FLOPs of one real optimizer step and the steps of a whole run; `method` None: of retraining without the domain's forget set."""
-    recipe = asdict(profile.unlearning if method else profile.pretraining)
-    settings = {"data": fingerprint(profile), "shape": asdict(profile.shape), "recipe": recipe, "domain": domain, "method": method}
-    return Step("flops", VERSIONS["flops"], settings, partial(_make_flops, profile, domain, method))
-
-
-def _make_flops(profile: Profile, domain: str, method: str | None, folder: Path) -> None:
-    from unlearn_utils import efficiency, models, training
-
-    tok = tokenizer(profile)
-    model = models.build(profile.shape, tok, 0)
-    model.set_attn_implementation("eager")  # torch's counter sees nothing of fused attention on a CPU
-    if method:
-        forget, retain = _sides(profile, domain, method)
-        recipe, loss = profile.unlearning, training.unlearning_objective(method, profile.unlearning, model)
-        order = training.pairs(len(forget), len(retain), recipe.epochs, np.random.default_rng(0))
-        collate = training.paired(method, forget, retain, tok.pad_token_id)
-    else:
-        ids = list(documents(profile, training_parts(profile, domain)).ids)
-        recipe, loss = profile.pretraining, training.pretraining_objective
-        order = training.orders(len(ids), recipe.epochs, np.random.default_rng(0))
-        collate = training.single(ids, tok.pad_token_id)
-    one = efficiency.step_flops(model, loss, collate(order[: recipe.batch]))
-    steps = training.steps_of(len(order), recipe.batch, 1)
-    row = {"method": method or "retraining", "run": domain, **one, "steps": steps, "flops": one["flops_per_step"] * steps}
-    pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
+def chosen_steps(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of each run of seed 0: the step that each rule kept, and the step at which it diverged (missing: it did not)."""
+    first = runs[runs.seed == 0]
+    found = [json.loads((step.folder() / "chosen.json").read_text()) for step in first.entry]
+    return pd.concat([first[["method", "run"]].reset_index(drop=True), pd.DataFrame(found)], axis=1).astype({"diverged": "Int64"})

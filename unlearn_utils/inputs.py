@@ -29,10 +29,11 @@ def fingerprint(profile: Profile) -> str:
 
 
 def documents(profile: Profile, parts: Sequence[tuple[str, str]], limit: int | None = None) -> pd.DataFrame:
-    """Documents of the parts (domain, split), the first `limit` of each retain split: id, text, family, domain, split, ids."""
+    """Documents of the parts (domain, split), the first `limit` of each retain split: id, text, family, rank,
+    domain, split, ids."""
     frames = []
     for domain, split in parts:
-        frame = data(profile)[domain][split].to_pandas()[["id", "text", "family"]].assign(domain=domain, split=split)
+        frame = data(profile)[domain][split].to_pandas()[["id", "text", "family", "rank"]].assign(domain=domain, split=split)
         frames.append(frame[:limit] if split == "retain" else frame)
     table = pd.concat(frames, ignore_index=True)
     return table.assign(ids=_encode(profile, table.text))

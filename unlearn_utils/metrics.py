@@ -229,7 +229,7 @@ def bootstrap(
     for _ in range(resamples):
         rows = [_draw(m, generator) for m in members] * (len(groups) if paired else 1)
         draws.append(statistic(*(g[r] for g, r in zip(groups, rows, strict=True))))
-    return _interval(statistic(*groups), draws, level, min(map(len, members)))
+    return interval(statistic(*groups), draws, level, min(map(len, members)))
 
 
 def bootstrap_auc(
@@ -246,19 +246,19 @@ def bootstrap_auc(
     """
     value = auc(members, non_members)
     members, others = np.asarray(members, float), np.asarray(non_members, float)
-    units = [_codes(len(x), c) for x, c in zip((members, others), clusters or (None, None), strict=True)]
+    units = [codes(len(x), c) for x, c in zip((members, others), clusters or (None, None), strict=True)]
     order = np.argsort(others, kind="stable")
     below, upto = (np.searchsorted(others[order], members, side) for side in ("left", "right"))
     draws = []
     for size in _blocks(resamples, len(members) + len(others)):
-        ours, theirs = (_multiplicities(u, size, generator) for u in units)
+        ours, theirs = (multiplicities(u, size, generator) for u in units)
         running = np.concatenate([np.zeros((size, 1)), theirs[:, order].cumsum(1)], 1)  # non-members among the i lowest
         wins = (ours * (running[:, below] + running[:, upto])).sum(1) / 2
         draws.append(wins / (ours.sum(1) * running[:, -1]))
-    return _interval(value, np.concatenate(draws), level, min(int(u.max()) + 1 for u in units))
+    return interval(value, np.concatenate(draws), level, min(int(u.max()) + 1 for u in units))
 
 
-def _codes(n: int, clusters: ArrayLike | None) -> NDArray[np.intp]:
+def codes(n: int, clusters: ArrayLike | None) -> NDArray[np.intp]:
     """Cluster number of each of n documents; each its own if None."""
     if clusters is None:
         return np.arange(n)
@@ -270,19 +270,19 @@ def _codes(n: int, clusters: ArrayLike | None) -> NDArray[np.intp]:
 
 def _members(n: int, clusters: ArrayLike | None) -> list[NDArray[np.intp]]:
     """Document numbers of each cluster."""
-    codes = _codes(n, clusters)
-    return np.split(np.argsort(codes, kind="stable"), np.bincount(codes).cumsum()[:-1])
+    numbers = codes(n, clusters)
+    return np.split(np.argsort(numbers, kind="stable"), np.bincount(numbers).cumsum()[:-1])
 
 
 def _draw(members: list[NDArray[np.intp]], generator: np.random.Generator) -> NDArray[np.intp]:
     return np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])
 
 
-def _multiplicities(codes: NDArray[np.intp], size: int, generator: np.random.Generator) -> Floats:
+def multiplicities(units: NDArray[np.intp], size: int, generator: np.random.Generator) -> Floats:
     """How often each document is drawn, (size, documents), when clusters are drawn with replacement."""
-    k = int(codes.max()) + 1
+    k = int(units.max()) + 1
     drawn = generator.integers(k, size=(size, k)) + k * np.arange(size)[:, None]
-    return np.bincount(drawn.ravel(), minlength=size * k).reshape(size, k)[:, codes].astype(float)
+    return np.bincount(drawn.ravel(), minlength=size * k).reshape(size, k)[:, units].astype(float)
 
 
 def _blocks(resamples: int, width: int) -> Iterator[int]:
@@ -291,6 +291,7 @@ def _blocks(resamples: int, width: int) -> Iterator[int]:
     return (min(step, resamples - start) for start in range(0, resamples, step))
 
 
-def _interval(value: float, draws: ArrayLike, level: float, n: int) -> Interval:
+def interval(value: float, draws: ArrayLike, level: float, n: int) -> Interval:
+    """The percentile interval of bootstrap draws around a value."""
     low, high = np.quantile(np.asarray(draws, float), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high), n)

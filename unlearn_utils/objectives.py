@@ -219,8 +219,11 @@ def official_kl_loss(model: nn.Module, reference: nn.Module, batch: Batch) -> Te
 
 
 def _both(model: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        fixed = hidden_states(reference, batch["input_ids"], batch["attention_mask"])
+    """Hidden states of the model and of the reference; those of the reference may come with the batch, computed before."""
+    fixed = batch.get("reference_hidden")
+    if fixed is None:
+        with torch.no_grad():
+            fixed = hidden_states(reference, batch["input_ids"], batch["attention_mask"])
     return hidden_states(model, batch["input_ids"], batch["attention_mask"]), fixed
 
 

@@ -72,10 +72,10 @@ def save_table(name: str, data: pd.DataFrame) -> None:
     data.to_csv(figures() / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
 
 
-def trajectory(data: pd.DataFrame, retrained: pd.DataFrame, ax: Axes) -> Axes:
+def trajectory(data: pd.DataFrame, retrained: pd.DataFrame, ax: Axes, kept: int | None = None) -> Axes:
     """Perplexity (log axis) against steps for each split, with 95% bands; dotted: the retrained model's level on the forget set.
 
-    data: split, step, value, low, high; retrained: one row of value, low, high.
+    data: split, step, value, low, high; retrained: one row of value, low, high. A triangle marks the step that was kept.
     """
     for split, (colour, line, marker) in SPLITS.items():
         part = data[data.split == split]
@@ -84,6 +84,8 @@ def trajectory(data: pd.DataFrame, retrained: pd.DataFrame, ax: Axes) -> Axes:
     level = retrained.iloc[0]
     ax.axhspan(level["low"], level["high"], color="black", alpha=0.1, lw=0)
     ax.axhline(level["value"], color="black", ls=(0, (1, 1)), label="retrained model, forget set")
+    if kept is not None:
+        ax.plot(kept, 0.02, "^", color="black", ms=6, transform=ax.get_xaxis_transform(), clip_on=False, label="step that was kept")
     ax.set(yscale="log", xlabel="optimizer steps", ylabel="perplexity")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
@@ -118,21 +120,54 @@ def curves(data: pd.DataFrame, x: str, y: str, hue: str, ax: Axes) -> Axes:
 def tradeoff(data: pd.DataFrame, ax: Axes) -> Axes:
     """Distance to retraining on the forget set (x) against loss of general utility (y), both log ratios with 95% intervals.
 
-    Only the neighbourhood of retraining is drawn; a line that leaves the frame goes on.
-    data, of one domain: method, step, chosen, split ("forget" or "evaluation"), value, low, high.
+    data, of one domain: method, model ("unlearned", or "unlearned (oracle)", drawn hollow), split ("forget" or "evaluation"), value, low,
+    high.
     """
-    for method, part in data.groupby("method", sort=False):
-        x, y = (part[part.split == split].set_index("step") for split in ("forget", "evaluation"))
+    for (method, model), part in data.groupby(["method", "model"], sort=False):
+        x, y = (part[part.split == split].iloc[0] for split in ("forget", "evaluation"))
         colour, marker = METHODS[method]
-        ax.plot(x["value"], y["value"], "-", marker=marker, mfc="white", color=colour, ms=4, lw=1, label=method.replace("_", " "))
-        at, up = x[x.chosen], y[y.chosen]
-        bars = {
-            "xerr": _clipped([at["value"] - at.low, at.high - at["value"]]),
-            "yerr": _clipped([up["value"] - up.low, up.high - up["value"]]),
-        }
-        ax.errorbar(at["value"], up["value"], **bars, fmt=marker, color=colour, ms=6, capsize=2, lw=1)
+        oracle = "oracle" in model
+        style = {"color": colour, "fmt": marker, "ms": 5, "mfc": "white" if oracle else colour, "lw": 0.8}
+        ax.errorbar(x.value, y.value, xerr=_lengths(x), yerr=_lengths(y), label=None if oracle else method.replace("_", " "), **style)
     ax.plot(0, 0, "x", color="black", ms=8, label="retrained")
     ax.axvline(0, color="black", ls=":", lw=0.8)
     ax.axhline(0, color="black", ls=":", lw=0.8)
-    ax.set(xlabel="log forget perplexity / retrained", xlim=(-1.2, 1.2), ylim=(-0.2, 0.9))
+    ax.set(xlabel="log forget perplexity / retrained")
+    return ax
+
+
+def _lengths(row: pd.Series) -> list[list[float]]:
+    """Error bars of one point."""
+    return [[max(0.0, row["value"] - row["low"])], [max(0.0, row["high"] - row["value"])]]
+
+
+def roc(data: pd.DataFrame, ax: Axes) -> Axes:
+    """ROC curves on logarithmic axes, where the few false positives count; dotted: a guess. data: name, fpr, tpr; colour, marker."""
+    for name, part in data.groupby("name", sort=False):
+        colour, line = (METHODS[name][0], "-") if name in METHODS else ("black", {"target": "-", "retrained": "--"}[name])
+        ax.step(part.fpr, part.tpr, line, where="post", color=colour, lw=1.2, label=name.replace("_", " "))
+    floor = data[data.fpr > 0].fpr.min()
+    ax.plot([floor, 1], [floor, 1], ":", color="grey", lw=0.8)
+    ax.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05), xlabel="false-positive rate")
+    return ax
+
+
+def official(data: pd.DataFrame, ax: Axes) -> Axes:
+    """Perplexity (log axis) over the share of an epoch: solid the corrected, dashed the official code; colour by split.
+
+    data: code ("corrected", "official"), split, epoch, value.
+    """
+    for (code, split), part in data.groupby(["code", "split"], sort=False):
+        line, name = "-" if code == "corrected" else "--", "general" if split == "evaluation" else split
+        ax.plot(part.epoch, part["value"], line, color=SPLITS[split][0], lw=1.3, label=f"{name}, {code}")
+    ax.set(yscale="log", xlabel="share of the epoch", xlim=(0, 1))
+    return ax
+
+
+def ladder(data: pd.DataFrame, ax: Axes) -> Axes:
+    """One rung a name, from top to bottom: value and 95% interval. data: name, value, low, high."""
+    for place, (name, row) in enumerate(data.set_index("name").iterrows()):
+        ax.errorbar(row["value"], place, xerr=_lengths(row), fmt="o", color=METHODS.get(name, ("black", ""))[0], ms=4, capsize=2, lw=1)
+    ax.set_yticks(range(len(data)), data["name"].str.replace("_", " "))
+    ax.set_ylim(len(data) - 0.5, -0.5)
     return ax

@@ -17,7 +17,7 @@ class Corpus:
     retain: int = 180
     general: int = 140
     evaluation: int = 40
-    measured: int = 60
+    measured: int = 40
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class Pretraining:
     max_grad_norm: float = 1.0
 
 
+SCHEDULES = ("constant", "cosine", "cosine, idle warm-up")
+
+
 @dataclass(frozen=True)
 class Unlearning:
     """Recipe of one unlearning run: AdamW without weight decay (as the paper's released code), constant learning rate.
@@ -63,7 +66,16 @@ class Unlearning:
     batch: int = 4
     max_grad_norm: float = 1.0
     retain_weight: float = 1.0
-    variant: str = "corrected"
+    variant: str | tuple[int, ...] = "corrected"
+    schedule: str = "constant"  # or "cosine", or "cosine, idle warm-up": the released code's, whose first step has rate 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a rate or a count that is not positive."""
+        for name in ("learning_rate", "epochs", "batch", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}; choose one of: {', '.join(SCHEDULES)}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,7 @@ class Profile:
     unlearning: Unlearning = field(default_factory=Unlearning)
     domains: tuple[str, ...] = DOMAINS
     noise_domain: str = "arxiv"
+    seeds: int = 3  # of every unlearning run
     workers: int = 2  # single-threaded processes side by side
     resamples: int = 1000  # of every bootstrap
 
@@ -90,6 +103,7 @@ PROFILES = {
             shape=Shape(vocabulary=1024, hidden=64, intermediate=160, layers=2, heads=2, context=128),
             pretraining=Pretraining(epochs=4, batch=4),
             unlearning=Unlearning(learning_rate=2e-3, batch=2),
+            seeds=2,
             resamples=200,
         ),
         Profile("laptop"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,16 +12,12 @@ from unlearn_utils import metrics
 Rows = pd.DataFrame
 
 
-def accuracy(correct: np.ndarray, tokens: np.ndarray) -> float:
-    """Share of predicted tokens whose argmax is the true token."""
-    return float(np.sum(correct) / np.sum(tokens))
-
-
-MEASURES: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {  # a statistic, and the columns that it takes
-    "perplexity": (metrics.perplexity, ("nll", "tokens")),
-    "accuracy": (accuracy, ("correct", "tokens")),
-    "extraction strength": (np.mean, ("extraction",)),
-    "ROUGE-L": (np.mean, ("rouge_l",)),
+MEASURES = {  # sum of one column over sum of another (None: over documents), then a function of that
+    "perplexity": ("nll", "tokens", np.exp),
+    "accuracy": ("correct", "tokens", None),  # share of predicted tokens whose argmax is the true token
+    "extraction strength": ("extraction", None, None),
+    "ROUGE-L": ("rouge_l", None, None),
+    "KL": ("kl", None, None),
 }
 SCORES = {"Min-20%": "min_k_20", "Min-40%": "min_k_40", "loss": "min_k_100", "Min-40%++": "min_k_plus_40", "zlib": "zlib"}
 
@@ -31,12 +27,24 @@ def summarise(rows: Rows, by: Sequence[str], measures: Sequence[str], seed: int 
     generator = np.random.default_rng(seed)
     table = []
     for group, part in rows.groupby(list(by), sort=False):
+        weights = _weights(part, generator, resamples)
         for measure in measures:
-            statistic, columns = MEASURES[measure]
-            arrays = [part[c].to_numpy() for c in columns]
-            found = metrics.bootstrap(statistic, *arrays, generator=generator, resamples=resamples, clusters=part.family.to_numpy())
+            above, below, function = MEASURES[measure]
+            draws = (weights @ part[above].to_numpy()) / (weights @ (part[below].to_numpy() if below else np.ones(len(part))))
+            found = _interval(function(draws) if function else draws, part)
             table.append({**dict(zip(by, group, strict=True)), "measure": measure, **found._asdict()})
     return pd.DataFrame(table)
+
+
+def _weights(rows: Rows, generator: np.random.Generator, resamples: int) -> np.ndarray:
+    """How often each document counts: once in the first row, then in each resample of families."""
+    drawn = metrics.multiplicities(metrics.codes(len(rows), rows.family), resamples, generator)
+    return np.vstack([np.ones(len(rows)), drawn])
+
+
+def _interval(draws: np.ndarray, *groups: Rows) -> metrics.Interval:
+    """The first draw is the value; n is the number of families of the smallest group."""
+    return metrics.interval(draws[0], draws[1:], 0.95, min(g.family.nunique() for g in groups))
 
 
 def membership(rows: Rows, by: Sequence[str], scores: Sequence[str], seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
@@ -53,13 +61,27 @@ def membership(rows: Rows, by: Sequence[str], scores: Sequence[str], seed: int =
     return pd.DataFrame(table)
 
 
+def detected(rows: Rows, by: Sequence[str], score: str, fpr: float, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
+    """TPR at a false-positive rate that the sample resolves, of one score: by, measure, value, low, high, n."""
+    generator = np.random.default_rng(seed)
+    table = []
+    for group, part in rows.groupby(list(by), sort=False):
+        sides = [part[part.split == s] for s in ("forget", "approximate")]
+        arrays, clusters = [s[SCORES[score]].to_numpy() for s in sides], [s.family.to_numpy() for s in sides]
+        found = metrics.bootstrap(
+            lambda a, b: metrics.tpr_at_fpr(a, b, fpr), *arrays, generator=generator, resamples=resamples, clusters=clusters, paired=False
+        )
+        table.append({**dict(zip(by, group, strict=True)), "measure": f"TPR at {fpr:.0%} FPR, {score}", **found._asdict()})
+    return pd.DataFrame(table)
+
+
 def log_ratio(rows: Rows, other: Rows, seed: int = 0, resamples: int = 1000) -> metrics.Interval:
     """log(perplexity of rows / perplexity of other), with its interval; paired where both hold the same documents in the same order."""
-    paired = rows.id.tolist() == other.id.tolist()
-    sides = [np.stack([r.nll, r.tokens], axis=1) for r in (rows, other)]
-    clusters = rows.family.to_numpy() if paired else (rows.family.to_numpy(), other.family.to_numpy())
     generator = np.random.default_rng(seed)
-    return metrics.bootstrap(_log_ratio, *sides, generator=generator, resamples=resamples, clusters=clusters, paired=paired)
+    weights = [_weights(rows, generator, resamples)]
+    weights.append(weights[0] if rows.id.tolist() == other.id.tolist() else _weights(other, generator, resamples))
+    logs = [(w @ r.nll.to_numpy()) / (w @ r.tokens.to_numpy()) for w, r in zip(weights, (rows, other), strict=True)]
+    return _interval(logs[0] - logs[1], rows, other)
 
 
 def log_ratios(rows: Rows, other: Rows, by: Sequence[str], measure: str, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
@@ -71,10 +93,6 @@ def log_ratios(rows: Rows, other: Rows, by: Sequence[str], measure: str, seed: i
             found = log_ratio(part, theirs[group], seed, resamples)
             table.append({**dict(zip(by, group, strict=True)), "measure": measure, **found._asdict()})
     return pd.DataFrame(table)
-
-
-def _log_ratio(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return float(np.log(metrics.perplexity(*ours.T) / metrics.perplexity(*theirs.T)))
 
 
 def text(row: pd.Series, digits: int = 2, sign: str = "") -> str:

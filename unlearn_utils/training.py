@@ -26,7 +26,8 @@ from unlearn_utils.profiles import Pretraining, Unlearning
 Ids = Sequence[list[int]]  # documents as token ids
 Sides = Mapping[str, objectives.Batch]  # "forget" and "retain", or "text": one batch each
 Loss = Callable[[nn.Module, Sides, Mapping[str, Tensor]], Tensor]  # model, sides, their predicted tokens in the optimizer batch
-Watch = Callable[[int, nn.Module], None]
+Watch = Callable[[int, nn.Module], bool | None]  # step, model -> whether to stop
+REFERENCE_BYTES = 2**30  # the reference's hidden states are kept up to this size
 
 
 class Objective(nn.Module):
@@ -65,20 +66,15 @@ class Loop(Trainer):
 
 
 class Watcher(TrainerCallback):
-    """Calls `watch(step, model)` before the first step and after the chosen ones."""
+    """Calls `watch(step, model)` after the chosen optimizer steps; ends the run if it says so."""
 
     def __init__(self, watch: Watch, steps: Sequence[int]) -> None:
         self.watch, self.steps = watch, set(steps)
 
-    def on_train_begin(self, args, state, control, model: Objective, **_) -> None:
-        """Step 0: the model as it came."""
-        if 0 in self.steps:
-            self.watch(0, model.model)
-
     def on_step_end(self, args, state, control, model: Objective, **_) -> None:
         """After an optimizer step."""
-        if state.global_step in self.steps:
-            self.watch(state.global_step, model.model)
+        if state.global_step in self.steps and self.watch(state.global_step, model.model):
+            control.should_training_stop = True
 
 
 # ---------------------------------------------------------------------------------------------- data, in a seeded order
@@ -101,17 +97,55 @@ def single(documents: Ids, pad_id: int) -> Callable[[Sequence[int]], Sides]:
     return lambda chosen: {"text": tokens.collate([documents[i] for i in chosen], pad_id)}
 
 
-def paired(method: str, forget: Ids, retain: Ids, pad_id: int, labels: Ids | None = None) -> Callable[[Sequence[tuple[int, int]]], Sides]:
-    """Collates pairs of document numbers; the retain side only if the method reads it. labels: of each forget document."""
+def paired(
+    method: str,
+    forget: Ids,
+    retain: Ids,
+    pad_id: int,
+    labels: Ids | None = None,
+    reference_hidden: Mapping[int, Tensor] | None = None,
+) -> Callable[[Sequence[tuple[int, int]]], Sides]:
+    """Collates pairs of document numbers; the retain side only if the method reads it.
+
+    labels: of each forget document. reference_hidden: of each retain document, (tokens, d), as `objectives.kl_loss` takes them.
+    """
 
     def collate(chosen: Sequence[tuple[int, int]]) -> Sides:
         ours = [i for i, _ in chosen]
         sides = {"forget": tokens.collate([forget[i] for i in ours], pad_id, labels and [labels[i] for i in ours])}
         if methods.named(method).retain:
             sides["retain"] = tokens.collate([retain[j] for _, j in chosen], pad_id)
+            if reference_hidden:
+                states = [reference_hidden[j] for _, j in chosen]
+                sides["retain"]["reference_hidden"] = nn.utils.rnn.pad_sequence(states, batch_first=True)
         return sides
 
     return collate
+
+
+@torch.no_grad()
+def hidden_of(reference: nn.Module, retain: Ids, visits: Sequence[int], pad_id: int) -> dict[int, Tensor]:
+    """The reference's hidden states (tokens, d) of the retain documents that a run visits; none if no document is visited twice, or if
+    they would take more than `REFERENCE_BYTES`: then they are computed with each batch, at the same cost or for less memory."""
+    once = sorted(set(visits))
+    size = sum(len(retain[j]) for j in once) * reference.config.hidden_size * 4
+    if len(once) == len(visits) or size > REFERENCE_BYTES:
+        return {}
+    batches = {j: tokens.collate([retain[j]], pad_id) for j in once}
+    with torch.autocast(reference.device.type, torch.bfloat16, enabled=models.half_precision()):  # as they would be in training
+        return {j: objectives.hidden_states(reference, b["input_ids"], b["attention_mask"])[0] for j, b in batches.items()}
+
+
+def check_sets(method: str, forget: Ids, retain: Ids) -> None:
+    """Raises ValueError for an empty forget set, for an empty retain set that the method reads, and for documents in both sets."""
+    if not forget:
+        raise ValueError("the forget set is empty")
+    if methods.named(method).retain and not retain:
+        raise ValueError(f"the retain set is empty, and {method} reads it")
+    kept = {tuple(ids): j for j, ids in enumerate(retain)}
+    both = [f"{i} = retain {kept[tuple(ids)]}" for i, ids in enumerate(forget) if tuple(ids) in kept]
+    if both:
+        raise ValueError(f"documents in both sets, after truncation: forget {', forget '.join(both[:5])}; remove them from one")
 
 
 def draw_labels(
@@ -177,20 +211,28 @@ def unlearn(
     watch: Watch | None = None,
     watched: Sequence[int] = (),
     micro_batch: int | None = None,
+    steps: int | None = None,
 ) -> list[dict]:
     """Unlearns `forget` in place; each forget document is paired with a retain document where the method has a retain term.
 
     reference: the original model, for KL. labels: replacement labels of each forget document (`draw_labels`). watch, watched: called
-    with the model at these steps, 0 among them. micro_batch: documents at a time, the recipe's batch if None.
+    with the model at these steps, 0 among them; it ends the run by returning True. micro_batch: documents at a time, the recipe's batch
+    if None. steps: end after so many, which gives the same model as the longer run has at that step.
     Returns the history: step, loss, learning_rate.
+    Raises ValueError for sets as `check_sets` says, for an unknown method, and for KL without a reference.
     """
+    check_sets(method, forget, retain)
+    if steps == 0 or (watch and 0 in watched and watch(0, model)):
+        return []
     order = pairs(len(forget), len(retain), recipe.epochs, np.random.default_rng(seed))
+    kept = reference is not None and 2 not in methods.defects(recipe.variant)  # defect 2 reads the reference where texts are padded
+    hidden = hidden_of(reference, retain, [j for _, j in order], pad_id) if kept else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
     return _run(
         Objective(model, unlearning_objective(method, recipe, reference)),
-        order,
-        paired(method, forget, retain, pad_id, labels),
-        (optimizer, get_constant_schedule(optimizer)),
+        order[: steps and steps * recipe.batch],
+        paired(method, forget, retain, pad_id, labels, hidden),
+        (optimizer, _schedule(optimizer, recipe, steps_of(len(order), recipe.batch, 1))),
         recipe.batch,
         recipe.max_grad_norm,
         seed,
@@ -198,6 +240,13 @@ def unlearn(
         micro_batch,
         methods.averages_micro_batches(recipe.variant),
     )
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recipe: Unlearning, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The recipe's schedule. The released code warms up over 3% of the steps, rounded up, and starts at rate 0 (defect 5)."""
+    if recipe.schedule == "constant":
+        return get_constant_schedule(optimizer)
+    return get_cosine_schedule_with_warmup(optimizer, math.ceil(0.03 * steps) if "warm-up" in recipe.schedule else 0, steps)
 
 
 def _run(objective, order, collate, optimizers, batch, max_grad_norm, seed, callbacks=(), micro_batch=None, averaged=False) -> list[dict]:

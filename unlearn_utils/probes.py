@@ -1,0 +1,95 @@
+"""A further look at stored models: what they write, how far they are from retraining, what making them cost. Each look is a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from unlearn_utils import selection
+from unlearn_utils.experiments import VERSIONS, sides
+from unlearn_utils.inputs import documents, fingerprint, measured_parts, tokenizer, training_parts
+from unlearn_utils.profiles import Profile
+from unlearn_utils.store import Step
+from unlearn_utils.workers import on_threads
+
+PROMPT, LENGTH = 48, 32  # tokens of a document that a model is given, and tokens that it then writes
+
+
+def continued(profile: Profile, model: Step, domain: str) -> Step:
+    """Each forget document of a domain, its first `PROMPT` tokens continued greedily by a stored model for `LENGTH` tokens.
+
+    rows.parquet: id, family, rank, run, prompt, document (the true continuation), text, and rouge_l and exact_prefix (tokens) against it.
+    """
+    settings = {"model": model.path.name, "domain": domain, "prompt": PROMPT, "length": LENGTH}
+    return Step("continued", VERSIONS["continued"], settings, partial(_make_continued, profile, model, domain))
+
+
+def _make_continued(profile: Profile, model: Step, domain: str, folder: Path) -> None:
+    from unlearn_utils import evaluation, metrics, models
+
+    tok, rows = tokenizer(profile), documents(profile, [(domain, "forget")])
+    rows = rows[rows.ids.map(len) >= PROMPT + LENGTH]
+    truth = [ids[PROMPT : PROMPT + LENGTH] for ids in rows.ids]
+    with on_threads(1):
+        found = evaluation.continued(models.load(model.folder()), [ids[:PROMPT] for ids in rows.ids], LENGTH, tok.pad_token_id)
+    prompts, known, texts = (list(map(tok.decode, part)) for part in ([ids[1:PROMPT] for ids in rows.ids], truth, found))
+    pairs = list(zip(found, truth, strict=True))
+    scores = {"rouge_l": [metrics.rouge_l(*p) for p in pairs], "exact_prefix": [metrics.exact_prefix(*p) for p in pairs]}
+    table = rows[["id", "family", "rank"]].assign(run=domain, prompt=prompts, document=known, text=texts, **scores)
+    table.to_parquet(folder / "rows.parquet")
+
+
+def diverged(profile: Profile, model: Step, retrained: Step, domain: str) -> Step:
+    """KL(P_retrained || P_model) of each document of the report half: forget, approximate and general; rows.parquet, column kl."""
+    settings = {"model": model.path.name, "retrained": retrained.path.name, "domain": domain}
+    return Step("diverged", VERSIONS["diverged"], settings, partial(_make_diverged, profile, model, retrained, domain))
+
+
+def _make_diverged(profile: Profile, model: Step, retrained: Step, domain: str, folder: Path) -> None:
+    from unlearn_utils import evaluation, models
+
+    rows = documents(profile, [p for p in measured_parts([domain]) if p[1] != "retain"])
+    rows = selection.half(rows, selection.REPORT)
+    with on_threads(1):
+        both = [models.load(step.folder()) for step in (model, retrained)]
+        found = evaluation.divergences(*both, list(rows.ids), tokenizer(profile).pad_token_id)
+    rows[["id", "family", "rank", "split"]].assign(run=domain, kl=found).to_parquet(folder / "rows.parquet")
+
+
+def flops(profile: Profile, domain: str, method: str | None) -> Step:
+    """FLOPs of one real optimizer step and the steps of a whole run; `method` None: of retraining without the domain's forget set."""
+    recipe = asdict(profile.unlearning if method else profile.pretraining)
+    settings = {"data": fingerprint(profile), "shape": asdict(profile.shape), "recipe": recipe, "domain": domain, "method": method}
+    return Step("flops", VERSIONS["flops"], settings, partial(_make_flops, profile, domain, method))
+
+
+def _make_flops(profile: Profile, domain: str, method: str | None, folder: Path) -> None:
+    from unlearn_utils import efficiency, models, training
+
+    tok = tokenizer(profile)
+    model = models.build(profile.shape, tok, 0)
+    model.set_attn_implementation("eager")  # torch's counter sees nothing of fused attention on a CPU
+    if method:
+        forget, retain = sides(profile, domain, method)
+        recipe, loss = profile.unlearning, training.unlearning_objective(method, profile.unlearning, model)
+        order = training.pairs(len(forget), len(retain), recipe.epochs, np.random.default_rng(0))
+        collate = training.paired(method, forget, retain, tok.pad_token_id)
+    else:
+        ids = list(documents(profile, training_parts(profile, domain)).ids)
+        recipe, loss = profile.pretraining, training.pretraining_objective
+        order = training.orders(len(ids), recipe.epochs, np.random.default_rng(0))
+        collate = training.single(ids, tok.pad_token_id)
+    one = efficiency.step_flops(model, loss, collate(order[: recipe.batch]))
+    steps = training.steps_of(len(order), recipe.batch, 1)
+    row = {"method": method or "retraining", "run": domain, **one, "steps": steps, "flops": one["flops_per_step"] * steps}
+    pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
+
+
+def rows_of(steps: Sequence[Step]) -> pd.DataFrame:
+    """The rows of several steps together."""
+    return pd.concat([pd.read_parquet(step.folder() / "rows.parquet") for step in steps], ignore_index=True)
