@@ -53,7 +53,7 @@ class Size(NamedTuple):
     steps: dict[int, int]
 
 
-QUICK, FULL = Size(2, {SMALL: 3}), Size(3, {SMALL: 8, LARGE: 3})  # about 1 and 5 minutes
+QUICK, FULL = Size(2, {SMALL: 3}), Size(3, {SMALL: 8, LARGE: 3})
 
 
 class Row(NamedTuple):

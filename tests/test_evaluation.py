@@ -37,6 +37,7 @@ def log_p(model, ids):
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_token_scores_are_those_of_the_full_logits(model, monkeypatch, batch):
     monkeypatch.setattr(objectives, "CPU_LOGIT_BYTES", 4 * 300 * 7)  # 7 rows of logits at a time
+    monkeypatch.setattr(objectives, "CPU_ROWS", 1)
     found = list(evaluation.token_scores(model, DOCUMENTS, PAD_ID, batch))
     assert len(found) == len(DOCUMENTS)
     for ids, scores in zip(DOCUMENTS, found, strict=True):

@@ -64,6 +64,7 @@ HEADS = {"plain": {}, "scale": {"scale": 0.3}, "softcap": {"softcap": 2.0}, "bot
 def small_chunks(monkeypatch):
     """Chunks of 3 rows, so that every loss here crosses several."""
     monkeypatch.setattr(objectives, "CPU_LOGIT_BYTES", 3 * 4 * VOCABULARY)
+    monkeypatch.setattr(objectives, "CPU_ROWS", 1)
 
 
 def leaves(dtype=torch.float64, bias=True, **choices):
@@ -121,12 +122,13 @@ def test_only_what_needs_a_gradient_gets_one(monkeypatch):
         assert objectives.fused_loss(hidden, head, objectives.true_token(torch.arange(10))) > 0
 
 
-@pytest.mark.parametrize("vocabulary", [64, 2048, 64000, 256000])
-def test_a_chunk_of_logits_fits_the_budget(vocabulary, monkeypatch):
+@pytest.mark.parametrize(("vocabulary", "rows"), [(64, 16384), (2048, 512), (32000, 128), (64000, 65), (256000, 16), (10**7, 1)])
+def test_a_chunk_of_logits_fits_the_budget(vocabulary, rows, monkeypatch):
+    """4 MiB; at large vocabularies 128 rows or as many as fit 16 MiB."""
     monkeypatch.undo()  # the real budget
-    rows = objectives.chunk_rows(vocabulary, torch.device("cpu"))
-    assert rows * vocabulary * 4 <= 4 * 2**20 < (rows + 1) * vocabulary * 4
-    assert objectives.chunk_rows(vocabulary, torch.device("cuda")) >= 64 * rows
+    assert objectives.chunk_rows(vocabulary, torch.device("cpu")) == rows
+    assert rows == 1 or rows * vocabulary * 4 <= 16 * 2**20
+    assert objectives.chunk_rows(vocabulary, torch.device("cuda")) == max(1, 256 * 2**20 // (4 * vocabulary))
 
 
 def test_logits_are_made_chunk_by_chunk(monkeypatch):

@@ -230,7 +230,9 @@ def test_a_killed_kernel_is_named(tmp_path, capsys):
 def test_interrupted(tmp_path):
     add(tmp_path, "01_one", "import time, pathlib\npathlib.Path('started').touch()\ntime.sleep(60)")
     script = f"import sys, pathlib\nfrom unlearn_utils import notebooks\nsys.exit(notebooks.run(pathlib.Path({str(tmp_path)!r}), 'laptop'))"
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background jobs are started deaf to it
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, stderr=subprocess.PIPE, **heard)
     while not (tmp_path / "notebooks" / "started").exists():
         assert process.poll() is None
         time.sleep(0.1)

@@ -271,7 +271,7 @@ def _own_rows(profile: Profile, model: Step, domain: str) -> pd.DataFrame:
 
 
 def unlearn_all(profile: Profile, names: Sequence[str], **choices) -> pd.DataFrame:
-    """Runs methods on every domain, side by side, then repeats them with other seeds; the steps as a table: method, run, seed, step."""
+    """Runs methods on every domain, side by side, then repeats them with other seeds; as a table: method, run, seed, entry (the `Step`)."""
     measure_baselines(profile)
     first = {(m, d, 0): unlearned(profile, d, m, **choices) for m in names for d in profile.domains}
     side_by_side(profile, list(first.values()))

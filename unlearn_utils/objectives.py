@@ -18,6 +18,7 @@ Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels: each (batch, 
 Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # log-probabilities (m, V) of these rows -> losses (m,), d loss / d logits (m, V)
 IGNORED = -100
 CPU_LOGIT_BYTES = 4 * 2**20  # fastest of 2 to 16 MB on one core; above 32 MB every tensor is returned to the system and page-faults back
+CPU_ROWS, CPU_MOST_BYTES = 128, 16 * 2**20  # but a matrix product wants this many rows, up to this size
 ACCELERATOR_LOGIT_BYTES = 64 * CPU_LOGIT_BYTES  # enough rows to fill a GPU's matrix units
 
 
@@ -80,9 +81,11 @@ def matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows whose float32 logits fit the budget of the device: 4 MiB on a CPU, 256 MiB elsewhere; at least one."""
-    budget = CPU_LOGIT_BYTES if device.type == "cpu" else ACCELERATOR_LOGIT_BYTES
-    return max(1, budget // (4 * vocabulary))
+    """Rows of float32 logits at a time: 256 MiB on an accelerator; on a CPU 4 MiB, or 128 rows if they fit 16 MiB; at least one."""
+    row = 4 * vocabulary
+    if device.type != "cpu":
+        return max(1, ACCELERATOR_LOGIT_BYTES // row)
+    return max(1, CPU_LOGIT_BYTES // row, min(CPU_ROWS, CPU_MOST_BYTES // row))
 
 
 def chunks(rows: int, size: int) -> Iterator[slice]:
@@ -102,6 +105,7 @@ class _FusedLoss(torch.autograd.Function):
             rows_in, head = hidden.to(dtype), Head(weight.to(dtype), bias, scale, softcap)
             total = torch.zeros((), dtype=wide, device=hidden.device)
             grads = [torch.zeros_like(x, dtype=wide) if need else None for x, need in zip((hidden, weight, bias), needed, strict=True)]
+            scratch = torch.empty_like(head.weight) if needed[1] else None
             for rows in chunks(len(hidden), chunk_rows(len(weight), hidden.device)):
                 logits = head_logits(rows_in[rows], head)
                 losses, slope = term(logits.log_softmax(-1), rows)
@@ -110,7 +114,7 @@ class _FusedLoss(torch.autograd.Function):
                     slope *= (scale * weights[rows])[:, None].to(wide)
                     if softcap is not None:
                         slope *= 1 - (logits / softcap) ** 2
-                    _accumulate(grads, slope, rows_in[rows], head.weight, rows)
+                    _accumulate(grads, slope, rows_in[rows], head.weight, rows, scratch)
         ctx.save_for_backward(*(None if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden, weight, bias), strict=True)))
         return total
 
@@ -120,13 +124,17 @@ class _FusedLoss(torch.autograd.Function):
         return *(None if g is None else g * grad_output.to(g.dtype) for g in ctx.saved_tensors), None, None, None, None, None
 
 
-def _accumulate(grads: Sequence[Tensor | None], slope: Tensor, rows_in: Tensor, weight: Tensor, rows: slice) -> None:
-    """Adds one chunk's gradients (of hidden states, weight, bias), given the slope (m, V) of the loss in the raw logits."""
+def _accumulate(
+    grads: Sequence[Tensor | None], slope: Tensor, rows_in: Tensor, weight: Tensor, rows: slice, scratch: Tensor | None
+) -> None:
+    """Adds one chunk's gradients (of hidden states, weight, bias), given the slope (m, V) of the loss in the raw logits.
+
+    scratch: room for one product of the weight's shape and type, so that not every chunk asks the system for it."""
     narrow = slope.to(weight.dtype)
     if grads[0] is not None:
         grads[0][rows] = (narrow @ weight).to(slope.dtype)
     if grads[1] is not None:
-        grads[1] += narrow.T @ rows_in
+        grads[1] += torch.mm(narrow.T, rows_in, out=scratch)
     if grads[2] is not None:
         grads[2] += slope.sum(0)
 

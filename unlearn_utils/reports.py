@@ -98,7 +98,7 @@ def continuations(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def blind(profile: Profile, seed: int) -> pd.DataFrame:
-    """AUC of a classifier that sees the text only, on the report half: run, measure, value, low, high, n."""
+    """AUC of a classifier that sees the text only, on the report half: model, run, measure, value, low, high, n."""
     from unlearn_utils import attacks
 
     generator, table = np.random.default_rng(seed), []
