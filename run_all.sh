@@ -8,7 +8,7 @@ help() {
 usage: ./run_all.sh [PROFILE] [--only NN] [--from NN] [--fresh]
 
 profiles
-  smoke      a tiny model on a slice of the text; about 3 minutes; writes to runs/smoke/
+  smoke      a tiny model on a slice of the text; about 4 minutes; writes to runs/smoke/
   laptop     the default: what is committed in notebooks/ and figures/; about 21 minutes, up to 4 GB of memory
   study, gpu, paper   come with a later version
 
