@@ -19,9 +19,10 @@ from pathlib import Path
 import pandas as pd
 from datasets import Dataset, DatasetDict, load_dataset
 
+from unlearn_utils.profiles import DOMAINS
+
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = Path(__file__).with_name("manifest.csv")
-DOMAINS = ("arxiv", "books", "github")
 SPLITS = {domain: ("forget", "approximate", "retain") for domain in DOMAINS} | {"general": ("evaluation", "retain")}
 COLUMNS = ("id", "text", "family", "package", "version", "file", "licence", "rank")
 HUB_REVISION = "6f7a7bd39df4b88b7b24f815c202034be562c012"  # of llmunlearn/unlearn_dataset, see the dataset card
