@@ -30,7 +30,7 @@ def measure(command: list[str]) -> tuple[float, float, int]:
         environment = os.environ | {"UNLEARN_STORE": f"{folder}/store", "UNLEARN_FIGURES": f"{folder}/figures"}
         began = time.time()
         code = subprocess.run(command, cwd=ROOT, env=environment).returncode
-    return (time.time() - began) / 60, memory.highest, code
+    return (time.time() - began) / 60, memory.peak, code
 
 
 def main() -> int:

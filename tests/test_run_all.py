@@ -180,7 +180,7 @@ def test_a_run_from_start_to_end(tmp_path, capsys):
     assert one["cells"][2]["outputs"][0]["text"] == [f"laptop {sys.executable}\n"]
     assert [cell["execution_count"] for cell in one["cells"][1:]] == [1, 2, 3]
     assert "papermill" not in json.dumps(one) and "iopub" not in json.dumps(one)
-    assert (tmp_path / "runs" / "laptop" / "run.csv").read_text().startswith("notebook,minutes,peak_gb\n01,0.")
+    assert (tmp_path / "runs" / "laptop" / "run.csv").read_text().startswith("notebook,minutes\n01,0.")
 
     assert notebooks.run(tmp_path, "laptop", only="2") == 0
     assert capsys.readouterr().out.splitlines()[0].split()[-1] == "unchanged"
@@ -227,21 +227,51 @@ def test_a_killed_kernel_is_named(tmp_path, capsys):
     assert "code cell 3 (import os; os._exit(9)): DeadKernelError" in capsys.readouterr().err
 
 
-def test_interrupted(tmp_path):
-    add(tmp_path, "01_one", "import time, pathlib\npathlib.Path('started').touch()\ntime.sleep(60)")
+@pytest.mark.parametrize("alone", [True, False])
+def test_interrupted(tmp_path, alone):
+    for name in ["01_one"] if alone else ["01_one", "02_two"]:
+        add(tmp_path, name, f"import time, pathlib\npathlib.Path('{name}').touch()\ntime.sleep(60)", side_by_side=not alone)
     script = f"import sys, pathlib\nfrom unlearn_utils import notebooks\nsys.exit(notebooks.run(pathlib.Path({str(tmp_path)!r}), 'laptop'))"
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background jobs are started deaf to it
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, stderr=subprocess.PIPE, **heard)
-    while not (tmp_path / "notebooks" / "started").exists():
+    while not all((tmp_path / "notebooks" / name).exists() for name in (["01_one"] if alone else ["01_one", "02_two"])):
         assert process.poll() is None
         time.sleep(0.1)
-    kernels = psutil.Process(process.pid).children(recursive=True)
+    started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    assert b"interrupted in notebook 01_one.ipynb" in process.communicate(timeout=30)[1]
+    said = process.communicate(timeout=30)[1].decode()
+    assert "interrupted in notebook 01_one.ipynb" + ("" if alone else " and 02_two.ipynb") in said and "Traceback" not in said
     assert process.returncode == 130
-    assert kernels and not psutil.wait_procs(kernels, timeout=10)[1]
+    assert started and not psutil.wait_procs(started, timeout=10)[1]
     assert not list((tmp_path / "runs" / "laptop").rglob("*.ipynb"))
+
+
+def test_side_by_side_at_once_with_a_core_each(tmp_path, capfd):
+    """Each of two notebooks waits for a file that the other writes: one after the other they would wait for ever."""
+    wait = "import os, pathlib, time\npathlib.Path('{}').touch()\nwhile not pathlib.Path('{}').exists(): time.sleep(0.05)"
+    add(tmp_path, "01_one", wait.format("a", "b"), 'print(os.environ["UNLEARN_WORKERS"])', side_by_side=True)
+    add(tmp_path, "02_two", wait.format("b", "a"), side_by_side=True)
+    add(tmp_path, "03_three", 'import os\nprint(os.environ["UNLEARN_WORKERS"])')
+    add(tmp_path, "00_sum", "print(open('a').read())")
+    assert notebooks.run(tmp_path, "laptop") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert {line[8:10] for line in lines[:2]} == {"01", "02"} and [line[8:10] for line in lines[2:4]] == ["03", "00"]
+    said = [json.loads((tmp_path / "notebooks" / f"{n}.ipynb").read_text())["cells"][-1]["outputs"] for n in ("01_one", "03_three")]
+    assert [out[0]["text"] for out in said] == [["1\n"], ["2\n"]]
+    assert notebooks.run(tmp_path, "laptop") == 0
+    assert sum(line.endswith("unchanged") for line in capfd.readouterr().out.splitlines()) == 4
+
+
+def test_a_failure_side_by_side_ends_the_run(tmp_path, capfd):
+    add(tmp_path, "01_one", "raise ValueError('no')", side_by_side=True)
+    add(tmp_path, "02_two", "import time; time.sleep(60)", side_by_side=True)
+    add(tmp_path, "03_three", "print(1)")
+    began = time.time()
+    assert notebooks.run(tmp_path, "laptop") == 1
+    out, err = capfd.readouterr()
+    assert "error: 01_one.ipynb, code cell 2 (raise ValueError('no')): ValueError: no" in err and "03" not in out.replace("/03", "")
+    assert time.time() - began < 50 and not list((tmp_path / "runs" / "laptop" / "running").iterdir())
 
 
 @pytest.mark.parametrize(("only", "start", "numbers"), [("2", None, ["02"]), (None, "02", ["02", "10"]), (None, None, ["01", "02", "10"])])

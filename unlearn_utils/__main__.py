@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,6 +19,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="ignore stored results")
     commands.add_parser("expect", help="make the present figures/table*.csv the committed values of tests/expected/laptop.csv")
     commands.add_parser("manifest", help="curate the embedded corpus again and replace unlearn_utils/manifest.csv")
+    step = commands.add_parser("step")  # what `run` starts for notebooks that go side by side; not in the help
+    for name, kind in {"root": Path, "profile": str, "path": Path, "label": str, "cores": int}.items():
+        step.add_argument(name, type=kind)
     return top
 
 
@@ -43,6 +47,8 @@ def dispatch(options: argparse.Namespace) -> int:
     if options.command == "expect":
         expected.expect(notebooks.ROOT)
         return 0
+    if options.command == "step":
+        return notebooks.step(options.root, options.profile, options.path, options.label, options.cores)
     return notebooks.run(notebooks.ROOT, options.profile, options.only, options.start, options.fresh)
 
 

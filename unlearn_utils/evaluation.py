@@ -76,7 +76,8 @@ def measure(model: nn.Module, documents: pd.DataFrame, tokenizer: PreTrainedToke
 @torch.no_grad()
 def divergences(model: nn.Module, reference: nn.Module, documents: Sequence[list[int]], pad_id: int) -> list[float]:
     """KL(P_reference || P_model) of each document, in nats: the mean over its predicted tokens."""
-    return [float(objectives.kl_loss(model, reference, tokens.collate([ids], pad_id))) for ids in documents]
+    batches = ({k: v.to(model.device) for k, v in tokens.collate([ids], pad_id).items()} for ids in documents)
+    return [float(objectives.kl_loss(model, reference, batch)) for batch in batches]
 
 
 @torch.no_grad()

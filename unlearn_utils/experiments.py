@@ -22,9 +22,9 @@ from unlearn_utils.store import Step
 from unlearn_utils.workers import on_threads, side_by_side
 
 VERSIONS = {
-    "pretrained": 1,
+    "pretrained": 2,
     "measured": 2,
-    "unlearned": 2,
+    "unlearned": 3,
     "repeated": 1,
     "continued": 1,
     "diverged": 1,

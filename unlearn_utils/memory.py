@@ -14,7 +14,7 @@ class PeakMemory:
     """
 
     def __init__(self) -> None:
-        self.peak = self.highest = 0.0
+        self.peak = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -26,15 +26,10 @@ class PeakMemory:
         self._stop.set()
         self._thread.join()
 
-    def restart(self) -> None:
-        """Forget `peak`; `highest` is kept."""
-        self.peak = 0.0
-
     def _sample(self) -> None:
         me = psutil.Process()
         while not self._stop.wait(0.5):
             self.peak = max(self.peak, sum(map(resident, [me, *me.children(recursive=True)])) / 1e9)
-            self.highest = max(self.highest, self.peak)
 
 
 def resident(process: psutil.Process) -> int:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
+from transformers.masking_utils import eager_mask
 from transformers.utils import logging
 
 from unlearn_utils.profiles import Shape
 
+SHORT = 512  # tokens
 logging.disable_progress_bar()  # bars of a second or less, which would be kept in a notebook's outputs
 
 
@@ -52,6 +62,30 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
 def save(model: nn.Module, folder: Path) -> None:
     """Writes weights (safetensors) and config, as `load` and any transformers program read them."""
     model.save_pretrained(folder)
+
+
+def quicker_attention(model: nn.Module) -> None:
+    """Switches to `short_attention` where that trains faster: in bfloat16 on a CPU, for sequences of up to `SHORT` tokens."""
+    short = getattr(model.config.get_text_config(), "max_position_embeddings", SHORT + 1) <= SHORT
+    if short and half_precision() and not torch.cuda.is_available():
+        model.set_attn_implementation("short")
+
+
+def short_attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_) -> tuple[Tensor, None]:
+    """Attention in three plain steps, as transformers calls it: (batch, heads, time, d) in, (batch, time, heads, d) out.
+
+    PyTorch's fused attention takes 3 times as long in bfloat16 on a CPU (forward and backward, 256 tokens; as long at 1,024). This one
+    keeps heads x time x time probabilities a layer, so it is for short sequences. No dropout.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = (query * scaling) @ key.mT
+    return (scores.add_(attention_mask.to(scores.dtype)).softmax(-1) @ value).transpose(1, 2), None
+
+
+AttentionInterface.register("short", short_attention)
+AttentionMaskInterface.register("short", eager_mask)
 
 
 def parameters(model: nn.Module) -> int:

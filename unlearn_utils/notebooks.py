@@ -1,6 +1,7 @@
 """Execute the numbered notebooks in order, one printed line each, and compare the tables with the committed ones.
 
-A profile's name is all that differs between runs. `laptop` rewrites `notebooks/` and `figures/`, whose outputs are committed;
+Neighbours whose metadata say `side_by_side` run at once, a core each. A step that two of them need is computed by one while the other
+waits for it. A profile's name is all that differs between runs. `laptop` rewrites `notebooks/` and `figures/`, whose outputs are committed;
 every other profile writes copies below `runs/PROFILE/`.
 """
 
@@ -11,12 +12,16 @@ import os
 import re
 import sys
 import time
-from hashlib import sha256
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from unlearn_utils import expected, profiles
+import psutil
+
+from unlearn_utils import expected, profiles, stamps, workers
 from unlearn_utils.memory import PeakMemory
+from unlearn_utils.stamps import read, write
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = "laptop"  # the profile whose outputs are committed
@@ -40,20 +45,75 @@ def run(root: Path, profile: str, only: str | None = None, start: str | None = N
     Raises:
         ValueError: unknown profile or number. FileNotFoundError: no notebooks.
     """
-    offline = profiles.profile(profile).corpus.source == "embedded"
+    chosen = profiles.profile(profile)
     paths = select(sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")), only, start)
+    paths.sort(key=lambda path: path.name[:2] == "00")  # it sums up the others: last
     began = time.time()
-    prepare(root, profile, offline, fresh)
+    prepare(root, profile, chosen.corpus.source == "embedded", fresh)
+    labels = {path: f"[{position:02}/{len(paths):02}] {title(path)}" for position, path in enumerate(paths, 1)}
     with PeakMemory() as memory:
-        for position, path in enumerate(paths, 1):
-            code = step(root, profile, path, f"[{position:02}/{len(paths):02}] {title(path)}", memory, fresh)
-            if code:
-                return code
-    write_summary(root, profile)
-    report(root, profile, (time.time() - began) / 60, memory.highest)
+        try:
+            code = next((code for group in groups(paths) if (code := beside(root, profile, group, labels, fresh))), 0)
+        except KeyboardInterrupt:
+            code = 130
+    if code:
+        return stopped(root / "runs" / profile / "running", code)
+    stamps.summarise(root, profile)
+    report(root, profile, (time.time() - began) / 60, memory.peak)
     if profile == COMMITTED:
         print(expected.comparison(root, Path(os.environ["UNLEARN_FIGURES"])))
     return 0
+
+
+def groups(paths: list[Path]) -> list[list[Path]]:
+    """Neighbours that may run side by side together, every other notebook by itself."""
+    found = groupby(enumerate(paths), lambda item: "beside" if metadata(item[1]).get("side_by_side") else item[0])
+    return [[path for _, path in group] for _, group in found]
+
+
+def beside(root: Path, profile: str, group: list[Path], labels: dict[Path, str], fresh: bool) -> int:
+    """Executes what changed of a group, as many at once as the profile has workers, which they share; returns an exit code."""
+    changed = [path for path in group if fresh or not stamps.unchanged(root, profile, path, target(root, profile, path))]
+    for path in group:
+        if path not in changed:
+            print(f"{labels[path]:<60}  unchanged", flush=True)
+    cores = profiles.profile(profile).workers
+    lanes = max(1, min(len(changed), cores))
+    if lanes == 1:
+        return next((code for path in changed if (code := step(root, profile, path, labels[path], cores))), 0)
+    pool, started = ThreadPoolExecutor(lanes), []
+    asked = [["step", root, profile, path, labels[path], cores // lanes] for path in changed]
+    calls = [pool.submit(in_a_process, [str(word) for word in words], started) for words in asked]
+    try:
+        return next((call.result() for call in as_completed(calls) if call.result()), 0)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in started:
+            kill(process)
+
+
+def in_a_process(words: list[str], started: list[psutil.Popen]) -> int:
+    """The exit code of a command of this package in a process of its own, which an interrupt from the keyboard does not reach."""
+    started.append(psutil.Popen([sys.executable, "-m", "unlearn_utils", *words], env=dict(os.environ), start_new_session=True))
+    return started[-1].wait()
+
+
+def kill(process: psutil.Popen) -> None:
+    """Ends a process and its kernel, if it still runs."""
+    if process.poll() is None:
+        for one in [*process.children(recursive=True), process]:
+            one.kill()
+
+
+def stopped(running: Path, code: int) -> int:
+    """Removes what was half-written; says so if the run was interrupted."""
+    halves = sorted(running.glob("*.ipynb"))
+    for path in halves:
+        path.unlink()
+    if code == 130:
+        names = " and ".join(path.name for path in halves)
+        print(f"\ninterrupted in notebook {names}; what was stored is kept, the same command goes on from there", file=sys.stderr)
+    return code
 
 
 def select(paths: list[Path], only: str | None, start: str | None) -> list[Path]:
@@ -84,7 +144,7 @@ def prepare(root: Path, profile: str, offline: bool, fresh: bool) -> None:
     Path(os.environ["UNLEARN_FIGURES"]).mkdir(parents=True, exist_ok=True)
     os.environ["JUPYTER_PATH"] = os.pathsep.join([str(runs / "kernels"), *filter(None, [os.environ.get("JUPYTER_PATH")])])
     os.environ |= {"JUPYTER_RUNTIME_DIR": str(runs / "kernels" / "runtime"), "IPYTHONDIR": str(runs / "kernels" / "ipython")}
-    os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", **workers.KEEP_FREED}
     if offline:
         os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
     if fresh:  # the store takes what is older than this for missing
@@ -92,24 +152,18 @@ def prepare(root: Path, profile: str, offline: bool, fresh: bool) -> None:
     os.environ.pop("MPLBACKEND", None)  # Agg would leave the figures out of the notebooks
 
 
-def step(root: Path, profile: str, path: Path, label: str, memory: PeakMemory, fresh: bool) -> int:
-    """One notebook: skipped if nothing changed, else executed and stamped; returns the exit code."""
-    stamp = root / "runs" / profile / "stamps" / f"{path.name[:2]}.json"
-    inputs = inputs_hash(root, profile, path)
-    if not fresh and unchanged(stamp, inputs, outputs_hash(root, profile, path)):
-        print(f"{label:<60}  unchanged", flush=True)
-        return 0
+def step(root: Path, profile: str, path: Path, label: str, cores: int) -> int:
+    """One notebook, executed with so many workers of its own, and stamped; returns the exit code."""
+    os.environ["UNLEARN_WORKERS"] = str(cores)
     if sys.stdout.isatty():
         print(label, end="\r", flush=True)
-    memory.restart()
-    began = time.time()
+    inputs, began = stamps.inputs(profile, path), time.time()
     code = execute(root, profile, path, label)
     minutes = (time.time() - began) / 60
     if code == 0:
         budget = metadata(path).get("expected_minutes", {}).get(profile)
         print(f"{label:<60} {minutes:5.1f} min" + (f" (expected {budget:.1f})" if budget else ""), flush=True)
-        measures = {"minutes": round(minutes, 3), "peak_gb": round(memory.peak, 3)}
-        write(stamp, json.dumps({"inputs": inputs, "outputs": outputs_hash(root, profile, path)} | measures, indent=1))
+        stamps.record(root, profile, path, target(root, profile, path), inputs, minutes)
     return code
 
 
@@ -134,10 +188,6 @@ def execute(root: Path, profile: str, path: Path, label: str) -> int:
     settings["parameters"] = {} if profile == COMMITTED else {"PROFILE": profile}
     try:
         executed = execute_notebook(path, running, **settings)
-    except KeyboardInterrupt:
-        running.unlink(missing_ok=True)
-        print(f"\ninterrupted in notebook {path.name}; what was stored is kept, the same command goes on from there", file=sys.stderr)
-        return 130
     except (PapermillExecutionError, DeadKernelError) as error:
         failed.parent.mkdir(parents=True, exist_ok=True)
         os.replace(running, failed)
@@ -179,11 +229,6 @@ def scrub(notebook: Any) -> Any:
     return notebook
 
 
-def read(path: Path) -> dict:
-    """A notebook as plain JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def metadata(path: Path) -> dict:
     """A notebook's metadata, such as `expected_minutes` and `reads_only`."""
     return read(path)["metadata"]
@@ -195,56 +240,7 @@ def title(path: Path) -> str:
     return f"{heading[1]} {heading[2].strip()}" if heading else path.stem.replace("_", " ")
 
 
-# ---------------------------------------------------------------------------------- what has not changed
-
-
-def unchanged(stamp: Path, inputs: str, outputs: dict[str, str]) -> bool:
-    """Did the last execution start from these inputs, and are its outputs still there?"""
-    old = json.loads(stamp.read_text()) if stamp.exists() else {}
-    return old.get("inputs") == inputs and old.get("outputs") == outputs
-
-
-def inputs_hash(root: Path, profile: str, path: Path) -> str:
-    """A hash of all that decides a notebook's outputs: its cells, the package, the pins, Python, profile, store."""
-    cells = [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags")) for cell in read(path)["cells"]]
-    package = Path(__file__).parent
-    files = [*sorted(package.rglob("*.py")), package / "manifest.csv", root / "requirements.lock"]
-    parts = [file_hash(file) for file in files if file.exists()]
-    made_by = [cells, parts, sys.version_info[:2], profile, os.environ["UNLEARN_STORE"]]
-    return sha256(json.dumps(made_by).encode()).hexdigest()
-
-
-def outputs_hash(root: Path, profile: str, path: Path) -> dict[str, str]:
-    """Hashes of the executed notebook and of its figures and tables, which carry its number."""
-    number, figures = path.name[:2], Path(os.environ["UNLEARN_FIGURES"])
-    written = [*figures.glob(f"fig{number}_*"), *figures.glob(f"table{number}_*"), target(root, profile, path)]
-    return {file.name: file_hash(file) for file in sorted(written) if file.exists()}
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return sha256(path.read_bytes()).hexdigest()
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 # ----------------------------------------------------------------------------------------------- closing
-
-
-def write_summary(root: Path, profile: str) -> None:
-    """`runs/PROFILE/run.csv`: minutes and memory of the last execution of each notebook; these never repeat."""
-    folder = root / "runs" / profile
-    lines = ["notebook,minutes,peak_gb"]
-    for stamp in sorted((folder / "stamps").glob("*.json")):
-        made = json.loads(stamp.read_text())
-        lines.append(f"{stamp.stem},{made['minutes']},{made['peak_gb']}")
-    write(folder / "run.csv", "\n".join(lines) + "\n")
 
 
 def report(root: Path, profile: str, minutes: float, peak: float) -> None:
@@ -259,7 +255,7 @@ def report(root: Path, profile: str, minutes: float, peak: float) -> None:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
         print(f"{name:<10} {shown(path, root)}  ({size:.1f} MB)")
     made = "runs .venv" if (root / ".venv").exists() else "runs"
-    print(f"Minutes and memory of each notebook: runs/{profile}/run.csv. To clean up: rm -rf {made}")
+    print(f"Minutes of each notebook: runs/{profile}/run.csv. To clean up: rm -rf {made}")
 
 
 def shown(path: Path, root: Path) -> str:

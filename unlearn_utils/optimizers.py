@@ -86,5 +86,5 @@ def muon_and_adamw(model: nn.Module, muon_learning_rate: float, adamw_learning_r
     outside = {id(p) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) for p in layer.parameters()}
     hidden = [p for p in model.parameters() if p.ndim == 2 and id(p) not in outside]
     rest = [p for p in model.parameters() if p.ndim != 2 or id(p) in outside]
-    adamw = torch.optim.AdamW(rest, lr=adamw_learning_rate, weight_decay=0.0)
+    adamw = torch.optim.AdamW(rest, lr=adamw_learning_rate, weight_decay=0.0, fused=True)
     return Together(Muon(hidden, lr=muon_learning_rate), adamw)

@@ -131,9 +131,13 @@ def hidden_of(reference: nn.Module, retain: Ids, visits: Sequence[int], pad_id: 
     size = sum(len(retain[j]) for j in once) * reference.config.hidden_size * 4
     if len(once) == len(visits) or size > REFERENCE_BYTES:
         return {}
-    batches = {j: tokens.collate([retain[j]], pad_id) for j in once}
+    found = {}
     with torch.autocast(reference.device.type, torch.bfloat16, enabled=models.half_precision()):  # as they would be in training
-        return {j: objectives.hidden_states(reference, b["input_ids"], b["attention_mask"])[0] for j, b in batches.items()}
+        for some in (once[i : i + 8] for i in range(0, len(once), 8)):
+            batch = {k: v.to(reference.device) for k, v in tokens.collate([retain[j] for j in some], pad_id).items()}
+            states = objectives.hidden_states(reference, batch["input_ids"], batch["attention_mask"]).cpu()
+            found |= {j: state[: len(retain[j])] for j, state in zip(some, states, strict=True)}
+    return found
 
 
 def check_sets(method: str, forget: Ids, retain: Ids) -> None:
@@ -195,6 +199,7 @@ def pretrain(model: nn.Module, documents: Ids, recipe: Pretraining, pad_id: int,
     optimizer = optimizers.muon_and_adamw(model, recipe.muon_learning_rate, recipe.adamw_learning_rate)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
     objective = Objective(model, pretraining_objective)
+    models.quicker_attention(model)
     return _run(objective, order, single(documents, pad_id), (optimizer, schedule), recipe.batch, recipe.max_grad_norm, seed)
 
 
@@ -224,10 +229,13 @@ def unlearn(
     check_sets(method, forget, retain)
     if steps == 0 or (watch and 0 in watched and watch(0, model)):
         return []
+    for one in (model, reference):
+        if one is not None:
+            models.quicker_attention(one)
     order = pairs(len(forget), len(retain), recipe.epochs, np.random.default_rng(seed))
     kept = reference is not None and 2 not in methods.defects(recipe.variant)  # defect 2 reads the reference where texts are padded
     hidden = hidden_of(reference, retain, [j for _, j in order], pad_id) if kept else None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.0, fused=True)
     return _run(
         Objective(model, unlearning_objective(method, recipe, reference)),
         order[: steps and steps * recipe.batch],

@@ -9,18 +9,24 @@ from contextlib import contextmanager
 from unlearn_utils.profiles import Profile
 from unlearn_utils.store import Step
 
+KEEP_FREED = {  # two glibc settings: freed tensors are kept for the next step instead of going back to the system, page by page
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+}
+
 
 def side_by_side(profile: Profile, steps: Sequence[Step]) -> None:
-    """Fills what is missing in `profile.workers` processes. What is finished stays, whatever happens to the rest."""
+    """Fills what is missing in `profile.workers` processes, or `UNLEARN_WORKERS`; one is this process. What is finished stays, whatever
+    happens to the rest."""
     missing = [s for s in steps if not s.done()]
     if not missing:
         return
     from joblib import Parallel, delayed
 
-    # Two glibc settings: freed tensors are kept for the next step instead of going back to the system, page by page.
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "1000000000")
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000000")
-    Parallel(n_jobs=min(profile.workers, len(missing)), batch_size=1)(delayed(_fill)(step) for step in missing)
+    for name, value in KEEP_FREED.items():
+        os.environ.setdefault(name, value)
+    workers = int(os.environ.get("UNLEARN_WORKERS") or profile.workers)
+    Parallel(n_jobs=min(workers, len(missing)), batch_size=1)(delayed(_fill)(step) for step in missing)
 
 
 def _fill(step: Step) -> str:
