@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from unlearn_utils import evaluation, experiments, inputs, metrics, models, selection, training, workers
+from unlearn_utils import runs as running
 from unlearn_utils.profiles import PROFILES, Corpus, Pretraining, Shape, Unlearning
 
 TINY = replace(
@@ -297,11 +298,11 @@ def test_threads_are_given_back():
 
 def test_watched_steps_by_hand():
     for total in range(1, 9):
-        assert experiments.watched_steps(total) == list(range(1, total + 1))
+        assert running.watched_steps(total) == list(range(1, total + 1))
     first = list(range(1, 9))
-    assert experiments.watched_steps(9) == [*first, 9]
-    assert experiments.watched_steps(15) == [*first, 10, 12, 15]  # 8, 8 (15/8)^(1/3) = 9.9, 12.2, 15
-    assert experiments.watched_steps(1000) == [*first, 40, 200, 1000]
+    assert running.watched_steps(9) == [*first, 9]
+    assert running.watched_steps(15) == [*first, 10, 12, 15]  # 8, 8 (15/8)^(1/3) = 9.9, 12.2, 15
+    assert running.watched_steps(1000) == [*first, 40, 200, 1000]
 
 
 def test_halves_of_the_documents_keep_pairs_together(world):
@@ -316,7 +317,7 @@ def test_halves_of_the_documents_keep_pairs_together(world):
 
 def test_a_trajectory_holds_the_selection_half_at_every_watched_step(world):
     rows = read(experiments.unlearned(TINY, "arxiv", METHOD), "trajectory")
-    assert rows.step.unique().tolist() == [0, *experiments.watched_steps(8)] == list(range(9))  # 4 documents, twice, one at a time
+    assert rows.step.unique().tolist() == [0, *running.watched_steps(8)] == list(range(9))  # 4 documents, twice, one at a time
     assert set(rows["rank"] % 2) == {0} and not rows.isna().any(axis=None)
     for _, part in rows.groupby("step"):
         assert part.groupby(["domain", "split"]).size().to_dict() == HALF and part.id.tolist() == rows.id[:8].tolist()
@@ -375,7 +376,7 @@ def test_a_run_that_ends_at_a_chosen_step_is_the_one_that_was_reported(world, ru
     step = experiments.unlearned(TINY, "arxiv", method)
     rows, kept = read(step, "report"), chosen(step)
     documents = selection.half(inputs.documents(TINY, inputs.measured_parts(["arxiv"]), 4), selection.REPORT)
-    model, history, _ = experiments._run(TINY, "arxiv", method, TINY.unlearning, 0, steps=kept["oracle"])
+    model, history, _ = running.run(TINY, experiments.target(TINY).folder(), "arxiv", method, TINY.unlearning, 0, steps=kept["oracle"])
     found = evaluation.measure(model, documents, inputs.tokenizer(TINY))
     assert len(history) == kept["oracle"]
     assert found.nll.tolist() == pytest.approx(rows[rows.rule == "oracle"].nll.tolist(), rel=1e-5)
@@ -411,7 +412,7 @@ def test_each_method_reads_its_own_retain_text(world):
         return list(inputs.documents(TINY, [(domain, split)]).ids)
 
     for method, expected in ((OTHER, []), (METHOD, retain("general")), ("ascent_descent_in_distribution", retain("arxiv"))):
-        assert experiments.sides(TINY, "arxiv", method) == (retain("arxiv", "forget"), expected)
+        assert running.sides(TINY, "arxiv", method) == (retain("arxiv", "forget"), expected)
 
 
 def test_unlearn_all_is_a_row_for_each_method_domain_and_seed(runs):

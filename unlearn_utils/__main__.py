@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+MARKS = ("<!-- claims: python -m unlearn_utils claims --readme -->", "<!-- end of claims -->")  # in the README
+
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
@@ -17,6 +19,9 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--only", metavar="NN", help="only this notebook")
     which.add_argument("--from", metavar="NN", dest="start", help="this notebook and those after it")
     run.add_argument("--fresh", action="store_true", help="ignore stored results")
+    claims = commands.add_parser("claims", help="print each claim with its measured value and verdict, as notebook 14 left them")
+    claims.add_argument("profile", nargs="?", default="laptop", help="laptop, study or smoke")
+    claims.add_argument("--readme", action="store_true", help="write the table into README.md")
     commands.add_parser("expect", help="make the present figures/table*.csv the committed values of tests/expected/laptop.csv")
     commands.add_parser("manifest", help="curate the embedded corpus again and replace unlearn_utils/manifest.csv")
     step = commands.add_parser("step")  # what `run` starts for notebooks that go side by side; not in the help
@@ -44,12 +49,34 @@ def dispatch(options: argparse.Namespace) -> int:
         return 0
     from unlearn_utils import expected, notebooks
 
+    if options.command == "claims":
+        return claims(options.profile, options.readme)
     if options.command == "expect":
         expected.expect(notebooks.ROOT)
         return 0
     if options.command == "step":
         return notebooks.step(options.root, options.profile, options.path, options.label, options.cores)
     return notebooks.run(notebooks.ROOT, options.profile, options.only, options.start, options.fresh)
+
+
+def claims(profile: str, readme: bool) -> int:
+    """Prints the claims' table of a profile, or writes it into the README between its marks."""
+    import pandas as pd
+
+    from unlearn_utils import claims as stated
+    from unlearn_utils import notebooks
+
+    path = notebooks.figures(notebooks.ROOT, profile) / "table14_claims.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: execute ./run_all.sh {profile} --only 14 first")
+    text = stated.markdown(pd.read_csv(path, dtype={"notebook": str}))
+    if not readme:
+        print(text, end="")
+        return 0
+    file = notebooks.ROOT / "README.md"
+    before, _, rest = file.read_text().partition(MARKS[0])
+    file.write_text(before + MARKS[0] + "\n" + text + MARKS[1] + rest.partition(MARKS[1])[2])
+    return 0
 
 
 if __name__ == "__main__":

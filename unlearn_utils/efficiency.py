@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+import numpy as np
+from scipy import stats
 
-from unlearn_utils import models, objectives
+from unlearn_utils.metrics import Interval
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from unlearn_utils import objectives
+
+YI_6B = {"parameters": 6.06e9, "tokens": 3.1e12}  # of its pre-training; model card
+FORGET_BYTES = {"arxiv": 22.1e6, "github": 14.1e6}  # the paper's forget sets, card of llmunlearn/unlearn_dataset
+BYTES_PER_TOKEN = (2.5, 4.0, 5.0)  # lowest, assumed, highest: not stated; English text with a large vocabulary is near 4
+PASSES = {None: 1.0, "descent": 2.0, "kl": 7 / 3}  # by retain term: cost of a forget token in training passes (6 N); a forward is a third
 
 
 def step_flops(model: nn.Module, loss: Callable, sides: Mapping[str, objectives.Batch]) -> dict[str, int]:
@@ -17,6 +28,10 @@ def step_flops(model: nn.Module, loss: Callable, sides: Mapping[str, objectives.
     of all sides, padding left out; estimate_per_step: 6 N D, N parameters times D tokens (Kaplan et al. 2020, arXiv 2001.08361).
     The optimizer's own arithmetic is left out.
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from unlearn_utils import models, objectives
+
     counts = {side: objectives.predicted(batch["labels"]).sum() for side, batch in sides.items()}
     with FlopCounterMode(display=False) as counter:
         loss(model, sides, counts).backward()
@@ -26,3 +41,18 @@ def step_flops(model: nn.Module, loss: Callable, sides: Mapping[str, objectives.
         "tokens_per_step": tokens,
         "estimate_per_step": 6 * models.parameters(model) * tokens,
     }
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> Interval:
+    """The power with which y grows in x: slope of log y in log x by least squares, its 95% t interval, and the number of points."""
+    fit = stats.linregress(np.log(x), np.log(y))
+    half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
+    return Interval(fit.slope, fit.slope - half, fit.slope + half, len(x))
+
+
+def computed_ratio(retain: str | None, forget_bytes: float, bytes_per_token: float, tokens: float = YI_6B["tokens"]) -> float:
+    """FLOPs of pre-training over those of one epoch of unlearning, computed: 6 N tokens / (6 N passes forget tokens).
+
+    The model's size cancels. retain: the method's retain term, a key of `PASSES`; one retain token is read for each forget token.
+    """
+    return tokens / (PASSES[retain] * forget_bytes / bytes_per_token)

@@ -12,10 +12,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from unlearn_utils import selection
+from unlearn_utils import runs, selection
 from unlearn_utils.inputs import documents, fingerprint, measured_parts, tokenizer, tokenizer_step, training_parts
 from unlearn_utils.profiles import Profile, Unlearning
 from unlearn_utils.store import Step
@@ -29,8 +28,10 @@ VERSIONS = {
     "continued": 1,
     "diverged": 1,
     "flops": 1,
+    "grid": 1,
+    "counted": 1,
+    "timed": 1,
 }  # raise when a step's code changes its result
-DIVERGED = 10  # a run whose forget perplexity passes this many times a uniform guess (the vocabulary) has diverged, and ends
 
 # ---------------------------------------------------------------------------------------------- target and retrained models
 
@@ -154,38 +155,32 @@ def unlearned(profile: Profile, domain: str, method: str, **choices) -> Step:
     return Step("unlearned", VERSIONS["unlearned"], settings, partial(_make_unlearned, profile, domain, method, recipe))
 
 
-def watched_steps(total: int) -> list[int]:
-    """Every step up to the eighth, where most methods pass the retrained model's level; then three more, the last among them."""
-    later = np.geomspace(8, total, 4).round().astype(int).tolist() if total > 8 else []
-    return sorted({*range(1, min(8, total) + 1), *later})
-
-
 def _make_unlearned(profile: Profile, domain: str, method: str, recipe: Unlearning, folder: Path) -> dict:
     from unlearn_utils import evaluation, models
 
     rows = documents(profile, measured_parts([domain]), profile.corpus.measured)
-    baseline = {"target": target(profile), "retrained": retrained(profile, domain)}
+    baseline, start = {"target": target(profile), "retrained": retrained(profile, domain)}, target(profile).folder()
     halves = {name: selection.half(_own_rows(profile, model, domain), selection.SELECTION) for name, model in baseline.items()}
     frames, states, diverged = [halves["target"].assign(step=0)], {}, None
+    watched = runs.watched_steps(runs.length(profile, domain, recipe))
 
     def watch(step: int, model) -> bool:
         nonlocal diverged
         frames.append(evaluation.measure(model, selection.half(rows, selection.SELECTION), tokenizer(profile)).assign(step=step))
         states[step] = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        level = selection.log_perplexity(frames[-1], "forget")
-        diverged = None if level < np.log(DIVERGED * profile.shape.vocabulary) else step  # NaN is past any bound
+        diverged = step if runs.has_diverged(profile, frames[-1]) else None
         return diverged is not None
 
     with on_threads(1):
-        model, history, seconds = _run(profile, domain, method, recipe, 0, watch)
+        model, history, seconds = runs.run(profile, start, domain, method, recipe, 0, watch, watched)
         trajectory = pd.concat([f for f in frames if f.nll.notna().all()], ignore_index=True)
         chosen = {rule: selection.choose(trajectory, goal) for rule, goal in selection.goals(halves["target"], halves["retrained"]).items()}
         reports = {}
         for step in set(chosen.values()):
-            model = _at(profile, model, states, step)
+            model = runs.at(start, model, states, step)
             part = selection.half(rows, selection.REPORT)
             reports[step] = evaluation.measure(model, part, tokenizer(profile))
-        models.save(_at(profile, model, states, chosen["practitioner"]), folder)
+        models.save(runs.at(start, model, states, chosen["practitioner"]), folder)
     columns = _columns(method, domain, 0, recipe)
     report = pd.concat([reports[step].assign(rule=rule, step=step) for rule, step in chosen.items()], ignore_index=True)
     for name, frame in {"trajectory": trajectory, "report": report, "history": pd.DataFrame(history)}.items():
@@ -208,7 +203,7 @@ def _make_repeated(profile: Profile, domain: str, method: str, recipe: Unlearnin
     step = json.loads((first.folder() / "chosen.json").read_text())["practitioner"]
     rows = selection.half(documents(profile, measured_parts([domain]), profile.corpus.measured), selection.REPORT)
     with on_threads(1):
-        model, _, _ = _run(profile, domain, method, recipe, seed, steps=step)
+        model, _, _ = runs.run(profile, target(profile).folder(), domain, method, recipe, seed, steps=step)
         found = evaluation.measure(model, rows, tokenizer(profile))
     found.assign(rule="practitioner", step=step, **_columns(method, domain, seed, recipe)).to_parquet(folder / "report.parquet")
 
@@ -216,52 +211,6 @@ def _make_repeated(profile: Profile, domain: str, method: str, recipe: Unlearnin
 def _columns(method: str, domain: str, seed: int, recipe: Unlearning) -> dict:
     """The settings of a run as columns of its rows."""
     return {"method": method, "run": domain, "seed": seed, **asdict(recipe), "variant": str(recipe.variant)}
-
-
-def _run(profile: Profile, domain: str, method: str, recipe: Unlearning, seed: int, watch=None, steps: int | None = None) -> tuple:
-    """(model, history, seconds of training alone) of one run from the target; `steps` 0 gives the target itself."""
-    from unlearn_utils import methods, models, training
-
-    model, tok = models.load(target(profile).folder()), tokenizer(profile)
-    if steps == 0:
-        return model, [], 0.0
-    forget, retain = sides(profile, domain, method)
-    reference = models.load(target(profile).folder()) if methods.named(method).retain == "kl" else None
-    total, paused = training.steps_of(len(forget), recipe.batch, recipe.epochs), 0.0
-
-    def timed(step: int, model) -> bool:
-        nonlocal paused
-        began = time.perf_counter()
-        stop = watch(step, model)
-        paused += time.perf_counter() - began
-        return stop
-
-    start = time.perf_counter()
-    labels = training.draw_labels(method, forget, model, tok, seed, recipe.variant)
-    watched = watched_steps(total) if watch else []
-    history = training.unlearn(
-        model, method, forget, retain, recipe, tok.pad_token_id, seed, reference, labels, timed, watched, steps=steps
-    )
-    return model, history, time.perf_counter() - start - paused
-
-
-def _at(profile: Profile, model, states: dict, step: int):
-    """The model with the weights that it had at a watched step; at step 0 the target."""
-    from unlearn_utils import models
-
-    if step == 0:
-        return models.load(target(profile).folder())
-    model.load_state_dict(states[step])
-    return model
-
-
-def sides(profile: Profile, domain: str, method: str) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of the forget set, and of the retain text that the method reads (none, the domain's, or general)."""
-    from unlearn_utils import methods
-
-    source = {None: None, "general": "general", "in_distribution": domain}[methods.named(method).retain_text]
-    forget = list(documents(profile, [(domain, "forget")]).ids)
-    return forget, list(documents(profile, [(source, "retain")]).ids) if source else []
 
 
 def _own_rows(profile: Profile, model: Step, domain: str) -> pd.DataFrame:

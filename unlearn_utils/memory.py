@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import resource
 import threading
+from pathlib import Path
 
 import psutil
 
@@ -38,3 +41,11 @@ def resident(process: psutil.Process) -> int:
         return process.memory_info().rss
     except psutil.NoSuchProcess:
         return 0
+
+
+def own_peak() -> float:
+    """Peak resident memory of this process so far, in MB. On Linux from its own address space: ru_maxrss starts with the parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) / 2**10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)

@@ -130,6 +130,11 @@ def select(paths: list[Path], only: str | None, start: str | None) -> list[Path]
     return paths[first : first + 1] if only else paths[first:]
 
 
+def figures(root: Path, profile: str) -> Path:
+    """Where a profile's figures and tables go."""
+    return {COMMITTED: root / "figures", "study": root / "figures" / "study"}.get(profile, root / "runs" / profile / "figures")
+
+
 def prepare(root: Path, profile: str, offline: bool, fresh: bool) -> None:
     """Set what the kernels inherit. They run in this interpreter, and read nothing of the user's Jupyter or IPython."""
     from ipykernel.kernelspec import get_kernel_dict
@@ -138,10 +143,11 @@ def prepare(root: Path, profile: str, offline: bool, fresh: bool) -> None:
     quiet = "--IPKernelApp.log_level=50"  # else every kernel warns that it speaks plain TCP, on the loopback
     spec = get_kernel_dict() | {"display_name": "Python 3", "argv": [*get_kernel_dict()["argv"], quiet]}
     write(runs / "kernels" / "kernels" / "python3" / "kernel.json", json.dumps(spec))
-    figures = root / "figures" if profile == COMMITTED else runs / profile / "figures"
-    for name, default in {"UNLEARN_FIGURES": figures, "UNLEARN_STORE": runs / "store"}.items():
+    for name, default in {"UNLEARN_FIGURES": figures(root, profile), "UNLEARN_STORE": runs / "store"}.items():
         os.environ[name] = str(Path(os.environ.get(name) or default).resolve())  # absolute: kernels work in notebooks/
     Path(os.environ["UNLEARN_FIGURES"]).mkdir(parents=True, exist_ok=True)
+    os.environ["UNLEARN_PROGRESS"] = str(runs / profile / "progress.txt")
+    write(runs / profile / "progress.txt", "")
     os.environ["JUPYTER_PATH"] = os.pathsep.join([str(runs / "kernels"), *filter(None, [os.environ.get("JUPYTER_PATH")])])
     os.environ |= {"JUPYTER_RUNTIME_DIR": str(runs / "kernels" / "runtime"), "IPYTHONDIR": str(runs / "kernels" / "ipython")}
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", **workers.KEEP_FREED}

@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,4 +172,51 @@ def ladder(data: pd.DataFrame, ax: Axes) -> Axes:
         ax.errorbar(row["value"], place, xerr=_lengths(row), fmt="o", color=METHODS.get(name, ("black", ""))[0], ms=4, capsize=2, lw=1)
     ax.set_yticks(range(len(data)), data["name"].str.replace("_", " "))
     ax.set_ylim(len(data) - 0.5, -0.5)
+    return ax
+
+
+def cells(data: pd.DataFrame, ax: Axes) -> AxesImage:
+    """Learning rate (rows) by epochs (columns), coloured by `value` from -1 to 1; circle: acceptable, cross: lost; grey: diverged.
+
+    data: learning_rate, epoch, value, acceptable, lost. Returns the image, for a colour bar.
+    """
+    wide = data.pivot(index="learning_rate", columns="epoch", values="value").sort_index(ascending=False)
+    colours = plt.get_cmap("RdBu_r").with_extremes(bad="lightgrey")
+    image = ax.imshow(wide.where(np.isfinite(wide)), cmap=colours, vmin=-1, vmax=1, aspect="auto")
+    for row in data[np.isfinite(data["value"]) & (data.acceptable | data.lost)].itertuples():
+        place = (wide.columns.get_loc(row.epoch), wide.index.get_loc(row.learning_rate))
+        ax.plot(*place, marker="o" if row.acceptable else "x", ms=5, mfc="none", color="black", mew=0.9)
+    ax.set_xticks(range(len(wide.columns)), [f"{e:g}" for e in wide.columns], fontsize=7)
+    ax.set_yticks(range(len(wide.index)), [f"{r:g}" for r in wide.index], fontsize=7)
+    ax.set(xlabel="epochs")
+    return image
+
+
+def rates(data: pd.DataFrame, ax: Axes) -> Axes:
+    """Perplexity of each split against the learning rate, both logarithmic; dotted: the retrained model on the forget set.
+
+    data: learning_rate, split, value, level. What diverged is left out.
+    """
+    for split, (colour, line, marker) in SPLITS.items():
+        part = data[(data.split == split) & np.isfinite(data["value"])].sort_values("learning_rate")
+        ax.plot(part.learning_rate, part["value"], line, color=colour, marker=marker, ms=3, label=LABELS[split])
+    level = data[data.split == "forget"].level.iloc[0]
+    ax.axhline(level, color="black", ls=(0, (1, 1)), label="retrained model, forget set")
+    ax.set(xscale="log", yscale="log", xlabel="learning rate", ylim=(level / 8, level * 30))
+    return ax
+
+
+def ratios(data: pd.DataFrame, ax: Axes) -> Axes:
+    """FLOPs of retraining over unlearning against the ratio of tokens, both logarithmic; filled: counted, hollow: computed, with a bar.
+
+    data: method, kind ("counted" or "computed"), token_ratio, value, low, high.
+    """
+    for name, part in data.groupby("method", sort=False):
+        colour, marker = METHODS[name]
+        here, there = (part[part.kind == kind] for kind in ("counted", "computed"))
+        ax.plot(here.token_ratio, here["value"], marker, color=colour, ms=4, label=name.replace("_", " "))
+        bars = [there["value"] - there.low, there.high - there["value"]]
+        ax.errorbar(there.token_ratio, there["value"], bars, fmt=marker, color=colour, mfc="white", ms=4, lw=0.8)
+    ax.axhline(1e5, color="black", ls="--", lw=0.8)
+    ax.set(xscale="log", yscale="log", xlabel="training tokens / forget tokens", ylabel="FLOPs, retraining / unlearning")
     return ax

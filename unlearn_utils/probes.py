@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from unlearn_utils import selection
-from unlearn_utils.experiments import VERSIONS, sides
+from unlearn_utils.experiments import VERSIONS
 from unlearn_utils.inputs import documents, fingerprint, measured_parts, tokenizer, training_parts
 from unlearn_utils.profiles import Profile
+from unlearn_utils.runs import sides
 from unlearn_utils.store import Step
 from unlearn_utils.workers import on_threads
 

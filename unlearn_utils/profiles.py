@@ -79,6 +79,36 @@ class Unlearning:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The hyperparameter study: every method at every learning rate on every domain, looked at on the way at `marks` of an epoch.
+
+    learning_rates: six over two decades around the profile's 5e-4; the range was chosen before any run. On the first domain alone also
+    further batch sizes, weights of the retain term, seeds, and fewer retain documents (at the profile's own learning rate).
+    """
+
+    learning_rates: tuple[float, ...] = (5e-5, 1.25e-4, 3e-4, 8e-4, 2e-3, 5e-3)
+    marks: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)  # epochs; the last is the length of a run
+    domains: tuple[str, ...] = ("arxiv",)
+    batches: tuple[int, ...] = ()  # beside the profile's
+    retain_weights: tuple[float, ...] = ()  # beside the profile's
+    seeds: int = 1
+    retain_documents: tuple[int, ...] = (4, 15, 60)  # beside all
+
+
+def sized(hidden: int, layers: int, vocabulary: int = 2048, context: int = 256) -> Shape:
+    """A Llama of the laptop's proportions, heads of 32 as there."""
+    return Shape(vocabulary, hidden, hidden * 5 // 2, layers, max(1, hidden // 32), context)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How cost grows: with the forget set (shares of it, as one over these) and with the model."""
+
+    parts: tuple[int, ...] = (8, 4, 2, 1)
+    shapes: tuple[Shape, ...] = (sized(64, 2), sized(128, 4), sized(256, 6), sized(384, 8))
+
+
+@dataclass(frozen=True)
 class Profile:
     """All that distinguishes one scale of the artifact from another. `noise_domain`: whose retrained model is trained twice."""
 
@@ -87,6 +117,8 @@ class Profile:
     shape: Shape = field(default_factory=Shape)
     pretraining: Pretraining = field(default_factory=Pretraining)
     unlearning: Unlearning = field(default_factory=Unlearning)
+    grid: Grid = field(default_factory=Grid)
+    scaling: Scaling = field(default_factory=Scaling)
     domains: tuple[str, ...] = DOMAINS
     noise_domain: str = "arxiv"
     seeds: int = 3  # of every unlearning run
@@ -103,13 +135,19 @@ PROFILES = {
             shape=Shape(vocabulary=1024, hidden=64, intermediate=160, layers=2, heads=2, context=128),
             pretraining=Pretraining(epochs=4, batch=4),
             unlearning=Unlearning(learning_rate=2e-3, batch=2),
+            grid=Grid(learning_rates=(1e-3, 4e-3), marks=(0.5, 1.0), retain_documents=(2,)),
+            scaling=Scaling(parts=(2, 1), shapes=(sized(32, 1, 1024, 128), sized(64, 2, 1024, 128), sized(96, 2, 1024, 128))),
             seeds=2,
             resamples=200,
         ),
         Profile("laptop"),
+        Profile(  # the models of `laptop`, the full grid
+            "study",
+            grid=Grid(marks=(0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0), domains=DOMAINS, batches=(8,), retain_weights=(0.3, 3.0), seeds=3),
+        ),
     )
 }
-LATER = {"study": "the full grids", "gpu": "Pythia on one GPU", "paper": "Yi-6B"}  # named in the design, not built yet
+LATER = {"gpu": "Pythia on one GPU", "paper": "Yi-6B"}  # named in the design, not built yet
 
 
 def profile(name: str) -> Profile:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,8 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 from filelock import FileLock
+
+from unlearn_utils import memory
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE_FILES = ("checksums.json", "cost.json")  # not part of what an entry promises
@@ -70,7 +71,10 @@ class Step:
         start = time.perf_counter()
         extra = self.make(part) or {}
         _write(part / "settings.json", self.settings)
-        _write(part / "cost.json", {"seconds": round(time.perf_counter() - start, 2), "peak_mb": _peak_mb(), **extra, **_machine()})
+        _write(
+            part / "cost.json",
+            {"seconds": round(time.perf_counter() - start, 2), "peak_mb": round(memory.own_peak()), **extra, **_machine()},
+        )
         _write(part / "checksums.json", _checksums(part))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
@@ -109,12 +113,6 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def _write(path: Path, content: Mapping) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-
-def _peak_mb() -> int:
-    """Peak resident memory of this process so far, in MB (Linux counts in KB, macOS in bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 2**20 if platform.system() == "Darwin" else peak / 2**10)
 
 
 def _machine() -> dict[str, str]:

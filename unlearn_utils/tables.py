@@ -27,7 +27,7 @@ def summarise(rows: Rows, by: Sequence[str], measures: Sequence[str], seed: int 
     generator = np.random.default_rng(seed)
     table = []
     for group, part in rows.groupby(list(by), sort=False):
-        weights = _weights(part, generator, resamples)
+        weights = resampled(part, generator, resamples)
         for measure in measures:
             above, below, function = MEASURES[measure]
             draws = (weights @ part[above].to_numpy()) / (weights @ (part[below].to_numpy() if below else np.ones(len(part))))
@@ -36,7 +36,7 @@ def summarise(rows: Rows, by: Sequence[str], measures: Sequence[str], seed: int 
     return pd.DataFrame(table)
 
 
-def _weights(rows: Rows, generator: np.random.Generator, resamples: int) -> np.ndarray:
+def resampled(rows: Rows, generator: np.random.Generator, resamples: int) -> np.ndarray:
     """How often each document counts: once in the first row, then in each resample of families."""
     drawn = metrics.multiplicities(metrics.codes(len(rows), rows.family), resamples, generator)
     return np.vstack([np.ones(len(rows)), drawn])
@@ -78,8 +78,8 @@ def detected(rows: Rows, by: Sequence[str], score: str, fpr: float, seed: int = 
 def log_ratio(rows: Rows, other: Rows, seed: int = 0, resamples: int = 1000) -> metrics.Interval:
     """log(perplexity of rows / perplexity of other), with its interval; paired where both hold the same documents in the same order."""
     generator = np.random.default_rng(seed)
-    weights = [_weights(rows, generator, resamples)]
-    weights.append(weights[0] if rows.id.tolist() == other.id.tolist() else _weights(other, generator, resamples))
+    weights = [resampled(rows, generator, resamples)]
+    weights.append(weights[0] if rows.id.tolist() == other.id.tolist() else resampled(other, generator, resamples))
     logs = [(w @ r.nll.to_numpy()) / (w @ r.tokens.to_numpy()) for w, r in zip(weights, (rows, other), strict=True)]
     return _interval(logs[0] - logs[1], rows, other)
 

@@ -192,15 +192,18 @@ def unlearning_objective(method: str, recipe: Unlearning, reference: nn.Module |
 # ---------------------------------------------------------------------------------------------- runs
 
 
-def pretrain(model: nn.Module, documents: Ids, recipe: Pretraining, pad_id: int, seed: int) -> list[dict]:
-    """Trains `model` in place on every document; returns its history: step, loss (nats a token), learning_rate."""
+def pretrain(
+    model: nn.Module, documents: Ids, recipe: Pretraining, pad_id: int, seed: int, watch: Watch | None = None, watched: Sequence[int] = ()
+) -> list[dict]:
+    """Trains `model` in place on every document; returns its history: step, loss (nats a token), learning_rate. watch: as `unlearn`."""
     order = orders(len(documents), recipe.epochs, np.random.default_rng(seed))
     steps = steps_of(len(order), recipe.batch, 1)
     optimizer = optimizers.muon_and_adamw(model, recipe.muon_learning_rate, recipe.adamw_learning_rate)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
     objective = Objective(model, pretraining_objective)
     models.quicker_attention(model)
-    return _run(objective, order, single(documents, pad_id), (optimizer, schedule), recipe.batch, recipe.max_grad_norm, seed)
+    callbacks = [Watcher(watch, watched)] if watch else []
+    return _run(objective, order, single(documents, pad_id), (optimizer, schedule), recipe.batch, recipe.max_grad_norm, seed, callbacks)
 
 
 def unlearn(

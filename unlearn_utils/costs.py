@@ -1,0 +1,135 @@
+"""What a method costs: FLOPs counted over whole runs, seconds and memory of a few steps in a process of their own. Each is a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from unlearn_utils.experiments import VERSIONS
+from unlearn_utils.inputs import documents, fingerprint, tokenizer, training_parts
+from unlearn_utils.profiles import Profile, Shape
+from unlearn_utils.runs import sides
+from unlearn_utils.store import Step
+from unlearn_utils.workers import on_threads
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RETRAINING = "retraining"  # stands where a method's name does
+STEPS = 8  # of which the first, which is slower, is not counted
+
+
+def counted(profile: Profile, domain: str, method: str, documents: int | None = None, shape: Shape | None = None) -> Step:
+    """FLOPs of one epoch over the first so many forget documents (None: all), every step counted; or, `RETRAINING`, of training without
+    the forget set: its first step, times the steps. rows.parquet, one row: method, run, parameters, tokens (forget tokens; those of
+    training), flops, estimate (6 N D), steps."""
+    profile = replace(profile, shape=shape) if shape else profile
+    recipe = asdict(profile.pretraining if method == RETRAINING else profile.unlearning)
+    settings = {"data": fingerprint(profile), "shape": asdict(profile.shape), "recipe": recipe}
+    settings |= {"domain": domain, "method": method, "documents": documents}
+    return Step("counted", VERSIONS["counted"], settings, partial(_make_counted, profile, domain, method, documents))
+
+
+def _make_counted(profile: Profile, domain: str, method: str, limit: int | None, folder: Path) -> None:
+    from unlearn_utils import efficiency, models
+
+    model = models.build(profile.shape, tokenizer(profile), 0)
+    model.set_attn_implementation("eager")  # torch's counter sees nothing of fused attention on a CPU
+    loss, batches, tokens, times = _work(profile, domain, method, limit, model)
+    with on_threads(1):
+        found = [efficiency.step_flops(model, loss, sides) for sides in batches]
+    flops, estimate = (sum(one[k] for one in found) * times for k in ("flops_per_step", "estimate_per_step"))
+    row = {"method": method, "run": domain, "parameters": models.parameters(model), "tokens": tokens, "flops": flops}
+    pd.DataFrame([row | {"estimate": estimate, "steps": len(found) * times}]).to_parquet(folder / "rows.parquet")
+
+
+def _work(profile: Profile, domain: str, method: str, limit: int | None, model) -> tuple[Callable, list, int, int]:
+    """The loss, the optimizer batches to count, the tokens that they stand for, and how many times."""
+    from unlearn_utils import training
+
+    pad, recipe = tokenizer(profile).pad_token_id, profile.unlearning
+    if method == RETRAINING:
+        ids = list(documents(profile, training_parts(profile, domain)).ids)
+        size, epochs = profile.pretraining.batch, profile.pretraining.epochs
+        batch = training.single(ids, pad)(training.orders(len(ids), 1, np.random.default_rng(0))[:size])
+        return training.pretraining_objective, [batch], sum(map(len, ids)) * epochs, training.steps_of(len(ids), size, epochs)
+    forget, retain = sides(profile, domain, method)
+    forget = forget[:limit]
+    order, collate = training.pairs(len(forget), len(retain), 1, np.random.default_rng(0)), training.paired(method, forget, retain, pad)
+    batches = [collate(order[i : i + recipe.batch]) for i in range(0, len(order), recipe.batch)]
+    return training.unlearning_objective(method, recipe, model), batches, sum(map(len, forget)), 1
+
+
+# ---------------------------------------------------------------------------------------------- seconds and memory
+
+
+def timed(profile: Profile, domain: str, method: str, shape: Shape | None = None) -> Step:
+    """Seconds of an optimizer step on one core, and by how much a few steps raise the peak memory of a process that has loaded the models.
+
+    rows.parquet, one row: method, parameters, seconds (median over steps), low, high (quickest, slowest step), n (steps), growth_mb, tokens
+    (of the batch, all sides). Never the same twice.
+    """
+    profile = replace(profile, shape=shape) if shape else profile
+    recipe = asdict(profile.pretraining if method == RETRAINING else profile.unlearning)
+    settings = {"data": fingerprint(profile), "shape": asdict(profile.shape), "recipe": recipe, "domain": domain, "method": method}
+    return Step("timed", VERSIONS["timed"], settings, partial(_make_timed, profile, domain, method))
+
+
+def _make_timed(profile: Profile, domain: str, method: str, folder: Path) -> None:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    tokenizer(profile)  # stored before, so that no child trains it
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        row = fresh.submit(measured, profile, domain, method).result()
+    pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
+
+
+def measured(profile: Profile, domain: str, method: str) -> dict:
+    """One row of `timed`, measured in this process, which should be a fresh one: a peak is never taken back."""
+    from unlearn_utils import memory, models
+
+    times = []
+    with on_threads(1):
+        run, model, size = _runner(profile, domain, method)
+        before = memory.own_peak()
+        run(watch=lambda step, _: times.append(time.perf_counter()), watched=range(1, STEPS + 1))
+    seconds = np.diff(times)
+    found = {"seconds": float(np.median(seconds)), "low": seconds.min(), "high": seconds.max(), "n": len(seconds)}
+    return {"method": method, "parameters": models.parameters(model), **found, "growth_mb": memory.own_peak() - before, "tokens": size}
+
+
+def _runner(profile: Profile, domain: str, method: str) -> tuple[Callable, nn.Module, int]:
+    """What runs `STEPS` steps from random weights, once given a watch; the model; the tokens of a step."""
+    from unlearn_utils import methods, models, training
+
+    tok = tokenizer(profile)
+    model = models.build(profile.shape, tok, 0)
+    if method == RETRAINING:
+        size = profile.pretraining.batch
+        ids = _longest(list(documents(profile, training_parts(profile, domain)).ids), STEPS * size)
+        recipe = replace(profile.pretraining, epochs=1)
+        return partial(training.pretrain, model, ids, recipe, tok.pad_token_id, 0), model, size * len(ids[0])
+    size = profile.unlearning.batch
+    forget, retain = (_longest(side, STEPS * size) for side in sides(profile, domain, method))
+    reference = models.build(profile.shape, tok, 0).eval() if methods.named(method).retain == "kl" else None
+    labels = training.draw_labels(method, forget, model.eval(), tok, 0)
+    recipe = profile.unlearning
+    run = partial(training.unlearn, model, method, forget, retain, recipe, tok.pad_token_id, 0, reference, labels)
+    return run, model, size * (len(forget[0]) + (len(retain[0]) if retain else 0))
+
+
+def _longest(ids: Sequence[list[int]], n: int) -> list[list[int]]:
+    """n documents of one length, the longest first, repeated if there are fewer."""
+    found = sorted(ids, key=len, reverse=True)[:n]
+    if not found:
+        return []
+    length = min(map(len, found))
+    return [found[i % len(found)][:length] for i in range(n)]

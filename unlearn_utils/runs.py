@@ -1,0 +1,93 @@
+"""One unlearning run: from a stored model, over a domain's forget set, looked at on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from unlearn_utils import selection
+from unlearn_utils.inputs import documents, tokenizer
+from unlearn_utils.profiles import Profile, Unlearning
+
+DIVERGED = 10  # a run whose forget perplexity passes this many times a uniform guess (the vocabulary) has diverged, and ends
+
+
+def watched_steps(total: int) -> list[int]:
+    """Every step up to the eighth, where most methods pass the retrained model's level; then three more, the last among them."""
+    later = np.geomspace(8, total, 4).round().astype(int).tolist() if total > 8 else []
+    return sorted({*range(1, min(8, total) + 1), *later})
+
+
+def length(profile: Profile, domain: str, recipe: Unlearning) -> int:
+    """Optimizer steps of a run."""
+    from unlearn_utils import training
+
+    return training.steps_of(len(documents(profile, [(domain, "forget")])), recipe.batch, recipe.epochs)
+
+
+def has_diverged(profile: Profile, rows: pd.DataFrame) -> bool:
+    """Whether forget perplexity is past `DIVERGED` times a uniform guess; NaN is past any bound."""
+    return not selection.log_perplexity(rows, "forget") < np.log(DIVERGED * profile.shape.vocabulary)
+
+
+def sides(profile: Profile, domain: str, method: str) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of the forget set, and of the retain text that the method reads (none, the domain's, or general)."""
+    from unlearn_utils import methods
+
+    source = {None: None, "general": "general", "in_distribution": domain}[methods.named(method).retain_text]
+    forget = list(documents(profile, [(domain, "forget")]).ids)
+    return forget, list(documents(profile, [(source, "retain")]).ids) if source else []
+
+
+def run(
+    profile: Profile,
+    start: Path,
+    domain: str,
+    method: str,
+    recipe: Unlearning,
+    seed: int,
+    watch: Callable | None = None,
+    watched: Sequence[int] = (),
+    steps: int | None = None,
+    retain_documents: int | None = None,
+) -> tuple:
+    """One run from the model of the folder `start`: (model, history, seconds of training alone). `steps` 0 gives that model itself.
+
+    watch: called as watch(step, model) at the `watched` steps; ends the run by returning True. retain_documents: only so many to draw from.
+    """
+    from unlearn_utils import methods, models, training
+
+    model, tok = models.load(start), tokenizer(profile)
+    if steps == 0:
+        return model, [], 0.0
+    forget, retain = sides(profile, domain, method)
+    reference = models.load(start) if methods.named(method).retain == "kl" else None
+    paused = 0.0
+
+    def timed(step: int, model) -> bool:
+        nonlocal paused
+        paused_at = time.perf_counter()
+        stop = watch(step, model)
+        paused += time.perf_counter() - paused_at
+        return stop
+
+    began = time.perf_counter()
+    labels = training.draw_labels(method, forget, model, tok, seed, recipe.variant)
+    history = training.unlearn(
+        model, method, forget, retain[:retain_documents], recipe, tok.pad_token_id, seed, reference, labels, timed, watched, steps=steps
+    )
+    return model, history, time.perf_counter() - began - paused
+
+
+def at(start: Path, model, states: dict, step: int):
+    """The model with the weights that it had at a watched step; at step 0 that of the folder `start`."""
+    from unlearn_utils import models
+
+    if step == 0:
+        return models.load(start)
+    model.load_state_dict(states[step])
+    return model
