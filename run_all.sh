@@ -8,9 +8,11 @@ help() {
 usage: ./run_all.sh [PROFILE] [--only NN] [--from NN] [--fresh]
 
 profiles
-  smoke      a tiny model on a slice of the text; about 4 minutes; writes to runs/smoke/
-  laptop     the default: what is committed in notebooks/ and figures/; about 21 minutes, up to 4 GB of memory
-  study, gpu, paper   come with a later version
+  smoke      a tiny model on a slice of the text; about 3 minutes; writes to runs/smoke/
+  laptop     the default: what is committed in notebooks/ and figures/; 15 minutes or more, up to 4 GB of memory
+  study      the models of laptop, the full grids of notebook 11 on all domains; about an hour; writes to runs/study/ and figures/study/,
+             its progress to runs/study/progress.txt
+  gpu, paper come with a later version
 
 options
   --only NN  only notebook NN
@@ -49,8 +51,8 @@ while (($#)); do
     esac
 done
 case $profile in
-smoke | laptop) ;;
-study | gpu | paper) refuse "the profile $profile comes with a later version; for now: smoke, laptop" ;;
+smoke | laptop | study) ;;
+gpu | paper) refuse "the profile $profile comes with a later version; for now: smoke, laptop, study" ;;
 *) refuse "unknown profile $profile; there are smoke, laptop, study, gpu, paper" ;;
 esac
 

@@ -19,7 +19,7 @@ from unlearn_utils.memory import PeakMemory
 ROOT = Path(__file__).resolve().parents[1]
 MODES = {  # name: (command, minutes, GB or None where no memory is promised)
     "smoke": (["./run_all.sh", "smoke", "--fresh"], 3, None),
-    "laptop": (["./run_all.sh", "laptop", "--fresh"], 16, 6),
+    "laptop": (["./run_all.sh", "laptop", "--fresh"], 20, 6),
     "tests": (["./run_tests.sh"], 8, None),
 }
 

@@ -109,6 +109,59 @@ def test_measurements_are_those_of_each_document_alone(model, tokenizer):
     assert (np.diff(shares, axis=1) >= -1e-6).all()  # the lowest k% rise with k
 
 
+BRIEF = ["tokens", "nll", "correct", "min_k_40"]
+
+
+def test_brief_is_measure_with_fewer_columns(model, tokenizer, float32, monkeypatch):
+    """Whatever the batch (unequal lengths: padding) and however few rows of logits there are at a time."""
+    full = evaluation.measure(model, table(), tokenizer)
+    found = [evaluation.brief(model, table(), PAD_ID, batch) for batch in (1, 3, 16)]
+    monkeypatch.setattr(objectives, "CPU_LOGIT_BYTES", 4 * 300 * 7)  # 7 rows of logits at a time
+    monkeypatch.setattr(objectives, "CPU_ROWS", 1)
+    for part in (*found, evaluation.brief(model, table(), PAD_ID, 3)):
+        assert list(part.columns) == ["id", "family", "split", *BRIEF] and part.index.tolist() == list(range(7))
+        assert part[["id", "family", "split", "tokens", "correct"]].equals(full[["id", "family", "split", "tokens", "correct"]])
+        for column in ("nll", "min_k_40"):
+            assert part[column].tolist() == pytest.approx(full[column].tolist(), rel=1e-5)
+    assert 0 < full.correct.sum() < full.tokens.sum() and full.nll.nunique() == 7  # so that a wrong row or a wrong count would show
+
+
+def test_brief_by_the_full_logits_of_each_document(model, float32):
+    for row, ids in zip(evaluation.brief(model, table(), PAD_ID, batch=4).itertuples(), DOCUMENTS, strict=True):
+        full = log_p(model, ids)
+        true = full[np.arange(len(ids) - 1), ids[1:]]
+        assert row.tokens == len(true) and row.correct == (full.argmax(1) == ids[1:]).sum() and row.nll == pytest.approx(-true.sum())
+        assert row.min_k_40 == pytest.approx(np.sort(true)[: max(1, int(0.4 * len(true) + 1e-9))].mean(), abs=1e-4)
+
+
+def test_brief_leaves_the_model_as_measure_does(model, float32):
+    before = [p.detach().clone() for p in model.parameters()]
+    model.train()
+    evaluation.brief(model, table(), PAD_ID)
+    assert not model.training and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_brief_runs_in_the_training_precision(model, monkeypatch):
+    """In bfloat16 other numbers, but near: the weights of this model, far from a trained one's, move a mean loss by a hundredth."""
+    found = {}
+    for half in (False, True):
+        monkeypatch.setattr(models, "half_precision", lambda half=half: half)
+        found[half] = evaluation.brief(model, table(), PAD_ID)
+    assert (found[True].nll != found[False].nll).all() and found[True].tokens.equals(found[False].tokens)
+    assert (found[True].nll / found[True].tokens).tolist() == pytest.approx((found[False].nll / found[False].tokens).tolist(), abs=0.05)
+
+
+def test_brief_counts_only_the_likeliest_token_as_correct(monkeypatch, float32):
+    """Where two tokens are equally likely, one of them is predicted, as in `measure`."""
+    tied = Fixed([0.4, 0.4, 0.2])
+    tied.device = torch.device("cpu")
+    monkeypatch.setattr(objectives, "head_of", lambda m: objectives.Head(m.weight))
+    monkeypatch.setattr(objectives, "hidden_states", lambda m, ids, mask: torch.ones(*ids.shape, 1))
+    (expected,) = evaluation.token_scores(tied, [[2, 0, 1, 0, 1]], pad_id=2)
+    assert evaluation.brief(tied, table([[2, 0, 1, 0, 1]]), 2).correct.tolist() == [expected.correct.sum()] == [2]
+
+
 def test_zlib_compresses_the_text_that_was_read(model, tokenizer, text):
     """Of a document longer than the context, the part that the model saw, and nothing else."""
     (ids,) = tokens.encode(tokenizer, [text], 32)

@@ -49,7 +49,7 @@ def shell(*command, cwd=ROOT, **environment):
     [
         (["huge"], "unknown profile huge"),
         (["paper"], "the profile paper comes with a later version"),
-        (["study", "--fresh"], "the profile study comes with a later version"),
+        (["gpu", "--fresh"], "the profile gpu comes with a later version"),
         (["--quick"], "unknown option --quick"),
         (["smoke", "laptop"], "unknown option laptop"),
         (["--only"], "--only needs the number of a notebook"),

@@ -14,7 +14,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m unlearn_utils", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="execute the notebooks in order")
-    run.add_argument("profile", help="smoke or laptop")
+    run.add_argument("profile", help="smoke, laptop or study")
     which = run.add_mutually_exclusive_group()
     which.add_argument("--only", metavar="NN", help="only this notebook")
     which.add_argument("--from", metavar="NN", dest="start", help="this notebook and those after it")

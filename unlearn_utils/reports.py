@@ -60,7 +60,8 @@ def quality(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     for (model, method, run), part in forget[forget.model != "retrained"].groupby(["model", "method", "run"], sort=False):
         ours, theirs = part["mean"].to_numpy(), truth[run]
         found = metrics.forget_quality(ours, theirs)
-        interval = metrics.bootstrap(_ks, ours, theirs, generator=generator, resamples=profile.resamples)
+        families = part.family.to_numpy()
+        interval = metrics.bootstrap(_ks, ours, theirs, generator=generator, resamples=profile.resamples, clusters=families)
         table.append({"model": model, "method": method, "run": run, "measure": "KS distance", **interval._asdict()})
         table[-1] |= {"ks_p": found.ks_p, "wilcoxon_p": found.wilcoxon_p}
     return pd.DataFrame(table)
@@ -114,23 +115,23 @@ def ranking(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Methods by their distance to retraining: the mean of |log perplexity / retrained| over the four splits and the domains.
 
     Columns method, value, low, high, n, rank: 1 + the number of methods that are closer with an interval of the difference below 0, so
-    methods that cannot be told apart share a rank. Every method is resampled with the same documents.
+    methods that cannot be told apart share a rank. Every method is resampled with the same families of documents.
     """
     generator, keys = np.random.default_rng(seed), ["run", "split", "id"]
     truth = rows[rows.model == "retrained"].set_index(keys).nll
     ours = rows[rows.model == "unlearned"].set_index(keys)
     ours = ours.assign(excess=ours.nll - truth.reindex(ours.index))  # log perplexity is mean NLL: the log ratio is linear in this
     names = list(ours.method.unique())
-    total = np.zeros((profile.resamples + 1, len(names)))
+    total, n = np.zeros((profile.resamples + 1, len(names))), []
     groups = ours.groupby(level=["run", "split"], sort=True)
     for _, part in groups:
-        n = len(part) // len(names)
-        weights = np.vstack([np.ones(n), generator.multinomial(n, [1 / n] * n, profile.resamples)])
+        by_method = {name: one.sort_index() for name, one in part.groupby("method")}
+        weights = tables.resampled(by_method[names[0]], generator, profile.resamples)
         for i, name in enumerate(names):
-            one = part[part.method == name].sort_index()
+            one = by_method[name]
             total[:, i] += np.abs(weights @ one.excess / (weights @ one.tokens)) / groups.ngroups
+        n.append(by_method[names[0]].family.nunique())
     low, high = np.quantile(total[1:], [0.025, 0.975], axis=0)
     closer = [sum(np.quantile(total[1:, j] - total[1:, i], 0.975) < 0 for j in range(len(names))) for i in range(len(names))]
-    n = min(groups.size()) // len(names)
-    table = pd.DataFrame({"method": names, "value": total[0], "low": low, "high": high, "n": n, "rank": np.add(closer, 1)})
+    table = pd.DataFrame({"method": names, "value": total[0], "low": low, "high": high, "n": min(n), "rank": np.add(closer, 1)})
     return table.sort_values("value", ignore_index=True)

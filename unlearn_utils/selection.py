@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from unlearn_utils import metrics
-
 BOUND = 0.10  # general perplexity may rise by this share over the target's; not stated by the paper, a round number chosen beforehand
 BAND = 0.25  # a cell is acceptable if log forget perplexity is this close to the retrained model's; the target is about 1 away; as BOUND
 RULES = ("practitioner", "oracle")
@@ -26,7 +24,7 @@ def half(rows: pd.DataFrame, which: int) -> pd.DataFrame:
 def log_perplexity(rows: pd.DataFrame, split: str) -> float:
     """Log of the perplexity on one split."""
     part = rows[rows.split == split]
-    return float(np.log(metrics.perplexity(part.nll, part.tokens)))
+    return float(part.nll.sum() / part.tokens.sum())
 
 
 def goals(target: pd.DataFrame, retrained: pd.DataFrame) -> dict[str, float]:

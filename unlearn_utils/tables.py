@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -49,30 +50,31 @@ def _interval(draws: np.ndarray, *groups: Rows) -> metrics.Interval:
 
 def membership(rows: Rows, by: Sequence[str], scores: Sequence[str], seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
     """AUC of forget documents (members) against approximate ones (non-members), not folded: by, measure, value, low, high, n."""
-    generator = np.random.default_rng(seed)
-    table = []
-    for group, part in rows.groupby(list(by), sort=False):
-        sides = [part[part.split == s] for s in ("forget", "approximate")]
-        clusters = tuple(s.family.to_numpy() for s in sides)
+    generator, table = np.random.default_rng(seed), []
+    for group, sides, clusters in _sides(rows, by):
         for score in scores:
             values = [s[SCORES[score]].to_numpy() for s in sides]
             found = metrics.bootstrap_auc(*values, generator=generator, resamples=resamples, clusters=clusters)
-            table.append({**dict(zip(by, group, strict=True)), "measure": f"AUC {score}", **found._asdict()})
+            table.append({**group, "measure": f"AUC {score}", **found._asdict()})
     return pd.DataFrame(table)
 
 
 def detected(rows: Rows, by: Sequence[str], score: str, fpr: float, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
     """TPR at a false-positive rate that the sample resolves, of one score: by, measure, value, low, high, n."""
-    generator = np.random.default_rng(seed)
-    table = []
+    generator, table = np.random.default_rng(seed), []
+    rate = partial(metrics.tpr_at_fpr, fpr=fpr)
+    for group, sides, clusters in _sides(rows, by):
+        values = [s[SCORES[score]].to_numpy() for s in sides]
+        found = metrics.bootstrap(rate, *values, generator=generator, resamples=resamples, clusters=clusters, paired=False)
+        table.append({**group, "measure": f"TPR at {fpr:.0%} FPR, {score}", **found._asdict()})
+    return pd.DataFrame(table)
+
+
+def _sides(rows: Rows, by: Sequence[str]) -> Iterator[tuple[dict, list[Rows], tuple[np.ndarray, np.ndarray]]]:
+    """Of each group: its keys, its forget and its approximate documents, and the families of each."""
     for group, part in rows.groupby(list(by), sort=False):
         sides = [part[part.split == s] for s in ("forget", "approximate")]
-        arrays, clusters = [s[SCORES[score]].to_numpy() for s in sides], [s.family.to_numpy() for s in sides]
-        found = metrics.bootstrap(
-            lambda a, b: metrics.tpr_at_fpr(a, b, fpr), *arrays, generator=generator, resamples=resamples, clusters=clusters, paired=False
-        )
-        table.append({**dict(zip(by, group, strict=True)), "measure": f"TPR at {fpr:.0%} FPR, {score}", **found._asdict()})
-    return pd.DataFrame(table)
+        yield dict(zip(by, group, strict=True)), sides, tuple(s.family.to_numpy() for s in sides)
 
 
 def log_ratio(rows: Rows, other: Rows, seed: int = 0, resamples: int = 1000) -> metrics.Interval:
