@@ -1,7 +1,7 @@
 """Each claim: what is measured for it, the threshold that was stated beforehand, and the verdict that follows from the numbers.
 
 The paper's claims (C) are those of its abstract (arXiv 2402.15159), the findings (F) are ours. A verdict comes from the 95% interval alone:
-`supported` or `not supported` where all of it lies on one side of the threshold, else `inconclusive`.
+`supported` or `not supported` where all of it lies on one side of the threshold, else `inconclusive`; so is what touches the threshold.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def verdict(sense: str, threshold: float, found: Interval) -> str:
     low, high = (threshold, np.inf) if sense == "above" else (-np.inf if sense == "below" else -threshold, threshold)
     if low < found.low and found.high < high:
         return "supported"
-    return "not supported" if found.high <= low or found.low >= high else "inconclusive"
+    return "not supported" if found.high < low or found.low > high else "inconclusive"
 
 
 GUIDELINES = dict(zip("abcd", robustness.GUIDELINES, strict=True))

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = dict(zip(("blue", "orange", "green", "red", "purple", "brown", "pink", "grey"), sns.color_palette("colorblind", 8), strict=True))
@@ -203,6 +203,7 @@ def rates(data: pd.DataFrame, ax: Axes) -> Axes:
     level = data[data.split == "forget"].level.iloc[0]
     ax.axhline(level, color="black", ls=(0, (1, 1)), label="retrained model, forget set")
     ax.set(xscale="log", yscale="log", xlabel="learning rate", ylim=(level / 8, level * 30))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     return ax
 
 
@@ -217,6 +218,8 @@ def ratios(data: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot(here.token_ratio, here["value"], marker, color=colour, ms=4, label=name.replace("_", " "))
         bars = [there["value"] - there.low, there.high - there["value"]]
         ax.errorbar(there.token_ratio, there["value"], bars, fmt=marker, color=colour, mfc="white", ms=4, lw=0.8)
+    ends = [data.token_ratio.min(), data.token_ratio.max()]
+    ax.plot(ends, ends, ":", color="grey", lw=0.8, label="one pass over the forget set")
     ax.axhline(1e5, color="black", ls="--", lw=0.8)
     ax.set(xscale="log", yscale="log", xlabel="training tokens / forget tokens", ylabel="FLOPs, retraining / unlearning")
     return ax
