@@ -83,7 +83,7 @@ def _true_scores(hidden: Tensor, head: objectives.Head, targets: Tensor) -> tupl
     """Log-probability of the true tokens (n,), and whether each is the likeliest."""
     logits = objectives.head_logits(hidden, head).float()
     true = logits.gather(1, targets[:, None])[:, 0]
-    return true - logits.logsumexp(-1), true >= logits.amax(-1)
+    return true - logits.logsumexp(-1), logits.argmax(-1) == targets
 
 
 def measure(model: nn.Module, documents: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:

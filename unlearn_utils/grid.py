@@ -85,11 +85,14 @@ def _make(profile: Profile, setting: Setting, folder: Path) -> dict:
 
     rows, frames = documents(profile, measured_parts([setting.domain]), profile.corpus.measured), []
     size = len(documents(profile, [(setting.domain, "forget")]))
-    marks = {max(1, round(mark * size / setting.batch)): mark for mark in profile.grid.marks}
+    marks: dict[int, list[float]] = {}  # of each watched step; a small forget set may have several on one
+    for mark in profile.grid.marks:
+        marks.setdefault(max(1, round(mark * size / setting.batch)), []).append(mark)
 
     def watch(step: int, model) -> bool:
-        frames.append(evaluation.brief(model, rows, tokenizer(profile).pad_token_id).assign(step=step, epoch=marks[step]))
-        return runs.has_diverged(profile, frames[-1])
+        found = evaluation.brief(model, rows, tokenizer(profile).pad_token_id).assign(step=step)
+        frames.extend(found.assign(epoch=mark) for mark in marks[step])
+        return runs.has_diverged(profile, found)
 
     with on_threads(1):
         recipe = _recipe(profile, setting)

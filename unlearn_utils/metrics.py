@@ -293,5 +293,7 @@ def _blocks(resamples: int, width: int) -> Iterator[int]:
 
 def interval(value: float, draws: ArrayLike, level: float, n: int) -> Interval:
     """The percentile interval of bootstrap draws around a value."""
-    low, high = np.quantile(np.asarray(draws, float), [(1 - level) / 2, (1 + level) / 2])
+    draws = np.asarray(draws, float)
+    method = "linear" if np.isfinite(draws).all() else "inverted_cdf"  # between infinite draws there is nothing to interpolate
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method=method)
     return Interval(float(value), float(low), float(high), n)

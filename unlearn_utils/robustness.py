@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from unlearn_utils import grid, metrics, selection, tables
+from unlearn_utils import grid, metrics, runs, selection, tables
 from unlearn_utils.experiments import by_run
 from unlearn_utils.profiles import Profile
 
@@ -24,7 +24,7 @@ class Levels(NamedTuple):
     """Log perplexities of every cell, in the first row as measured, in each other row on resampled documents: (1 + resamples, cells).
 
     cells: `grid.COLUMNS`. own: by split, inf where a run had diverged. retrained, target: of the cell's domain. auc: of Min-40%, forget
-    against approximate documents, as measured (cells,). n: families of the smallest split.
+    against approximate documents, as measured (cells,). n: families of the smallest split. worst: log perplexity at which a run is ended.
     """
 
     cells: pd.DataFrame
@@ -33,11 +33,12 @@ class Levels(NamedTuple):
     target: dict[str, np.ndarray]
     auc: np.ndarray
     n: int
+    worst: float = np.inf
 
     def of(self, mask: np.ndarray) -> Levels:
         """The cells of a mask."""
         parts = ({s: x[:, mask] for s, x in part.items()} for part in (self.own, self.retrained, self.target))
-        return Levels(self.cells[mask].reset_index(drop=True), *parts, self.auc[mask], self.n)
+        return Levels(self.cells[mask].reset_index(drop=True), *parts, self.auc[mask], self.n, self.worst)
 
 
 def levels(
@@ -58,7 +59,7 @@ def levels(
             )  # general documents: alike everywhere
             total = (weights @ docs["target"].tokens.to_numpy())[:, None]
             nll = _matrix(part[part.split == split], cells.loc[mine], docs["target"].index, "nll")
-            found["own"][split].append(np.nan_to_num(weights @ nll / total, nan=np.inf))
+            found["own"][split].append(np.nan_to_num(weights @ np.where(np.isfinite(nll), nll, np.nan) / total, nan=np.inf))
             for name, frame in docs.items():
                 level = weights @ frame.nll.reindex(docs["target"].index).to_numpy()[:, None] / total
                 found[name][split].append(np.repeat(level, len(mine), 1))
@@ -67,7 +68,9 @@ def levels(
         auc[mine] = [metrics.auc(a, b) if np.isfinite([*a, *b]).all() else np.nan for a, b in zip(*(s.T for s in scores), strict=True)]
     joined = ({s: np.concatenate(x, 1) for s, x in part.items()} for part in found.values())
     order = np.concatenate([np.flatnonzero(cells.domain == d) for d in cells.domain.unique()])
-    return Levels(cells.loc[order].reset_index(drop=True), *joined, auc[order], min(n))
+    return Levels(
+        cells.loc[order].reset_index(drop=True), *joined, auc[order], min(n), float(np.log(runs.DIVERGED * profile.shape.vocabulary))
+    )
 
 
 def _ids(known: dict[str, pd.DataFrame], domain: str, split: str) -> pd.Index:
@@ -134,13 +137,15 @@ def by_method(found: Levels, statistic: Callable[[Levels], np.ndarray], measure:
 
 
 def shares(found: Levels, band: float = selection.BAND, bound: float = selection.BOUND) -> pd.DataFrame:
-    """Share of acceptable cells, its width in decades, and the share over gradient ascent's, of each method."""
-    ascent = share(acceptable(found.of((found.cells.method == "gradient_ascent").to_numpy()), band, bound))
+    """Share of acceptable cells, its width in decades, and, where gradient ascent is among the methods, the share over its."""
     statistics = {
         "acceptable share": lambda part: share(acceptable(part, band, bound)),
-        "share - ascent's": lambda part: share(acceptable(part, band, bound)) - ascent,
         "width (decades)": lambda part: width(acceptable(part, band, bound), part.cells),
     }
+    ascent = (found.cells.method == "gradient_ascent").to_numpy()
+    if ascent.any():
+        base = share(acceptable(found.of(ascent), band, bound))
+        statistics["share - ascent's"] = lambda part: share(acceptable(part, band, bound)) - base
     return pd.concat([by_method(found, s, name) for name, s in statistics.items()], ignore_index=True)
 
 
@@ -148,8 +153,11 @@ def shares(found: Levels, band: float = selection.BAND, bound: float = selection
 
 
 def distance(found: Levels) -> np.ndarray:
-    """Distance to retraining of each cell: mean over the four kinds of text of |log perplexity / retrained|; (1 + resamples, cells)."""
-    return np.mean([np.abs(gap(found, s)) for s in SPLITS], axis=0)
+    """Distance to retraining of each cell: mean over the four kinds of text of |log perplexity / retrained|; (1 + resamples, cells).
+
+    A run that has ended counts with the perplexity at which runs are ended, and so does what is past it: a lower bound.
+    """
+    return np.mean([np.abs(np.minimum(found.own[s], found.worst) - found.retrained[s]) for s in SPLITS], axis=0)
 
 
 def by_proxy(found: Levels) -> np.ndarray:
@@ -189,7 +197,8 @@ def regrets(profile: Profile, chosen_on: Levels, reported_on: Levels) -> pd.Data
         best = part.index[int(np.argmin(distance(here)[0]))]
         for name, (missed, fixed) in GUIDELINES.items():
             fits = np.ones(len(part), bool) if fixed is None else (part[list(fixed)] == [usual[f] for f in fixed]).all(axis=1).to_numpy()
-            place = int(np.argmin(np.where(fits, missed(here) if missed else 0.0, np.inf)))
+            among = np.flatnonzero(fits)  # if none of these respects the bound: the first
+            place = int(among[np.argmin(missed(here)[among])]) if missed else int(among[0])
             cell, lost = part.iloc[place], far[:, part.index[place]] - far[:, best]
             row = {"guideline": name, "method": method, "domain": domain, "learning_rate": cell.learning_rate, "epoch": cell.epoch}
             table.append(row | interval(lost, reported_on.n))

@@ -24,7 +24,7 @@ def half(rows: pd.DataFrame, which: int) -> pd.DataFrame:
 def log_perplexity(rows: pd.DataFrame, split: str) -> float:
     """Log of the perplexity on one split."""
     part = rows[rows.split == split]
-    return float(part.nll.sum() / part.tokens.sum())
+    return float(part.nll.sum(skipna=False) / part.tokens.sum())
 
 
 def goals(target: pd.DataFrame, retrained: pd.DataFrame) -> dict[str, float]:
