@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 
 import pytest
+from filelock import FileLock
 
 from unlearn_utils import workers
 from unlearn_utils.profiles import PROFILES
@@ -49,6 +50,25 @@ def asked(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------- processes
+
+
+def test_what_another_process_is_filling_is_left_for_last(steps, monkeypatch):
+    """The first of three is locked by somebody else, who fills it when the last has been filled here."""
+    made, order = steps(3), []
+    made[0].path.parent.mkdir(parents=True)
+    lock = FileLock(f"{made[0].path}.lock")
+    lock.acquire()
+    real = Step.fill
+
+    def fill(step, wait=True):
+        if wait and lock.is_locked:  # the second round has begun
+            order.append([s.done() for s in made])
+            lock.release()
+        real(step, wait)
+
+    monkeypatch.setattr(Step, "fill", fill)
+    workers.side_by_side(TWO, made)
+    assert order == [[False, True, True]] and all(s.done() for s in made)
 
 
 def test_one_worker_is_this_process(steps):
@@ -121,7 +141,7 @@ def test_many_steps_tell_about_twenty_lines(steps, asked, capsys, monkeypatch, t
 
 def test_the_time_left_by_hand(steps, asked, capsys, monkeypatch):
     """A clock that gains a minute at each look: after 1, 2, 3 of 3 steps 1, 2, 3 minutes have gone."""
-    clock = iter(range(0, 600, 60))
+    clock = iter(range(0, 60000, 60))
     made, told = steps(3), []
     monkeypatch.setattr(workers, "_fill", lambda step: told.append(step))
     monkeypatch.setattr(workers.time, "perf_counter", lambda: next(clock))

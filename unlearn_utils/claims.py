@@ -167,9 +167,9 @@ def measured(profile: Profile) -> pd.DataFrame:
 
 
 def text(row: pd.Series) -> str:
-    """`value [low, high]`, or the value alone where it is exact; large numbers with two significant digits."""
+    """`value [low, high]`, or the value alone where the quantity is exact; large numbers with two significant digits."""
     value, low, high = (f"{row[c]:.2g}" if abs(row[c]) >= 1000 else f"{row[c]:.2f}" for c in ("value", "low", "high"))
-    return value if row["low"] == row["high"] else f"{value} [{low}, {high}]"
+    return value if "; exact" in row["quantity"] else f"{value} [{low}, {high}]"
 
 
 def markdown(table: pd.DataFrame) -> str:

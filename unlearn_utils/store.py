@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from unlearn_utils import memory
 
@@ -55,13 +55,21 @@ class Step:
 
     def folder(self) -> Path:
         """The entry's folder, filled first if need be. Safe between processes: whoever comes second waits, and finds it."""
+        self.fill()
+        return self.path
+
+    def fill(self, wait: bool = True) -> None:
+        """Fills the entry if need be. If another process is at it: waits for that, or, without `wait`, leaves it alone."""
         folder = self.path
-        if not _valid(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
+        if _valid(folder):
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(f"{folder}.lock", timeout=-1 if wait else 0):
                 if not _valid(folder):
                     self._fill(folder)
-        return folder
+        except Timeout:
+            pass
 
     def _fill(self, folder: Path) -> None:
         """Makes the entry in a folder beside its own, then renames it into place."""

@@ -32,6 +32,8 @@ def side_by_side(profile: Profile, steps: Sequence[Step], what: str | None = Non
         if what and (done % max(1, len(missing) // 20) == 0 or done == len(missing)):
             left = (time.perf_counter() - began) / done * (len(missing) - done) / 60
             tell(f"{len(steps) - len(missing) + done} of {len(steps)} {what} are there, about {left:.1f} min left")
+    for step in missing:  # what somebody else was filling
+        step.fill()
 
 
 def tell(line: str) -> None:
@@ -41,9 +43,9 @@ def tell(line: str) -> None:
         print(line, file=file, flush=True)
 
 
-def _fill(step: Step) -> str:
-    """What a worker runs: fills one entry, and says where it lies."""
-    return str(step.folder())
+def _fill(step: Step) -> None:
+    """What a worker runs: fills one entry, unless somebody else is filling it. So two notebooks that need the same steps share them."""
+    step.fill(wait=False)
 
 
 @contextmanager
