@@ -64,8 +64,9 @@ def claims(profile: str, readme: bool) -> int:
     import pandas as pd
 
     from unlearn_utils import claims as stated
-    from unlearn_utils import notebooks
+    from unlearn_utils import notebooks, profiles
 
+    profiles.profile(profile)
     path = notebooks.figures(notebooks.ROOT, profile) / "table14_claims.csv"
     if not path.exists():
         raise FileNotFoundError(f"no {path}: execute ./run_all.sh {profile} --only 14 first")
@@ -74,8 +75,11 @@ def claims(profile: str, readme: bool) -> int:
         print(text, end="")
         return 0
     file = notebooks.ROOT / "README.md"
-    before, _, rest = file.read_text().partition(MARKS[0])
-    file.write_text(before + MARKS[0] + "\n" + text + MARKS[1] + rest.partition(MARKS[1])[2])
+    before, start, rest = file.read_text(encoding="utf-8").partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (start and end):
+        raise ValueError(f"{file} lacks the marks between which the table goes: {MARKS[0]} and, below it, {MARKS[1]}")
+    file.write_text(f"{before}{start}\n{text}{end}{after}", encoding="utf-8")
     return 0
 
 

@@ -36,10 +36,10 @@ class Claim:
 
 def verdict(sense: str, threshold: float, found: Interval) -> str:
     """`supported`, `not supported` or `inconclusive`."""
-    low, high = (threshold, np.inf) if sense == "above" else (-np.inf if sense == "below" else -threshold, threshold)
-    if low < found.low and found.high < high:
-        return "supported"
-    return "not supported" if found.high < low or found.low > high else "inconclusive"
+    above, below = found.low > threshold, found.high < threshold
+    yes = {"above": above, "below": below, "inside": below and found.low > -threshold}[sense]
+    no = {"above": below, "below": above, "inside": above or found.high < -threshold}[sense]
+    return "supported" if yes else "not supported" if no else "inconclusive"
 
 
 GUIDELINES = dict(zip("abcd", robustness.GUIDELINES, strict=True))
@@ -174,7 +174,11 @@ def text(row: pd.Series) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """The table as the README shows it."""
-    head = "| id | claim | measured | n | verdict | notebook, command |\n|---|---|---|---|---|---|\n"
+    head = "| id | claim | measured | threshold | n | verdict | notebook, command |\n|---|---|---|---|---|---|---|\n"
     command = "{0}, `./run_all.sh --only {0}`"
-    cells = [[r.id, r.claim, text(table.loc[i]), str(r.n), r.verdict, command.format(r.notebook)] for i, r in enumerate(table.itertuples())]
+    limits = [f"{r.sense} {'±' if r.sense == 'inside' else ''}{r.threshold:.2g}" for r in table.itertuples()]
+    cells = [
+        [r.id, r.claim, text(table.loc[i]), limits[i], str(r.n), r.verdict, command.format(r.notebook)]
+        for i, r in enumerate(table.itertuples())
+    ]
     return head + "".join(f"| {' | '.join(row)} |\n" for row in cells)

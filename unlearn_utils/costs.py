@@ -121,7 +121,7 @@ def _runner(profile: Profile, domain: str, method: str) -> tuple[Callable, nn.Mo
     forget, retain = (_longest(side, STEPS * size) for side in sides(profile, domain, method))
     reference = models.build(profile.shape, tok, 0).eval() if methods.named(method).retain == "kl" else None
     labels = training.draw_labels(method, forget, model.eval(), tok, 0)
-    recipe = profile.unlearning
+    recipe = replace(profile.unlearning, epochs=1)
     run = partial(training.unlearn, model, method, forget, retain, recipe, tok.pad_token_id, 0, reference, labels)
     return run, model, size * (len(forget[0]) + (len(retain[0]) if retain else 0))
 

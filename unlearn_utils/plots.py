@@ -203,6 +203,7 @@ def rates(data: pd.DataFrame, ax: Axes) -> Axes:
     level = data[data.split == "forget"].level.iloc[0]
     ax.axhline(level, color="black", ls=(0, (1, 1)), label="retrained model, forget set")
     ax.set(xscale="log", yscale="log", xlabel="learning rate", ylim=(level / 8, level * 30))
+    ax.set_xlim(data.learning_rate.min() / 1.3, data.learning_rate.max() * 1.3)
     ax.xaxis.set_minor_formatter(NullFormatter())
     return ax
 

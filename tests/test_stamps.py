@@ -1,0 +1,118 @@
+"""What makes a notebook run again, beside a lost table (`test_run_all.py`): each thing that decides or holds its outputs."""
+
+import json
+
+import pytest
+
+from unlearn_utils import stamps
+
+CELLS = [("markdown", "# 03 · Words", []), ("code", 'PROFILE = "laptop"', ["parameters"]), ("code", "print(1)", [])]
+
+
+def notebook(path, cells, outputs=()):
+    made = [
+        {"cell_type": kind, "source": source.splitlines(True), "metadata": {"tags": tags} if tags else {}, "outputs": list(outputs)}
+        for kind, source, tags in cells
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"cells": made, "metadata": {}}))
+    return path
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A package of two files, a notebook, its executed copy, its figures and another's; all recorded."""
+    monkeypatch.setenv("UNLEARN_STORE", "/a/store")
+    monkeypatch.setenv("UNLEARN_FIGURES", str(tmp_path / "figures"))
+    (tmp_path / "package").mkdir()
+    for name in ("package/stamps.py", "package/other.py", "package/manifest.csv", "requirements.lock"):
+        (tmp_path / name).write_text(f"of {name}")
+    monkeypatch.setattr(stamps, "__file__", str(tmp_path / "package" / "stamps.py"))
+    (tmp_path / "figures").mkdir()
+    for name in ("fig03_x.png", "table03_x.csv", "table04_y.csv", "seconds03.csv"):
+        (tmp_path / "figures" / name).write_text(name)
+    path = notebook(tmp_path / "notebooks" / "03_words.ipynb", CELLS)
+    executed = notebook(tmp_path / "runs" / "smoke" / "03_words.ipynb", CELLS, ["1"])
+    stamps.record(tmp_path, "smoke", path, executed, stamps.inputs("smoke", path), 1.23456)
+    return tmp_path
+
+
+def unchanged(root, profile="smoke"):
+    return stamps.unchanged(root, profile, root / "notebooks" / "03_words.ipynb", root / "runs" / "smoke" / "03_words.ipynb")
+
+
+def test_what_was_recorded_is_unchanged(root):
+    assert unchanged(root)
+    recorded = json.loads((root / "runs" / "smoke" / "stamps" / "03.json").read_text())
+    assert set(recorded["outputs"]) == {"03_words.ipynb", "fig03_x.png", "table03_x.csv"} and recorded["minutes"] == 1.235
+
+
+def test_nothing_recorded_is_a_change(root):
+    (root / "runs" / "smoke" / "stamps" / "03.json").unlink()
+    assert not unchanged(root)
+
+
+@pytest.mark.parametrize("name", ["package/stamps.py", "package/other.py", "package/manifest.csv", "requirements.lock"])
+def test_the_package_and_its_pins_are_inputs(root, name):
+    (root / name).write_text("another")
+    assert not unchanged(root)
+
+
+def test_a_new_module_is_an_input(root):
+    (root / "package" / "new.py").write_text("")
+    assert not unchanged(root)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [*CELLS[:2], ("code", "print(2)", [])],
+        [*CELLS, ("code", "", [])],
+        [CELLS[0], CELLS[2], CELLS[1]],
+        [*CELLS[:2], ("markdown", "print(1)", [])],
+        [CELLS[0], ("code", 'PROFILE = "laptop"', []), CELLS[2]],
+    ],
+)
+def test_cells_are_inputs(root, cells):
+    notebook(root / "notebooks" / "03_words.ipynb", cells)
+    assert not unchanged(root)
+
+
+def test_what_a_notebook_printed_is_no_input(root):
+    notebook(root / "notebooks" / "03_words.ipynb", CELLS, ["printed"])
+    assert unchanged(root)
+
+
+def test_profile_and_store_are_inputs(root, monkeypatch):
+    path = root / "notebooks" / "03_words.ipynb"
+    assert not unchanged(root, "laptop") and stamps.inputs("laptop", path) != stamps.inputs("smoke", path)
+    monkeypatch.setenv("UNLEARN_STORE", "/another/store")
+    assert not unchanged(root)
+
+
+@pytest.mark.parametrize("name", ["runs/smoke/03_words.ipynb", "figures/fig03_x.png", "figures/table03_x.csv"])
+@pytest.mark.parametrize("lost", [True, False])
+def test_outputs_that_were_edited_or_lost_are_made_again(root, name, lost):
+    (root / name).unlink() if lost else (root / name).write_text("edited")
+    assert not unchanged(root)
+
+
+def test_another_notebook_s_table_does_not_matter(root):
+    (root / "figures" / "table04_y.csv").write_text("another")
+    (root / "figures" / "seconds03.csv").unlink()  # never the same twice: no output
+    assert unchanged(root)
+
+
+def test_minutes_of_every_notebook_in_order(root):
+    executed = root / "runs" / "smoke" / "03_words.ipynb"
+    stamps.record(root, "smoke", root / "notebooks" / "01_first.ipynb", executed, "x", 0.5)
+    stamps.summarise(root, "smoke")
+    assert (root / "runs" / "smoke" / "run.csv").read_text() == "notebook,minutes\n01,0.5\n03,1.235\n"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    stamps.write(path, "naïve")
+    with pytest.raises(UnicodeEncodeError):
+        stamps.write(path, "half \ud800")
+    assert path.read_text(encoding="utf-8") == "naïve"
