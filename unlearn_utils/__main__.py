@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from unlearn_utils import commands as own
+
 MARKS = ("<!-- claims: python -m unlearn_utils claims --readme -->", "<!-- end of claims -->")  # in the README
 
 
@@ -19,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--only", metavar="NN", help="only this notebook")
     which.add_argument("--from", metavar="NN", dest="start", help="this notebook and those after it")
     run.add_argument("--fresh", action="store_true", help="ignore stored results")
+    own.add(commands)
     claims = commands.add_parser("claims", help="print each claim with its measured value and verdict, as notebook 14 left them")
     claims.add_argument("profile", nargs="?", default="laptop", help="laptop, study or smoke")
     claims.add_argument("--readme", action="store_true", help="write the table into README.md")
@@ -33,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. A mistake of the user's is one line on stderr and exit code 2."""
     options = parser().parse_args(arguments)
+    if hasattr(options, "call"):  # a command for the user's own documents and models
+        return own.run(options)
     try:
         return dispatch(options)
     except (ValueError, FileNotFoundError) as error:

@@ -1,0 +1,185 @@
+"""The memory plan against hand-computed cases, against models, and against what a backward pass keeps."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_own import KINDS, random_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from unlearn_utils import objectives, plans
+from unlearn_utils.profiles import Unlearning
+
+GB = 10**9
+
+
+def run(method="gradient_ascent", micro_batch=4, lora=None, merge=False, bf16=False):
+    return plans.Run(method, Unlearning(), micro_batch, 0, lora, merge, bf16)
+
+
+def ask(**changes):
+    """A model of 7e9 parameters, as Llama 2; one sequence of 4,096 tokens."""
+    llama = {"parameters": 7 * GB, "trained": 7 * GB, "hidden": 4096, "intermediate": 11008, "layers": 32, "heads": 32}
+    return plans.Request(**(llama | {"vocabulary": 32_000, "context": 4096, "sequences": 1} | changes))
+
+
+# ---------------------------------------------------------------------------------------------- by hand
+
+
+def test_every_weight_in_float32_by_hand():
+    """4 bytes a weight, 4 its gradient, 8 its moments."""
+    found = plans.plan(ask())
+    assert (found.weights, found.gradients, found.optimizer) == (28 * GB, 28 * GB, 56 * GB)
+    assert found.reference == found.bf16_copies == 0 and found.certain == 112 * GB
+    assert found.total == found.certain + found.activations
+
+
+def test_kl_and_bfloat16_by_hand():
+    found = plans.plan(ask(reference=True, bf16=True))
+    assert found.reference == 28 * GB and found.bf16_copies == 14 * GB
+    assert found.certain == 140 * GB and found.total == 154 * GB + found.activations
+
+
+def test_lora_by_hand():
+    """20 million adapter weights in float32 (16 bytes each with gradient and moments), the rest as it is: 2 bytes each."""
+    found = plans.plan(ask(parameters=7 * GB + 20_000_000, trained=20_000_000, bf16=True, frozen_bytes=2))
+    assert found.weights == 14 * GB + 80_000_000 and found.gradients == 80_000_000 and found.optimizer == 160_000_000
+    assert found.bf16_copies == found.reference == 0
+
+
+def test_activations_by_hand():
+    """2 sequences of 10 tokens, 3 layers: 60 x (75 x 8 + 20 x 16) = 55,200; the head 2 x 4 x 100 x 8 = 6,400; 4 chunks of 20 x 100 x 4."""
+    small = {"hidden": 8, "intermediate": 16, "layers": 3, "heads": 2, "vocabulary": 100, "context": 10, "sequences": 2}
+    assert plans.activations(ask(**small)) == 55_200 + 6_400 + 32_000
+    assert plans.activations(ask(**small, fused=False)) == 55_200 + 60 * 12 * 2 * 10 + 6_400 + 32_000
+    assert plans.activations(ask(**small, bf16=True)) == 46_920 + 6_400 + 32_000
+    assert plans.activations(ask(**small, trained=5)) == 77_280 + 32_000  # LoRA: 1.4 x 55,200; a frozen head has no gradient
+
+
+def test_logits_are_chunked():
+    """On a CPU 128 rows of float32 logits of 32,000 tokens (16 MB), though the batch has 4,096."""
+    size = plans.activations(ask()) - plans.activations(ask(vocabulary=1))
+    assert size == 8 * 4096 * 31_999 + 4 * 4 * (128 * 32_000 - 4096)
+
+
+def test_alternatives_by_hand():
+    lora = ask(parameters=7 * GB + 20_000_000, trained=20_000_000, sequences=8)
+    found = plans.alternatives(ask(sequences=8), 4, lora)
+    assert list(found) == ["--lora rank=8", "--micro-batch 1", "--context 512", "all of these"]
+    assert found["--lora rank=8"] == plans.plan(lora).total and found["--micro-batch 1"] == plans.plan(ask(sequences=2)).total
+    assert found["--context 512"] == plans.plan(ask(sequences=8, context=512)).total
+    least = ask(parameters=7 * GB + 20_000_000, trained=20_000_000, sequences=2, context=512)
+    assert found["all of these"] == plans.plan(least).total == min(found.values())
+    assert plans.alternatives(ask(context=512), 1, None) == {}
+
+
+def test_the_plan_in_words():
+    found = plans.Plan(28 * GB, 0, 28 * GB, 56 * GB, 0, 8 * GB)
+    (one,) = plans.lines(found, "card", 120 * GB, {})
+    assert "weights 28, gradients 28, optimizer 56, activations 8 (an estimate); together 120; free on card: 120" in one
+    _, maybe = plans.lines(found, "card", 115 * GB, {"--micro-batch 1": 90 * GB})
+    assert maybe.startswith("this may not fit: --micro-batch 1 (90 GB); or use")
+    assert plans.lines(found, "card", 100 * GB, {})[1].startswith("this will not fit: use")
+
+
+# ---------------------------------------------------------------------------------------------- against models
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plan_of_a_tiny_model_is_its_parameters_times_bytes(kind):
+    model = random_model(kind)
+    size = sum(p.numel() for p in model.parameters())
+    found = plans.plan(plans.request(model.config, run("ascent_kl_general"), 32, torch.float32))
+    assert (found.weights, found.gradients, found.optimizer, found.reference) == (4 * size, 4 * size, 8 * size, 4 * size)
+    assert plans.request(model.config, run("ascent_kl_general"), 32, torch.float32).sequences == 8
+    assert plans.request(model.config, run(), 32, torch.float32).sequences == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plan_counts_adapters_as_peft_makes_them(kind):
+    model = random_model(kind)
+    base = sum(p.numel() for p in model.parameters())
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    asked = plans.request(random_model(kind).config, run("ascent_kl_general", lora=plans.Lora(4, 8.0), bf16=True), 32, torch.bfloat16)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert (asked.trained, asked.parameters) == (trained, base + trained)
+    assert plans.plan(asked).weights == 4 * trained + 2 * base and not asked.reference
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_are_near_what_a_backward_pass_keeps(kind):
+    """At least as much, and no more than two and a half times."""
+    config = KINDS[kind]
+    wide = {"n_embd": 64, "n_head": 4} if kind == "gpt2" else {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4}
+    grouped = {"num_key_value_heads": 2, "head_dim": 16} if hasattr(config, "head_dim") and config.head_dim else {}
+    heads = {"num_key_value_heads": 4} if kind == "llama" else {}
+    config = type(config).from_dict(config.to_dict() | wide | grouped | heads | {"vocab_size": 300})
+    model = AutoModelForCausalLM.from_config(config).train()
+    weights, kept = {p.data_ptr() for p in model.parameters()}, {}
+
+    def pack(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        states = objectives.hidden_states(model, torch.randint(0, 300, (2, 128)))
+    found = sum(size for size, _ in kept.values())
+    asked = plans.request(config, run(micro_batch=2), 128, torch.float32)
+    head = 2 * 4 * 300 * 64 + 4 * 4 * 256 * 300
+    assert states.requires_grad and found <= plans.activations(asked) - head <= 2.5 * found
+
+
+def test_nothing_is_loaded_to_plan():
+    """A model of 7e9 parameters is counted without memory for it."""
+    config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32_000)
+    assert all(p.is_meta for p in plans.empty(config).parameters())
+    assert plans.request(config, run(), 4096, torch.float32).parameters == 6_738_415_616
+
+
+# ---------------------------------------------------------------------------------------------- against the machine
+
+
+def test_what_certainly_does_not_fit_is_refused(monkeypatch, tmp_path):
+    config = random_model("llama").config
+    asked = plans.plan(plans.request(config, run(), 32, torch.float32))
+    for free, lines in ((asked.total, 1), (asked.total - 1, 2), (asked.certain, 2)):
+        monkeypatch.setattr(plans, "available", lambda free=free: ("here", free))
+        assert len(plans.check(config, run(), 32, tmp_path)) == lines
+    monkeypatch.setattr(plans, "available", lambda: ("here", asked.certain - 1))
+    with pytest.raises(ValueError, match=r"will not fit: --lora rank=8 .*, --micro-batch 1 .* GPU with more memory"):
+        plans.check(config, run(), 32, tmp_path)
+
+
+def test_a_full_disk_is_found_before_training(monkeypatch, tmp_path):
+    config = random_model("llama").config
+    size = 4 * plans.request(config, run(), 32, torch.float32).parameters
+    for free, lora, fits in ((size, None, True), (size - 1, None, False), (0, plans.Lora(2, 4.0), True)):
+        monkeypatch.setattr(plans.shutil, "disk_usage", lambda _, free=free: type("", (), {"free": free}))
+        if fits:
+            plans.check(config, run(lora=lora), 32, tmp_path)
+        else:
+            with pytest.raises(ValueError, match="free on the disk of --out"):
+                plans.check(config, run(lora=lora), 32, tmp_path)
+
+
+def test_free_memory_is_this_machine_s(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    where, free = plans.available()
+    assert where == "this machine" and 2**28 < free < 2**45
+
+
+def test_contexts():
+    """4,096 or what the model reads; never more than that, nor less than the shortest chunk."""
+    short, long = LlamaConfig(max_position_embeddings=64), LlamaConfig(max_position_embeddings=131_072)
+    assert plans.context_of(short, None) == 64 and plans.context_of(long, None) == 4096 and plans.context_of(long, 8192) == 8192
+    for wanted in (65, 4, 0, -1):
+        with pytest.raises(ValueError, match="choose 5 to 64 tokens"):
+            plans.context_of(short, wanted)
+
+
+def test_only_frozen_weights_may_stay_in_bfloat16():
+    half, full, lora = torch.bfloat16, torch.float32, plans.Lora(2, 4.0)
+    assert plans.weight_dtype(run(lora=lora, bf16=True), half) == half
+    for one, stored in ((run(bf16=True), half), (run(lora=lora), half), (run(lora=lora, bf16=True), full)):
+        assert plans.weight_dtype(one, stored) == full
