@@ -1,5 +1,6 @@
 """What several test files share: no network, a small tokenizer, a small random model, and training in float32."""
 
+import gc
 import os
 
 import pytest
@@ -40,6 +41,15 @@ def build(tokenizer):
         return model
 
     return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_once():
+    """accelerate collects garbage with every run, which takes most of its time where so much is imported: set that aside."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -194,8 +194,8 @@ def read_documents(path: Path) -> list[dict]:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         else:
             rows = [{"text": path.read_text(encoding="utf-8")}]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); expected UTF-8 text or one JSON object a line") from error
+    except (OSError, ValueError) as error:  # not UTF-8, not JSON, no parquet
+        raise ValueError(f"{path}: cannot be read ({error}); expected UTF-8 text, one JSON object a line, or a parquet table") from error
     return [{"file": path.name} | _text_row(row, path) for row in rows]
 
 

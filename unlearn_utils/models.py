@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -21,6 +24,7 @@ from transformers.utils import logging
 from unlearn_utils.profiles import Shape
 
 SHORT = 512  # tokens
+_chosen: ContextVar[bool | None] = ContextVar("chosen", default=None)
 logging.disable_progress_bar()  # bars of a second or less, which would be kept in a notebook's outputs
 
 
@@ -65,9 +69,11 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def quicker_attention(model: nn.Module) -> None:
-    """Switches to `short_attention` where that trains faster: in bfloat16 on a CPU, for sequences of up to `SHORT` tokens."""
+    """Switches to `short_attention` where that trains faster: in bfloat16 on a CPU, for sequences of up to `SHORT` tokens; and only from
+    PyTorch's fused one: what transformers does not fuse does more (Gemma 2 caps scores, others have sinks)."""
+    plain = model.config._attn_implementation == "sdpa"
     short = getattr(model.config.get_text_config(), "max_position_embeddings", SHORT + 1) <= SHORT
-    if short and half_precision() and not torch.cuda.is_available():
+    if plain and short and half_precision() and not torch.cuda.is_available():
         model.set_attn_implementation("short")
 
 
@@ -94,5 +100,18 @@ def parameters(model: nn.Module) -> int:
 
 
 def half_precision() -> bool:
-    """Whether this machine multiplies in bfloat16 natively (a GPU, or a CPU with AVX-512 BF16 or AMX): elsewhere it is slower."""
+    """Whether to multiply in bfloat16: as `products` says, else where this machine does so natively (a GPU, or a CPU with AVX-512 BF16 or
+    AMX); elsewhere it is slower."""
+    if (chosen := _chosen.get()) is not None:
+        return chosen
     return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@contextmanager
+def products(bf16: bool) -> Iterator[None]:
+    """Inside, products are in bfloat16 or not as told, whatever the machine."""
+    token = _chosen.set(bf16)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
-from unittest.mock import patch
 
 import pandas as pd
 import torch
@@ -266,7 +265,7 @@ def descend(
         if methods.named(run.method).retain == "kl":
             reference = Original(model) if run.lora else load(base)
         labels = training.draw_labels(run.method, forget, model, tokenizer, run.seed)
-        with patch.object(models, "half_precision", lambda: run.bf16):
+        with models.products(run.bf16):
             return training.unlearn(
                 model, run.method, forget, retain, run.recipe, pad, run.seed, reference, labels, watch, range(1, steps + 1), run.micro_batch
             )

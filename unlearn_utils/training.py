@@ -2,79 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    get_constant_schedule,
-    get_cosine_schedule_with_warmup,
-)
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedTokenizerBase, TrainingArguments, get_constant_schedule, get_cosine_schedule_with_warmup
 
-from unlearn_utils import methods, models, objectives, optimizers, tokens
+from unlearn_utils import loop, methods, models, objectives, optimizers, tokens
+from unlearn_utils.loop import Loop, Loss, Objective, Sides, Watch, Watcher
 from unlearn_utils.profiles import Pretraining, Unlearning
 
 Ids = Sequence[list[int]]  # documents as token ids
-Sides = Mapping[str, objectives.Batch]  # "forget" and "retain", or "text": one batch each
-Loss = Callable[[nn.Module, Sides, Mapping[str, Tensor]], Tensor]  # model, sides, their predicted tokens in the optimizer batch
-Watch = Callable[[int, nn.Module], bool | None]  # step, model -> whether to stop
 REFERENCE_BYTES = 2**30  # the reference's hidden states are kept up to this size
-
-
-class Objective(nn.Module):
-    """A model whose forward is the loss: autocast, DDP and FSDP wrap exactly what is differentiated."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, sides: Sides, counts: Mapping[str, Tensor]) -> Tensor:
-        """The scalar loss of one micro-batch; those of an optimizer batch add up."""
-        return self.loss(self.model, sides, counts)
-
-
-class Loop(Trainer):
-    """A Trainer whose losses are normalised by the predicted tokens of the whole optimizer batch, side by side.
-
-    The Trainer's own count reads one `labels`; ours counts each side over all micro-batches and all ranks.
-    `averaged`: the loss is a mean over its own micro-batch instead (the released code), which the Trainer then averages.
-    """
-
-    def __init__(self, objective: Objective, averaged: bool = False, **kwargs) -> None:
-        super().__init__(model=objective, **kwargs)
-        self.loss_is_scaled_for_ga = not averaged
-        self.remove_callback(PrinterCallback)
-
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list[Sides], dict[str, Tensor]]:
-        """The micro-batches of one optimizer batch, and the predicted tokens of each side in it."""
-        batches = list(islice(epoch_iterator, num_batches))
-        local = {s: sum(objectives.predicted(b[s]["labels"]).sum() for b in batches).to(device) for s in (batches[0] if batches else ())}
-        return batches, {s: self.accelerator.reduce(n, "sum") for s, n in local.items()}
-
-    def compute_loss(self, model: nn.Module, inputs: Sides, return_outputs: bool = False, num_items_in_batch=None) -> Tensor:
-        """The objective's loss; times the number of ranks, because gradients are averaged over ranks."""
-        return model(inputs, num_items_in_batch) * self.accelerator.num_processes
-
-
-class Watcher(TrainerCallback):
-    """Calls `watch(step, model)` after the chosen optimizer steps; ends the run if it says so."""
-
-    def __init__(self, watch: Watch, steps: Sequence[int]) -> None:
-        self.watch, self.steps = watch, set(steps)
-
-    def on_step_end(self, args, state, control, model: Objective, **_) -> None:
-        """After an optimizer step."""
-        if state.global_step in self.steps and self.watch(state.global_step, model.model):
-            control.should_training_stop = True
 
 
 # ---------------------------------------------------------------------------------------------- data, in a seeded order
@@ -128,7 +72,7 @@ def hidden_of(reference: nn.Module, retain: Ids, visits: Sequence[int], pad_id: 
     """The reference's hidden states (tokens, d) of the retain documents that a run visits; none if no document is visited twice, or if
     they would take more than `REFERENCE_BYTES`: then they are computed with each batch, at the same cost or for less memory."""
     once = sorted(set(visits))
-    size = sum(len(retain[j]) for j in once) * reference.config.hidden_size * 4
+    size = sum(len(retain[j]) for j in once) * reference.config.get_text_config().hidden_size * 4
     if len(once) == len(visits) or size > REFERENCE_BYTES:
         return {}
     found = {}
@@ -159,8 +103,9 @@ def draw_labels(
     if methods.named(method).forget == "ascent":
         return None
     generator, special = torch.Generator().manual_seed(seed), tuple(tokenizer.all_special_ids)
-    batches = [tokens.collate([ids], tokenizer.pad_token_id) for ids in forget]
-    drawn = [methods.replacement_labels(method, b, model, generator, len(tokenizer), special, variant) for b in batches]
+    rows = min(len(tokenizer), len(objectives.head_of(model).weight))  # Gemma 3's tokenizer has an id more than its head
+    batches = ({k: v.to(model.device) for k, v in tokens.collate([ids], tokenizer.pad_token_id).items()} for ids in forget)
+    drawn = [methods.replacement_labels(method, b, model, generator, rows, special, variant) for b in batches]
     return [labels[0].tolist() for labels in drawn]
 
 
@@ -220,21 +165,26 @@ def unlearn(
     watched: Sequence[int] = (),
     micro_batch: int | None = None,
     steps: int | None = None,
+    checkpoints: Path | None = None,
 ) -> list[dict]:
     """Unlearns `forget` in place; each forget document is paired with a retain document where the method has a retain term.
 
     reference: the original model, for KL. labels: replacement labels of each forget document (`draw_labels`). watch, watched: called
-    with the model at these steps, 0 among them; it ends the run by returning True. micro_batch: documents at a time, the recipe's batch
-    if None. steps: end after so many, which gives the same model as the longer run has at that step.
-    Returns the history: step, loss, learning_rate.
-    Raises ValueError for sets as `check_sets` says, for an unknown method, and for KL without a reference.
+    with the model at these steps, 0 among them; it ends the run by returning True. micro_batch: documents at a time in one process, its
+    share of the recipe's batch if None. steps: end after so many, which gives the same model as the longer run has at that step.
+    checkpoints: a folder, of all processes, for one checkpoint every tenth of the run; called again after it was killed, the same run
+    goes on from the last. It is the caller's to remove; None writes nothing.
+    Under `accelerate launch` every process calls this alike, and a batch is that of all together. FSDP leaves the model sharded:
+    `loop.save` writes it. Returns the history: step, loss, learning_rate.
+    Raises ValueError for sets as `check_sets` says, for an unknown method, for KL without a reference, for a batch that does not divide.
     """
     check_sets(method, forget, retain)
     if steps == 0 or (watch and 0 in watched and watch(0, model)):
         return []
-    for one in (model, reference):
-        if one is not None:
-            models.quicker_attention(one)
+    folder = checkpoints and checkpoints / _name(model, (*forget, *retain, *(labels or ())), method, recipe, seed, steps)
+    models.quicker_attention(model)
+    if reference is not None:
+        models.quicker_attention(reference.to(loop.place().device))
     order = pairs(len(forget), len(retain), recipe.epochs, np.random.default_rng(seed))
     kept = reference is not None and 2 not in methods.defects(recipe.variant)  # defect 2 reads the reference where texts are padded
     hidden = hidden_of(reference, retain, [j for _, j in order], pad_id) if kept else None
@@ -250,7 +200,18 @@ def unlearn(
         [Watcher(watch, watched)] if watch else [],
         micro_batch,
         methods.averages_micro_batches(recipe.variant),
+        folder,
     )
+
+
+def _name(model: nn.Module, documents: Ids, *settings) -> str:
+    """Of a run, for its checkpoints: no other run's are taken for its own. Of each weight the first number counts."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for ids in documents:
+        digest.update(np.array([len(ids), *ids]).tobytes())
+    for weight in model.parameters():
+        digest.update(repr(weight.detach().flatten()[:1].tolist()).encode())
+    return digest.hexdigest()[:16]
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Unlearning, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -260,16 +221,18 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: Unlearning, steps: int) 
     return get_cosine_schedule_with_warmup(optimizer, math.ceil(0.03 * steps) if "warm-up" in recipe.schedule else 0, steps)
 
 
-def _run(objective, order, collate, optimizers, batch, max_grad_norm, seed, callbacks=(), micro_batch=None, averaged=False) -> list[dict]:
-    """Drives the Trainer once through `order`, in that order; nothing is written to disk."""
-    size = micro_batch or batch
-    if batch % size:
-        raise ValueError(f"micro_batch {size} does not divide the batch of {batch} documents")
+def _run(
+    objective, order, collate, optimizers, batch, max_grad_norm, seed, callbacks=(), micro_batch=None, averaged=False, checkpoints=None
+) -> list[dict]:
+    """Drives the Trainer once through `order`, in that order, in this process and those beside it; writes into `checkpoints`, if at all."""
+    processes = loop.place().num_processes
+    size = micro_batch or max(1, batch // processes)
+    parts = loop.micro_batches(order, batch, size, processes)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
-            output_dir=scratch,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=batch // size,
+            output_dir=checkpoints / loop.UNFINISHED if checkpoints else scratch,
+            per_device_train_batch_size=1,  # of `parts`
+            gradient_accumulation_steps=batch // size // processes,
             num_train_epochs=1,  # `order` already holds every epoch
             train_sampling_strategy="sequential",
             max_grad_norm=max_grad_norm,
@@ -278,22 +241,25 @@ def _run(objective, order, collate, optimizers, batch, max_grad_norm, seed, call
             seed=seed,
             logging_steps=1,
             logging_nan_inf_filter=False,  # a diverged run must look like one
-            save_strategy="no",
+            save_strategy="steps" if checkpoints else "no",
+            save_steps=math.ceil(len(order) / batch / 10),
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
-        loop = Loop(
+        arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one GPU: several take `accelerate launch`
+        trainer = Loop(
             objective,
             averaged,
             args=arguments,
-            train_dataset=order,
-            data_collator=collate,
+            train_dataset=parts,
+            data_collator=loop.collated(collate, order[:1]),
             optimizers=optimizers,
             callbacks=list(callbacks),
         )
-        loop.train()
+        trainer.train(trainer.last() if checkpoints else None)
+    loop.unwrap_layers(objective.model)
     objective.model.eval()
     kept = ("step", "loss", "learning_rate")
-    return [{k: row[k] for k in kept} for row in loop.state.log_history if "loss" in row]
+    return [{k: row[k] for k in kept} for row in trainer.state.log_history if "loss" in row]
