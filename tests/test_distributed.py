@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
@@ -45,9 +47,12 @@ LOSSES, WEIGHTS = 1e-5, 1e-5  # tolerances: nats; share of the way that the weig
 # ---------------------------------------------------------------------------------------------- runs, in this process or in others
 
 
-def one_run(folder, method, micro_batch=None, variant="corrected", tied=True, checkpoints=None, watch=None, **recipe):
+def one_run(folder, method, micro_batch=None, variant="corrected", tied=True, checkpoints=None, watch=None, lora=False, **recipe):
     """(model, history) of one run of the stored models, as part of a group or alone."""
     model, reference = (models.load(folder / f"{seed}-{tied}") for seed in (0, 1))
+    if lora:
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
     labels = None if methods.named(method).forget == "ascent" else [ids[::-1] for ids in FORGET]
     recipe = Unlearning(
         **{"batch": 4, "epochs": 1, "learning_rate": 1e-3, "max_grad_norm": 0.5, "schedule": "cosine"} | recipe, variant=variant
@@ -67,8 +72,9 @@ def compared(folder, *case):
             seen.append(model(torch.tensor(FORGET[:1]), labels=torch.tensor(FORGET[:1])).loss.item())
 
     model, history = one_run(folder, *case, watch=watch)
+    units = sum(isinstance(module, FSDPModule) for module in model.modules())
     share = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters()) / models.parameters(model)
-    return {"weights": loop.gathered(model), "history": history, "seen": seen, "share": share}
+    return {"weights": loop.gathered(model), "history": history, "seen": seen, "share": share, "units": units}
 
 
 def shard_on_cpu():
@@ -143,9 +149,9 @@ def stop(rank, folder, out, stopper):
     (out / f"{rank}.txt").write_text(str(len(history)))
 
 
-def write(rank, folder, out):
+def write(rank, folder, out, lora=False):
     """Checkpoints and the saved model go to a folder of the process's own."""
-    model, _ = one_run(folder, "gradient_ascent", checkpoints=out / str(rank) / "checkpoints")
+    model, _ = one_run(folder, "gradient_ascent", checkpoints=out / str(rank) / "checkpoints", lora=lora)
     loop.save(model, out / str(rank) / "model")
 
 
@@ -306,12 +312,12 @@ def test_two_processes_give_the_losses_and_weights_of_one(folder, one_process, t
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_process_watches_the_whole_model(pair, one_process, two_processes, case):
+def test_every_process_watches_the_whole_model_and_holds_its_share(pair, one_process, two_processes, case):
     one, (first, second) = one_process[str(case)], (found[str(case)] for found in two_processes)
     assert len(one["seen"]) == 4 and len(set(one["seen"])) == 4  # before the first step, too
     for found in (first, second):
         assert found["seen"] == pytest.approx(one["seen"], abs=1e-4)
-        assert found["share"] == pytest.approx(0.5, abs=0.05) if pair else found["share"] == 1  # of the weights, in each process
+        assert found["share"] == (pytest.approx(0.5, abs=0.05) if pair else 1) and found["units"] == (2 if pair else 0)  # its two layers
 
 
 def test_sharded_bfloat16_sums_gradients_and_losses_in_float32(folder, tmp_path):
@@ -348,6 +354,19 @@ def test_only_the_first_process_writes_one_model_at_the_end(folder, pair, two_pr
     loaded = loop.gathered(AutoModelForCausalLM.from_pretrained(tmp_path / "0" / "model", dtype=torch.float32))
     ended = two_processes[0][str(("gradient_ascent", None))]["weights"]
     assert set(loaded) == set(ended) and all(torch.equal(loaded[name], ended[name]) for name in ended)
+
+
+def test_adapters_of_a_sharded_model_are_saved_alone(folder, tmp_path):
+    assert together(write, folder, tmp_path, True, environment=sharded()) == [0, 0]
+    assert files(tmp_path / "1") == set()
+    assert files(tmp_path / "0" / "model") == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    one, _ = one_run(folder, "gradient_ascent", lora=True)
+    loaded = PeftModel.from_pretrained(models.load(folder / "0-True"), tmp_path / "0" / "model")
+    one, loaded = (loop.gathered(model) for model in (one, loaded))
+    assert set(one) == set(loaded) and sum("lora_B" in name for name in one) == 2 * 7
+    assert all(value.abs().max() > 1e-4 for name, value in one.items() if "lora_B" in name)  # which begins at 0
+    for name, value in one.items():
+        torch.testing.assert_close(loaded[name], value, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -228,7 +228,7 @@ def gathered(model: nn.Module) -> dict[str, Tensor]:
     """
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     names, once = ({name for name, _ in model.named_parameters(remove_duplicate=x)} for x in (False, True))
-    return {name: value for name, value in state.items() if name not in names - once} if place().is_main_process else {}
+    return {name: value for name, value in state.items() if name not in names - once}
 
 
 def save(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
