@@ -1,6 +1,5 @@
 """A user's own documents and model, through the command line: six kinds of models as the hub has them, and what is written."""
 
-import gc
 import hashlib
 import io
 import json
@@ -92,15 +91,6 @@ def documents(tmp_path_factory):
 def llama(tmp_path_factory, tokenizer):
     """A Llama in float32 whose tokenizer has all special tokens."""
     return hub_folder(tmp_path_factory.mktemp("llama"), "llama", tokenizer)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def imported_once():
-    """accelerate collects garbage with every run, which takes most of its time where so much is imported: set that aside."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def arguments(model, documents, out, method="gradient_ascent", *more):

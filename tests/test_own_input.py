@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_own import arguments, hub_folder, imported_once, text, write_documents  # noqa: F401 - a fixture
+from test_own import arguments, hub_folder, text, write_documents
 
 from unlearn_utils import commands, models, tokens, training
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
-from test_own import KINDS, arguments, bare, hub_folder, imported_once, text, unlearn, value, write_documents  # noqa: F401 - a fixture
+from test_own import KINDS, arguments, bare, hub_folder, text, unlearn, value, write_documents
 from transformers import AutoModelForCausalLM
 
 from unlearn_utils import commands, methods, objectives, own, plans, tokens, training
