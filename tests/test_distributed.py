@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from unlearn_utils import loop, methods, models, training
+from unlearn_utils import loop, methods, models, objectives, training
 from unlearn_utils.profiles import Unlearning
 
 ROOT = Path(__file__).parents[1]
@@ -132,8 +132,15 @@ def together(job, *given, processes=2, environment=None):
 
 
 def compare_all(rank, folder, cases, out):
-    """Runs every case and keeps what it is compared by."""
-    torch.save([compared(folder, *case) for case in cases], out / f"{rank}.pt")
+    """Runs every case and keeps what it is compared by, and whether models were read under autocast."""
+
+    def hidden_states(*given):
+        under.add(torch.is_autocast_enabled("cpu"))
+        return plain(*given)
+
+    under, plain = set(), objectives.hidden_states
+    objectives.hidden_states = hidden_states
+    torch.save([compared(folder, *case) | {"autocast": list(under)} for case in cases], out / f"{rank}.pt")
 
 
 def refuse(rank, folder, out):
@@ -322,12 +329,13 @@ def test_every_process_watches_the_whole_model_and_holds_its_share(pair, one_pro
 
 def test_sharded_bfloat16_sums_gradients_and_losses_in_float32(folder, tmp_path):
     """bfloat16 rounds a loss of 5 to steps of 0.03; the optimizer batch's loss is a sum of numbers that are not so rounded."""
-    case = ("ascent_kl_in_distribution", None)
+    case = ("ascent_kl_in_distribution", 1, (2,))  # which reads the reference in every step
     for name, environment, processes in (("one", {"ACCELERATE_MIXED_PRECISION": "bf16"}, 1), ("two", sharded("bf16"), 2)):
         (tmp_path / name).mkdir()
         assert set(together(compare_all, folder, [case], tmp_path / name, processes=processes, environment=environment)) == {0}
     one, two = (torch.load(tmp_path / name / "0.pt")[0] for name in ("one", "two"))
     assert losses(two) == pytest.approx(losses(one), abs=0.02) and losses(two) != losses(one)
+    assert one["autocast"] == two["autocast"] == [True]  # the reference, too, which is not sharded
     assert all(loss != torch.tensor(loss).bfloat16().item() for loss in losses(two))
     assert distance(folder, one["weights"], two["weights"]) < 0.3 and {x.dtype for x in two["weights"].values()} == {torch.float32}
 
@@ -430,12 +438,16 @@ def interrupted(folder, checkpoints, **recipe):
 
 def test_checkpoints_of_another_run_are_not_taken(folder, tmp_path, uninterrupted):
     interrupted(folder, tmp_path)
+    (own,) = tmp_path.iterdir()
+    (own / "unfinished" / "checkpoint-14").mkdir()
+    (own / "unfinished" / "checkpoint-14" / "rng_state_1.pth").touch()  # of a run of two processes that was killed
     other, history = one_run(folder, *LONG, checkpoints=tmp_path, **LONGER, learning_rate=2e-3)
     alone, expected = one_run(folder, *LONG, **LONGER, learning_rate=2e-3)
     assert history == expected and torch.equal(flat(loop.gathered(other)), flat(loop.gathered(alone)))
     assert len(list(tmp_path.iterdir())) == 2
     again, history = one_run(folder, *LONG, checkpoints=tmp_path, **LONGER)  # while its own are
     assert history == uninterrupted["history"] and torch.equal(flat(loop.gathered(again)), flat(uninterrupted["weights"]))
+    assert files(own) == {f"checkpoint-14/{name}" for name in WRITTEN}
 
 
 def test_a_run_is_named_by_its_model_documents_and_settings(folder):
@@ -443,6 +455,9 @@ def test_a_run_is_named_by_its_model_documents_and_settings(folder):
     names = {training._name(*given) for given in [(one, FORGET, 1), (other, FORGET, 1), (one, FORGET[1:], 1), (one, FORGET, 2)]}
     names |= {training._name(one, [FORGET[0][:1], FORGET[0][1:]], 1), training._name(one, [FORGET[0]], 1)}
     assert len(names) == 6 and training._name(models.load(folder / "0-True"), FORGET, 1) in names
+
+
+WRITTEN = ("trained.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 
 class Intruder:
