@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unlearn_utils import utility
+
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
@@ -27,13 +29,15 @@ DOCUMENTS = "a .txt, .md, .py, .tex, .jsonl or .parquet file (column text or con
 def add(commands) -> None:
     """Adds the commands to a parser's subparsers; `run` runs what was chosen."""
     _add_unlearn(commands.add_parser("unlearn", help="make a model unlearn documents; writes a new model"))
-    one = commands.add_parser("evaluate", help="perplexity and accuracy of a model on documents, alone or against another")
+    one = commands.add_parser("evaluate", help="a model on documents, or on tasks, alone or against another")
     one.add_argument("--model", required=True, help="a folder, or a model of the hub")
-    one.add_argument("--against", metavar="MODEL", help="another, for the log ratio of perplexities on the same documents")
+    one.add_argument("--against", metavar="MODEL", help="another, compared on the same documents or questions")
     several = commands.add_parser("compare", help="the same of several models, as a table")
     several.add_argument("--models", required=True, nargs="+", metavar="MODEL")
     for command in (one, several):
-        command.add_argument("--documents", required=True, type=Path, metavar="PATH", help=DOCUMENTS)
+        which = command.add_mutually_exclusive_group(required=True)
+        which.add_argument("--documents", type=Path, metavar="PATH", help=DOCUMENTS)
+        utility.add(command, which)
         command.add_argument("--unseen", type=Path, metavar="PATH", help="documents that no model has seen, for membership inference")
         command.add_argument("--context", type=int, help="tokens of a chunk; default: 4096, or what the models read")
         command.add_argument("--out", type=Path, metavar="CSV", help="a file to write, tidy")
@@ -204,19 +208,30 @@ def progress(steps: int) -> Callable[[int, nn.Module], None]:
 
 
 def evaluate(names: Sequence[str], options: argparse.Namespace) -> None:
-    """Measures models on the same chunks, prints a table, writes it if asked; of two models also the log ratio of perplexities.
-
-    Raises ValueError if a tokenizer cuts a document otherwise than the first model's: perplexities a token would not compare.
-    """
+    """Measures models on the same documents or the same tasks, prints a table, writes it if asked."""
+    utility.check(options)
     quiet()
-    import pandas as pd
-
-    from unlearn_utils import cards, own, plans, stamps, tables
+    from unlearn_utils import stamps
 
     if options.out and options.out.exists():
         raise ValueError(f"--out {options.out}: already there; choose another file")
-    texts = {name: own.read(path) for name in ("documents", "unseen") if (path := getattr(options, name))}
     names = list(dict.fromkeys(names))
+    table = utility.results(names, options, say) if options.tasks else on_documents(names, options)
+    show(table)
+    if options.out:
+        stamps.write(options.out, table.to_csv(index=False))
+
+
+def on_documents(names: Sequence[str], options: argparse.Namespace) -> pd.DataFrame:
+    """Results of the models on the same chunks; of two models also the log ratio of perplexities.
+
+    Raises ValueError if a tokenizer cuts a document otherwise than the first model's: perplexities a token would not compare.
+    """
+    import pandas as pd
+
+    from unlearn_utils import cards, own, plans, tables
+
+    texts = {name: own.read(path) for name in ("documents", "unseen") if (path := getattr(options, name))}
     found = {name: own.find(name) for name in names}
     configs, tokenizers = [own.config_of(c) for c in found.values()], [own.tokenizer_of(c) for c in found.values()]
     context = min(plans.context_of(config, options.context) for config in configs)
@@ -234,9 +249,7 @@ def evaluate(names: Sequence[str], options: argparse.Namespace) -> None:
     if len(rows) == 2:
         ratio = tables.log_ratios(*rows, ["split"], "log ratio of perplexities")
         table = pd.concat([table, ratio.assign(model=" / ".join(names))], ignore_index=True)
-    show(table)
-    if options.out:
-        stamps.write(options.out, table.to_csv(index=False))
+    return table
 
 
 def show_methods(options: argparse.Namespace) -> None:
@@ -261,7 +274,7 @@ def show(table: pd.DataFrame) -> None:
     """Prints results: value and interval of each model side by side."""
     from unlearn_utils import tables
 
-    print(tables.wide(table, ["split", "measure", "n"], "model", digits=3).to_string())
+    print(tables.wide(table, ["split" if "split" in table else "task", "measure", "n"], "model", digits=3).to_string())
 
 
 def quiet() -> None:
