@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from unlearn_utils import commands, downstream, profiles
+from unlearn_utils import commands, downstream, own, plans, profiles
 
 WORDS = np.random.default_rng(0).permutation([f"{a}{b}" for a in "bdfgkm" for b in ("a", "eo", "iuy", "oooo")]).tolist()
 QUESTIONS = [{"question": f"muons decay; line {n}", "choices": [*WORDS[n:], *WORDS[:n]][:4], "answer": n * n % 3} for n in range(24)]
@@ -127,6 +127,17 @@ def test_shots_are_drawn_by_the_seed(build, tokenizer, tmp_path):
     rows = [answered(build(0, context=128), tokenizer, tmp_path, "muons", seed=seed) for seed in (0, 0, 1)]
     assert rows[0].equals(rows[1]) and not rows[0].id.equals(rows[2].id)
     assert downstream.described(downstream.load(["muons"], tmp_path)) == ["muons: 2 shots, data json"]
+
+
+def test_adapters_answer_too(build, model, tokenizer, folder):
+    """New ones change nothing; others do."""
+    adapted = own.adapted(build(0, context=64), plans.Lora(2, 4.0), 0, own.Checkpoint("base", folder))
+    rows, same = (answered(m, tokenizer, folder, "muons") for m in (model, adapted))
+    assert same.equals(rows)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 1.0)
+    assert not answered(adapted, tokenizer, folder, "muons").equals(rows)
 
 
 def test_limit_is_the_first_questions(model, tokenizer, folder):

@@ -42,19 +42,24 @@ def load(names: Sequence[str], include: Path | None = None, unsafe_code: bool = 
     """The tasks of these names with their data, from the hub, its cache, or local files.
 
     include: a folder of your own tasks, whose names come first; a group there is of tasks there. unsafe_code: also tasks that run code
-    which the model wrote (humaneval); the harness then asks for HF_ALLOW_CODE_EVAL=1 too.
+    which the model wrote, such as humaneval, whose scorer is a script of the hub besides; it asks for HF_ALLOW_CODE_EVAL=1 too.
     Raises ValueError if the extra is not installed, for an unknown name, for a task that runs code, and for data that are not there.
     """
-    own = None if include is None else _folder(include)
-    managers = {name: own if own and name in own.task_index else _builtin() for name in names}
-    for name, manager in managers.items():
-        if name not in manager.task_index:
-            also = f" or of {include}" if include else ""
-            raise ValueError(f"{name}: no task of lm-evaluation-harness{also} has that name; lm-eval ls tasks lists them")
-        if not unsafe_code and any(settings.get("unsafe_code") for settings in _settings(name, manager.task_index)):
-            raise ValueError(f"{name} runs code that the model wrote: give --unsafe-code (in Python unsafe_code=True), in a sandbox")
     with _aside(0):
+        own = None if include is None else _folder(include)
+        managers = {name: own if own and name in own.task_index else _builtin() for name in names}
+        for name, manager in managers.items():
+            _check(name, manager, include, unsafe_code)
         return {name: _loaded(name, manager) for name, manager in managers.items()}
+
+
+def _check(name: str, manager: TaskManager, include: Path | None, unsafe_code: bool) -> None:
+    """Raises ValueError for an unknown name, and for a task that runs code unless that is allowed; before anything of it is loaded."""
+    if name not in manager.task_index:
+        also = f" or of {include}, where a file that cannot be read counts for none," if include else ""
+        raise ValueError(f"{name}: no task of lm-evaluation-harness{also} has that name; lm-eval ls tasks lists them")
+    if not unsafe_code and any(settings.get("unsafe_code") for settings in _settings(name, manager.task_index)):
+        raise ValueError(f"{name} runs code that the model wrote: give --unsafe-code (in Python unsafe_code=True), in a sandbox")
 
 
 def _folder(include: Path) -> TaskManager:
@@ -186,7 +191,7 @@ def _aside(seed: int) -> Iterator[list[logging.LogRecord]]:
     log.addHandler(handler)
     others.setLevel(logging.ERROR)  # it warns of every set that comes from the cache
     try:
-        with torch.random.fork_rng(), redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO()):
+        with torch.random.fork_rng(range(torch.cuda.device_count())), redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO()):
             for start in (random.seed, np.random.seed, torch.manual_seed):
                 start(seed)
             yield heard

@@ -40,8 +40,8 @@ def results(names: Sequence[str], options: argparse.Namespace, say: Callable[[st
 
     checkpoints = {name: own.find(name) for name in names}
     tokenizers = {name: own.tokenizer_of(checkpoint) for name, checkpoint in checkpoints.items()}
-    tasks = list(dict.fromkeys(options.tasks.split(",")))
-    found = downstream.load(tasks, options.task_folder, options.unsafe_code)
+    tasks = dict.fromkeys(name.strip() for name in options.tasks.split(","))
+    found = downstream.load(list(tasks), options.task_folder, options.unsafe_code)
     say("\n".join(downstream.described(found)))
     rows = {}
     for name, checkpoint in checkpoints.items():
