@@ -129,6 +129,7 @@ def test_shots_are_drawn_by_the_seed(build, tokenizer, tmp_path):
     assert downstream.described(downstream.load(["muons"], tmp_path)) == ["muons: 2 shots, data json"]
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's, of transformers
 def test_adapters_answer_too(build, model, tokenizer, folder):
     """New ones change nothing; others do."""
     adapted = own.adapted(build(0, context=64), plans.Lora(2, 4.0), 0, own.Checkpoint("base", folder))

@@ -216,7 +216,8 @@ def _once(heard: Sequence[logging.LogRecord]) -> list[str]:
 def summarise(rows: pd.DataFrame, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
     """Tidy results of `answers`: task, measure, value, low, high, n. value: the mean over all questions, of a group's tasks together.
 
-    The 95% interval is a percentile bootstrap over questions, copies of one together; n: questions. Of other prompts it says nothing.
+    The 95% interval is a percentile bootstrap over questions, copies of one together; n: questions. Of other prompts it says nothing, and
+    where all answers are right, or all wrong, it has no width.
     """
     generator, table = np.random.default_rng(seed), []
     for (task, measure), part in rows.groupby(["task", "measure"], sort=False):

@@ -18,7 +18,7 @@ OPTIONS = {"tasks": ("limit", "task_folder", "unsafe_code"), "documents": ("unse
 def add(command: argparse.ArgumentParser, which) -> None:
     """Adds the options; `which`: the group of a command's in which --tasks excludes --documents."""
     listed = ",".join(TASKS)
-    which.add_argument("--tasks", nargs="?", const=listed, metavar="NAMES", help=f"of lm-evaluation-harness; by default {listed}")
+    which.add_argument("--tasks", nargs="?", const=listed, metavar="NAMES", help=f"of lm-evaluation-harness; without names: {listed}")
     command.add_argument("--limit", type=int, metavar="N", help="with --tasks: the first N questions of each alone")
     command.add_argument("--task-folder", type=Path, metavar="DIR", help="with --tasks: your own, as YAML; Python that they name is run")
     command.add_argument("--unsafe-code", action="store_true", help="with --tasks: also such as run code that the model wrote (humaneval)")
