@@ -40,7 +40,10 @@ def sides(profile: Profile, domain: str, method: str) -> tuple[list[list[int]], 
 
     source = {None: None, "general": "general", "in_distribution": domain}[methods.named(method).retain_text]
     forget = list(documents(profile, [(domain, "forget")]).ids)
-    return forget, list(documents(profile, [(source, "retain")]).ids) if source else []
+    if not source:
+        return forget, []
+    both = set(map(tuple, forget))  # a chunk of a published document may stand in another, too: a licence
+    return forget, [ids for ids in documents(profile, [(source, "retain")]).ids if tuple(ids) not in both]
 
 
 def run(
