@@ -26,7 +26,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from unlearn_utils import cards, commands, methods, models, objectives, own, plans, tokens, training
+from unlearn_utils import cards, commands, methods, models, objectives, own, plans, terminal, tokens, training
 from unlearn_utils.profiles import Unlearning
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -357,7 +357,7 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    watch = commands.progress(3)
+    watch = terminal.progress(3)
     assert sys.stderr.getvalue() == ""  # nothing before the first step
     for step in (1, 2, 3):
         watch(step, None)

@@ -285,12 +285,6 @@ def test_a_table_is_not_overwritten(place, capsys):
     assert "already there" in capsys.readouterr().err and csv.read_bytes() == before
 
 
-def test_several_processes_are_refused(place, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert place.run() == 2
-    assert "accelerate launch" in capsys.readouterr().err and not place.out.exists()
-
-
 def test_precision_is_the_machine_s_unless_given(place, monkeypatch):
     found = []
 

@@ -64,12 +64,13 @@ def test_logits_are_chunked():
 def test_alternatives_by_hand():
     lora = ask(parameters=7 * GB + 20_000_000, trained=20_000_000, sequences=8)
     found = plans.alternatives(ask(sequences=8), 4, lora)
-    assert list(found) == ["--lora rank=8", "--micro-batch 1", "--context 512", "all of these"]
+    assert list(found) == ["--lora rank=8", "--micro-batch 1", "--context 512", "--gradient-checkpointing", "all of these"]
     assert found["--lora rank=8"] == plans.plan(lora).total and found["--micro-batch 1"] == plans.plan(ask(sequences=2)).total
     assert found["--context 512"] == plans.plan(ask(sequences=8, context=512)).total
-    least = ask(parameters=7 * GB + 20_000_000, trained=20_000_000, sequences=2, context=512)
+    assert found["--gradient-checkpointing"] == plans.plan(ask(sequences=8, checkpointing=True)).total
+    least = ask(parameters=7 * GB + 20_000_000, trained=20_000_000, sequences=2, context=512, checkpointing=True)
     assert found["all of these"] == plans.plan(least).total == min(found.values())
-    assert plans.alternatives(ask(context=512), 1, None) == {}
+    assert plans.alternatives(ask(context=512, checkpointing=True), 1, None) == {}
 
 
 def test_the_plan_in_words():
