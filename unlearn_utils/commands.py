@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
             return fail(error, 2)
         except (MemoryError, FloatingPointError) as error:
             return fail(error, 1)
-        loop.part()
+        loop.leave()
     return 0
 
 

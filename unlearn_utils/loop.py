@@ -85,7 +85,7 @@ def first(work: Callable[[], Result]) -> Result:
     return broadcast_object_list(found)[0]
 
 
-def part() -> None:
+def leave() -> None:
     """The end of what the processes do together: the first to end would end the others, wherever they are."""
     place().wait_for_everyone()
     place().destroy_process_group()

@@ -54,7 +54,7 @@ def fail(error: Exception, code: int) -> int:
     if loop.place().is_main_process or not everywhere:
         print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
     if everywhere:
-        loop.part()
+        loop.leave()
     return code
 
 
@@ -74,11 +74,17 @@ def progress(steps: int) -> Callable[[int, nn.Module], None]:
     """A watch: a bar on a terminal, else a line at every tenth of the run."""
     from tqdm import tqdm
 
+    from unlearn_utils import loop
+
     bar, marks = None, {math.ceil(steps * tenth / 10) for tenth in range(1, 11)}
+    hidden = None if loop.place().is_main_process else True  # None: unless stderr is a terminal
 
     def watch(step: int, model: nn.Module) -> None:
-        nonlocal bar  # made with the first step: loading and measuring come before
-        bar = bar or tqdm(total=steps, desc="unlearning", unit="step", disable=None)  # None: unless stderr is a terminal
+        nonlocal bar
+        if bar is None:  # made with the first step: loading and measuring come before
+            bar = tqdm(total=steps, initial=step - 1, desc="unlearning", unit="step", disable=hidden)
+            if step > 1:
+                say(f"unlearning: goes on after step {step - 1}")
         bar.update()
         if bar.disable and step in marks:
             say(f"unlearning: step {step} of {steps}")
