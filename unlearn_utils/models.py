@@ -99,6 +99,18 @@ def short_attention(module, query: Tensor, key: Tensor, value: Tensor, attention
     return (scores.add_(attention_mask.to(scores.dtype)).softmax(-1) @ value).transpose(1, 2), None
 
 
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """Inside, in training, a layer keeps its input alone for the backward pass, and is computed again there (arXiv 1604.06174): the same
+    losses and gradients for less memory and about a third more time. Raises ValueError for a kind of model that cannot."""
+    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # the newer of transformers' two names
+    getattr(model, f"{word}_checkpointing_enable")(**{f"{word}_checkpointing_kwargs": {"use_reentrant": False}})
+    try:
+        yield
+    finally:
+        getattr(model, f"{word}_checkpointing_disable")()
+
+
 AttentionInterface.register("short", short_attention)
 AttentionMaskInterface.register("short", eager_mask)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from unlearn_utils import corpus, evaluation, methods, models, objectives, plans, tokens, training
+from unlearn_utils import corpus, evaluation, loop, methods, models, objectives, plans, tokens, training
 
 SMALL = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]  # of a hub repository: what is read before the weights
 WEIGHTS = ["model*.safetensors"]  # no .bin, no second copy in another layout
@@ -175,7 +175,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> nn.Modul
         raise ValueError(f"{checkpoint.name}: {len(info['missing_keys'])} weights are missing, {min(info['missing_keys'])} among them")
     if checkpoint.adapters:
         model = PeftModel.from_pretrained(model, checkpoint.adapters)
-    check_head(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), checkpoint.name)
+    check_head(model.to(loop.place().device).eval(), checkpoint.name)
     return model
 
 
@@ -241,38 +241,46 @@ class Original(nn.Module):
 # ---------------------------------------------------------------------------------------------- a run
 
 
-def unlearned(base: Checkpoint, sets: Sets, run: plans.Run, tokenizer: PreTrainedTokenizerBase, watch: Callable) -> tuple:
-    """Loads, measures and unlearns: (model, rows of measurements before, history of `training.unlearn`).
+def unlearned(
+    base: Checkpoint, sets: Sets, run: plans.Run, tokenizer: PreTrainedTokenizerBase, watch: Callable, checkpoints: Path | None = None
+) -> tuple:
+    """Loads, measures and unlearns: (model, rows of measurements before, history of `training.unlearn`); in every process alike.
 
     Float32 weights, so that no update is rounded away; what LoRA does not train may stay in bfloat16. watch: called as watch(step, model).
-    Raises MemoryError if training runs out of memory.
+    checkpoints: as `training.unlearn`. FSDP leaves the model sharded. Raises MemoryError if training runs out of memory.
     """
-    model = load(base, plans.weight_dtype(run, stored_dtype(base)))
-    rows = measure(model, sets, tokenizer)
-    if run.lora:
-        model = adapted(model, run.lora, run.seed, base)
-    return model, rows, descend(model, base, sets, run, tokenizer, watch)
+    with loop.agreed():
+        model = load(base, plans.weight_dtype(run, stored_dtype(base)))
+        rows = measure(model, sets, tokenizer)
+        if run.lora:
+            model = adapted(model, run.lora, run.seed, base)
+    return model, rows, descend(model, base, sets, run, tokenizer, watch, checkpoints)
 
 
 def descend(
-    model: nn.Module, base: Checkpoint, sets: Sets, run: plans.Run, tokenizer: PreTrainedTokenizerBase, watch: Callable
+    model: nn.Module, base: Checkpoint, sets: Sets, run: plans.Run, tokenizer: PreTrainedTokenizerBase, watch: Callable, checkpoints=None
 ) -> list[dict]:
     """Unlearns in place; the history of `training.unlearn`. Raises MemoryError, saying what to lower."""
     forget, retain = (list(sets[name].ids) if name in sets else [] for name in ("forget", "retain"))
     steps, pad = training.steps_of(len(forget), run.recipe.batch, run.recipe.epochs), tokenizer.pad_token_id
     try:
-        reference = None
-        if methods.named(run.method).retain == "kl":
-            reference = Original(model) if run.lora else load(base)
-        labels = training.draw_labels(run.method, forget, model, tokenizer, run.seed)
+        with loop.agreed():
+            reference = None
+            if methods.named(run.method).retain == "kl":
+                reference = Original(model) if run.lora else load(base)
+            labels = training.draw_labels(run.method, forget, model, tokenizer, run.seed)
         with models.products(run.bf16):
             return training.unlearn(
-                model, run.method, forget, retain, run.recipe, pad, run.seed, reference, labels, watch, range(1, steps + 1), run.micro_batch
+                *(model, run.method, forget, retain, run.recipe, pad, run.seed, reference, labels, watch, range(1, steps + 1)),
+                micro_batch=run.micro_batch,
+                checkpoints=checkpoints,
+                checkpointing=run.gradient_checkpointing,
             )
     except RuntimeError as error:  # torch.OutOfMemoryError is one, of a GPU; on a CPU the allocator says so
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise MemoryError("out of memory in training: lower --micro-batch or --context, or use --lora. Nothing was written") from error
+        lower = "lower --micro-batch or --context, or use --gradient-checkpointing or --lora"
+        raise MemoryError(f"out of memory in training: {lower}. Nothing was written") from error
 
 
 def measure(model: nn.Module, sets: Sets, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
