@@ -365,7 +365,7 @@ def test_prose_keeps_summary_and_notes():
 
 def test_locked_distributions_leave_out_what_varies(tmp_path):
     lock = tmp_path / "lock"
-    lock.write_text("# a comment==1\nZope==1\npip==24\nabc-d==2\nunlearn-utils==0\nscikit-learn==1.5\n")
+    lock.write_text(f"# a comment==1\nZope==1\npip==24\nabc-d==2\nunlearn-utils==0\nscikit-learn==1.5\n{passages.EXTRA}\nb==1\n")
     assert passages.locked_distributions(lock) == ["abc-d", "scikit-learn", "Zope"]
 
 

@@ -9,13 +9,19 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from unlearn_utils import passages
+
 ROOT = Path(__file__).resolve().parents[1]
-LINES = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+PARTS = [
+    [line for line in part.splitlines() if line and not line.startswith("#")]
+    for part in (ROOT / "requirements.lock").read_text().split(f"{passages.EXTRA}\n")
+]
+LINES = [line for part in PARTS for line in part]
 PINS = {canonicalize_name(name): version for name, version in (line.split("==") for line in LINES)}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-@pytest.mark.parametrize("line", PROJECT["dependencies"])
+@pytest.mark.parametrize("line", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["downstream"])
 def test_range_admits_the_pin(line):
     required = Requirement(line)
     assert required.specifier, "a range, not any version"
@@ -24,7 +30,7 @@ def test_range_admits_the_pin(line):
 
 def test_lock_is_exact_sorted_and_without_builds():
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", line) for line in LINES)
-    assert sorted(LINES, key=str.lower) == LINES
+    assert [sorted(part, key=str.lower) for part in PARTS] == PARTS and len(PARTS) == 2
     assert len(PINS) == len(LINES)
 
 
@@ -36,6 +42,13 @@ def test_lock_lets_a_cpu_build_of_torch_stay_one():
 def test_lock_has_what_the_corpus_and_the_scripts_read():
     assert {"networkx", "sympy", "scipy", "scikit-learn", "numpy", "nbval", "ruff", "pytest-xdist"} <= PINS.keys()
     assert not {"pip", "setuptools", "wheel", "unlearn-utils"} & PINS.keys()
+
+
+def test_the_extra_s_packages_are_apart():
+    """The embedded corpus is made from the packages above the mark."""
+    extra = {canonicalize_name(line.split("==")[0]) for line in PARTS[1]}
+    assert "lm-eval" in extra and not extra & {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    assert set(passages.locked_distributions(ROOT / "requirements.lock")) == {line.split("==")[0] for line in PARTS[0]}
 
 
 def test_conda_environment_takes_the_lock():

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unlearn_utils import utility
 from unlearn_utils.terminal import fail, interrupted, progress, quiet, say, show
 
 if TYPE_CHECKING:
@@ -27,13 +28,15 @@ DOCUMENTS = "a .txt, .md, .py, .tex, .jsonl or .parquet file (column text or con
 def add(commands) -> None:
     """Adds the commands to a parser's subparsers; `run` runs what was chosen."""
     _add_unlearn(commands.add_parser("unlearn", help="make a model unlearn documents; writes a new model"))
-    one = commands.add_parser("evaluate", help="perplexity and accuracy of a model on documents, alone or against another")
+    one = commands.add_parser("evaluate", help="a model on documents, or on tasks, alone or against another")
     one.add_argument("--model", required=True, help="a folder, or a model of the hub")
-    one.add_argument("--against", metavar="MODEL", help="another, for the log ratio of perplexities on the same documents")
+    one.add_argument("--against", metavar="MODEL", help="another, compared on the same documents or questions")
     several = commands.add_parser("compare", help="the same of several models, as a table")
     several.add_argument("--models", required=True, nargs="+", metavar="MODEL")
     for command in (one, several):
-        command.add_argument("--documents", required=True, type=Path, metavar="PATH", help=DOCUMENTS)
+        which = command.add_mutually_exclusive_group(required=True)
+        which.add_argument("--documents", type=Path, metavar="PATH", help=DOCUMENTS)
+        utility.add(command, which)
         command.add_argument("--unseen", type=Path, metavar="PATH", help="documents that no model has seen, for membership inference")
         command.add_argument("--context", type=int, help="tokens of a chunk; default: 4096, or what the models read")
         command.add_argument("--out", type=Path, metavar="CSV", help="a file to write, tidy")
@@ -229,22 +232,33 @@ def told(texts: Mapping[str, pd.DataFrame], sets: own.Sets, context: int) -> lis
 
 
 def evaluate(names: Sequence[str], options: argparse.Namespace) -> None:
-    """Measures models on the same chunks, prints a table, writes it if asked; of two models also the log ratio of perplexities.
+    """Measures models on the same documents or the same tasks, prints a table, writes it if asked."""
+    from unlearn_utils import loop, stamps
 
-    Raises ValueError if a tokenizer cuts a document otherwise than the first model's: perplexities a token would not compare.
-    """
-    import pandas as pd
-
-    from unlearn_utils import cards, loop, own, plans, stamps, tables
-
+    utility.check(options)
     with loop.agreed():
         if (processes := loop.place().num_processes) > 1:
             raise ValueError(f"this command is one process, and {processes} were started: only unlearn runs in several")
 
     if options.out and options.out.exists():
         raise ValueError(f"--out {options.out}: already there; choose another file")
-    texts = {name: own.read(path) for name in ("documents", "unseen") if (path := getattr(options, name))}
     names = list(dict.fromkeys(names))
+    table = utility.results(names, options, say) if options.tasks else on_documents(names, options)
+    show(table)
+    if options.out:
+        stamps.write(options.out, table.to_csv(index=False))
+
+
+def on_documents(names: Sequence[str], options: argparse.Namespace) -> pd.DataFrame:
+    """Results of the models on the same chunks; of two models also the log ratio of perplexities.
+
+    Raises ValueError if a tokenizer cuts a document otherwise than the first model's: perplexities a token would not compare.
+    """
+    import pandas as pd
+
+    from unlearn_utils import cards, own, plans, tables
+
+    texts = {name: own.read(path) for name in ("documents", "unseen") if (path := getattr(options, name))}
     found = {name: own.find(name) for name in names}
     configs, tokenizers = [own.config_of(c) for c in found.values()], [own.tokenizer_of(c) for c in found.values()]
     context = min(plans.context_of(config, options.context) for config in configs)
@@ -262,9 +276,7 @@ def evaluate(names: Sequence[str], options: argparse.Namespace) -> None:
     if len(rows) == 2:
         ratio = tables.log_ratios(*rows, ["split"], "log ratio of perplexities")
         table = pd.concat([table, ratio.assign(model=" / ".join(names))], ignore_index=True)
-    show(table)
-    if options.out:
-        stamps.write(options.out, table.to_csv(index=False))
+    return table
 
 
 def show_methods(options: argparse.Namespace) -> None:

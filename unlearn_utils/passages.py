@@ -19,6 +19,7 @@ SECTION = re.compile(
     re.IGNORECASE,
 )
 UNLISTED = {"pip", "setuptools", "wheel", "unlearn-utils"}  # these vary between machines
+EXTRA = "# The extra `downstream` alone: no source of the embedded corpus."  # a line of the lock; what follows came after the corpus
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ def general(distributions: Iterable[str]) -> Iterator[Passage]:
 
 
 def locked_distributions(lock: Path) -> list[str]:
-    """Names in `requirements.lock`, less those that differ between machines."""
-    names = re.findall(r"^([A-Za-z0-9_.-]+)==", lock.read_text(), re.MULTILINE)
+    """Names in `requirements.lock`, less those that differ between machines and those of the extra."""
+    names = re.findall(r"^([A-Za-z0-9_.-]+)==", lock.read_text().partition(EXTRA)[0], re.MULTILINE)
     return sorted((n for n in names if n.lower() not in UNLISTED), key=str.lower)
 
 

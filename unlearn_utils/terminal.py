@@ -67,7 +67,7 @@ def show(table: pd.DataFrame) -> None:
     """Prints results: value and interval of each model side by side."""
     from unlearn_utils import tables
 
-    print(tables.wide(table, ["split", "measure", "n"], "model", digits=3).to_string())
+    print(tables.wide(table, ["split" if "split" in table else "task", "measure", "n"], "model", digits=3).to_string())
 
 
 def progress(steps: int) -> Callable[[int, nn.Module], None]:
