@@ -190,15 +190,6 @@ def test_an_unlearned_model_is_written_in_the_published_type_and_did_change(stag
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
 
-def test_only_weights_that_a_rule_may_still_choose_are_kept(monkeypatch):
-    """A run looks at its model after every step; in memory there are the best so far of two rules, not all."""
-    held = []
-    at = runs.at
-    monkeypatch.setattr(runs, "at", lambda start, model, states, step: (held.append(len(states)), at(start, model, states, step))[1])
-    experiments.unlearned(SMALL, "github", METHOD, learning_rate=5e-4).folder()
-    assert held and max(held) <= len(selection.RULES)
-
-
 def test_cost_of_training_is_computed_and_cost_of_unlearning_counted():
     found = pd.concat([pd.read_parquet(costs.counted(GPU, "arxiv", m).folder() / "rows.parquet") for m in (costs.RETRAINING, METHOD)])
     training, ours = found.to_dict("records")

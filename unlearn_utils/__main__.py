@@ -23,6 +23,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="ignore stored results")
     fetch = commands.add_parser("fetch", help="download the model and the data of a profile, to go on without a connection")
     fetch.add_argument("profile", help="gpu or paper")
+    compute = commands.add_parser("compute", help="train what a profile's notebooks need; in several processes with accelerate launch")
+    compute.add_argument("profile", help="gpu or paper")
     own.add(commands)
     claims = commands.add_parser("claims", help="print each claim with its measured value and verdict, as notebook 14 left them")
     claims.add_argument("profile", nargs="?", default="laptop", help="laptop, study or smoke")
@@ -56,6 +58,11 @@ def dispatch(options: argparse.Namespace) -> int:
         return 0
     if options.command == "fetch":
         return fetch(options.profile)
+    if options.command == "compute":
+        from unlearn_utils import profiles, several
+
+        several.compute(profiles.profile(options.profile))
+        return 0
     from unlearn_utils import expected, notebooks
 
     if options.command == "claims":

@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from unlearn_utils import loop, methods, own, plans, tables
+from unlearn_utils import loop, methods, own, plans, tables, tokens
 
 TERMS = {
     "ascent": "minus the cross-entropy of the forget text",
@@ -217,7 +217,7 @@ Each term is a mean over the predicted tokens of an optimizer batch. Texts given
 {_settings(run, chosen)}
 
 {len(run["history"])} steps of AdamW without weight decay. Documents are cut into chunks of {run["context"]} tokens;
-a last chunk under {plans.SHORTEST} tokens is dropped, as the released code does.
+a last chunk under {tokens.SHORTEST} tokens is dropped, as the released code does.
 
 ## Measurements
 

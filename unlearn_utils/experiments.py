@@ -210,23 +210,22 @@ def _make_unlearned(profile: Profile, domain: str, method: str, recipe: Unlearni
     def watch(step: int, model) -> bool:
         nonlocal diverged
         frames.append(evaluation.brief(model, selection.half(rows, selection.SELECTION), tokenizer(profile).pad_token_id).assign(step=step))
-        best = set(so_far()[1].values())  # what is not the best so far will not be
+        best = loop.first(lambda: set(so_far()[1].values()))  # what is not the best so far will not be
         if step in best:
-            states[step] = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+            states[step] = {name: value.clone() for name, value in loop.gathered(model).items()}
         for old in states.keys() - best:
             del states[old]
         diverged = step if runs.has_diverged(profile, frames[-1]) else None
         return diverged is not None
 
     with on_threads(1):
-        model, history, seconds = runs.run(profile, start, domain, method, recipe, 0, watch, watched)
+        _, history, seconds = runs.run(profile, start, domain, method, recipe, 0, watch, watched)
         trajectory, chosen = so_far()
-        reports = {}
+        reports, part = {}, selection.half(rows, selection.REPORT)
         for step in set(chosen.values()):
-            model = runs.at(start, model, states, step)
-            part = selection.half(rows, selection.REPORT)
-            reports[step] = evaluation.measure(model, part, tokenizer(profile))
-        loop.save(runs.at(start, model, states, chosen["practitioner"]), folder, models.stored_dtype(start) if profile.hub else None)
+            reports[step] = evaluation.measure(runs.at(start, states.get(step, {})), part, tokenizer(profile))
+        kept = runs.at(start, states.get(chosen["practitioner"], {}))
+        loop.save(kept, folder, models.stored_dtype(start) if profile.hub else None)
     columns = _columns(method, domain, 0, recipe)
     report = pd.concat([reports[step].assign(rule=rule, step=step) for rule, step in chosen.items()], ignore_index=True)
     for name, frame in {"trajectory": trajectory, "report": report, "history": pd.DataFrame(history)}.items():
@@ -248,9 +247,10 @@ def _make_repeated(profile: Profile, domain: str, method: str, recipe: Unlearnin
 
     step = json.loads((first.folder() / "chosen.json").read_text())["practitioner"]
     rows = selection.half(documents(profile, measured_parts([domain]), profile.corpus.measured), selection.REPORT)
+    start = target(profile).folder()
     with on_threads(1):
-        model, _, _ = runs.run(profile, target(profile).folder(), domain, method, recipe, seed, steps=step)
-        found = evaluation.measure(model, rows, tokenizer(profile))
+        weights, _, _ = runs.run(profile, start, domain, method, recipe, seed, steps=step)
+        found = evaluation.measure(runs.at(start, weights), rows, tokenizer(profile))
     found.assign(rule="practitioner", step=step, **_columns(method, domain, seed, recipe)).to_parquet(folder / "report.parquet")
 
 

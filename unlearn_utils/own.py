@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from unlearn_utils import corpus, evaluation, loop, methods, models, objectives, plans, tokens, training
@@ -54,7 +54,7 @@ def read(path: Path) -> pd.DataFrame:
 def chunks(documents: pd.DataFrame, split: str, tokenizer: PreTrainedTokenizerBase, context: int, rows: int) -> pd.DataFrame:
     """Documents cut into consecutive chunks of `context` tokens, the opening token before the first: id, family, split, name, ids.
 
-    A last chunk under `plans.SHORTEST` tokens is dropped, a document's only one too. family: the document's hash, so that its chunks
+    A last chunk under `tokens.SHORTEST` tokens is dropped, a document's only one too. family: the document's hash, so that its chunks
     count as one in every interval, as do copies of it. rows: of the model's embedding.
     Raises ValueError, naming the document, for one without a token and for an id beyond the embedding; and if nothing is left.
     """
@@ -66,11 +66,10 @@ def chunks(documents: pd.DataFrame, split: str, tokenizer: PreTrainedTokenizerBa
             raise ValueError(f"{document.name}: {str(error).removeprefix('document 0 ')}") from error
         if max(ids) >= rows:
             raise ValueError(f"{document.name}: the tokenizer gives id {max(ids)}, the model has {rows} embeddings; not its tokenizer?")
-        cut = [ids[start : start + context] for start in range(0, len(ids), context)]
-        whole = cut if len(cut[-1]) >= plans.SHORTEST else cut[:-1]
-        table += [(f"{document.sha256[:16]}-{i}", document.sha256, split, document.name, chunk) for i, chunk in enumerate(whole)]
+        parts = enumerate(tokens.cut(ids, context))
+        table += [(f"{document.sha256[:16]}-{i}", document.sha256, split, document.name, chunk) for i, chunk in parts]
     if not table:
-        raise ValueError(f"--{split}: no document has {plans.SHORTEST} tokens")
+        raise ValueError(f"--{split}: no document has {tokens.SHORTEST} tokens")
     return pd.DataFrame(table, columns=["id", "family", "split", "name", "ids"])
 
 
@@ -141,12 +140,9 @@ def tokenizer_of(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     if not any(file for pattern in VOCABULARIES for file in checkpoint.folder.glob(pattern)):  # transformers would make an empty one
         raise ValueError(f"{checkpoint.name}: no tokenizer; add tokenizer.json and tokenizer_config.json of the model")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        return models.load_tokenizer(checkpoint.folder)
     except Exception as error:  # the tokenizers package raises nothing narrower for a damaged file
         raise ValueError(f"{checkpoint.name}: its tokenizer cannot be read: {error!r}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:

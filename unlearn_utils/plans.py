@@ -12,10 +12,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Conv1D, PreTrainedConfig
 
-from unlearn_utils import loop, methods, models, objectives
+from unlearn_utils import loop, methods, models, objectives, tokens
 from unlearn_utils.profiles import Unlearning
 
-SHORTEST = 5  # tokens of a last chunk; shorter ones are dropped, as the released code of arXiv 2402.15159 does
 CONTEXT = 4096  # tokens of a chunk where the model reads so many: the paper's
 # Bytes a layer keeps for its backward pass, for each token, in float32: measured on Llama, GPT-NeoX, GPT-2, Qwen3, Gemma 2 and Gemma 3 as
 # 42 to 72 times the hidden width and 8 to 20 times the intermediate one. Under bfloat16 autocast it was 0.65 to 0.85 of that.
@@ -50,10 +49,10 @@ class Run:
 
 
 def context_of(config: PreTrainedConfig, wanted: int | None) -> int:
-    """Tokens of a chunk: as wanted, else 4,096 or what the model reads. Raises ValueError for more than it reads, or under `SHORTEST`."""
+    """Tokens of a chunk: as wanted, else 4,096 or what the model reads. Raises ValueError for more, or too few."""
     most = getattr(config.get_text_config(), "max_position_embeddings", None) or CONTEXT
-    if wanted is not None and not SHORTEST <= wanted <= most:
-        raise ValueError(f"--context {wanted}: choose {SHORTEST} to {most} tokens, what the model reads")
+    if wanted is not None and not tokens.SHORTEST <= wanted <= most:
+        raise ValueError(f"--context {wanted}: choose {tokens.SHORTEST} to {most} tokens, what the model reads")
     return wanted or min(CONTEXT, most)
 
 

@@ -33,12 +33,18 @@ def pairs(profile: Profile) -> dict[str, tuple[str, dict, dict]]:
     }
 
 
-def runs(profile: Profile, domain: str) -> dict[tuple[str, str], Step]:
-    """The runs by defect and code ("corrected", "official"), trained side by side where missing."""
+def steps(profile: Profile, domain: str) -> dict[tuple[str, str], Step]:
+    """The runs by defect and code ("corrected", "official")."""
     found = {}
     for defect, (method, corrected, official) in pairs(profile).items():
         found[defect, "corrected"] = experiments.unlearned(profile, domain, method, **corrected)
         found[defect, "official"] = experiments.unlearned(profile, domain, method, **official)
+    return found
+
+
+def runs(profile: Profile, domain: str) -> dict[tuple[str, str], Step]:
+    """`steps`, trained side by side where missing."""
+    found = steps(profile, domain)
     side_by_side(profile, list(found.values()))
     return found
 
