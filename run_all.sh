@@ -12,7 +12,10 @@ profiles
   laptop     the default: what is committed in notebooks/ and figures/; 15 minutes or more, up to 4 GB of memory
   study      the models of laptop, the full grids of notebook 11 on all domains; about an hour; writes to runs/study/ and figures/study/,
              its progress to runs/study/progress.txt
-  gpu, paper come with a later version
+  gpu        Pythia-1.4b on one GPU; documents that it was and was not trained on; hours; writes to runs/gpu/
+  paper      Yi-6B and the paper's dataset on one GPU of 140 GB, or on several (see README.md); writes to runs/paper/; with UNLEARN_BOOKS=FOLDER
+             the domain books, too, from FOLDER/books/{forget,approximate,retain}
+             Both need the hub once: python -m unlearn_utils fetch PROFILE
 
 options
   --only NN  only notebook NN
@@ -51,8 +54,7 @@ while (($#)); do
     esac
 done
 case $profile in
-smoke | laptop | study) ;;
-gpu | paper) refuse "the profile $profile comes with a later version; for now: smoke, laptop, study" ;;
+smoke | laptop | study | gpu | paper) ;;
 *) refuse "unknown profile $profile; there are smoke, laptop, study, gpu, paper" ;;
 esac
 

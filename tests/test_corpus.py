@@ -258,25 +258,28 @@ def test_an_empty_folder(tmp_path):
         corpus.load(str(tmp_path), "law")
 
 
-def test_a_hub_dataset_has_our_columns_and_a_pinned_revision(tmp_path, monkeypatch):
-    """A local copy in the hub's layout: configs named by domain, a column `content`."""
-    asked = []
+def test_a_source_that_is_neither_folder_nor_known_is_named():
+    with pytest.raises(
+        ValueError, match="someone/else: no such folder; expected a folder, embedded, or one of llmunlearn/unlearn_dataset, "
+    ):
+        corpus.load("someone/else", "law")
 
-    def local(source, domain, revision):
-        asked.append((source, domain, revision))
-        return datasets.load_dataset(copy, domain, cache_dir=str(tmp_path / "cache"))
 
-    table = pd.DataFrame({"content": ["one", "two"], "name": ["a", "b"]})
-    files = {f"law/{s}-00000-of-00001.parquet": table for s in ("forget", "retain")}
-    lines = "".join(f"  - split: {s}\n    path: law/{s}-*\n" for s in ("forget", "retain"))
-    copy = write(tmp_path / "hub", files | {"README.md": f"---\nconfigs:\n- config_name: law\n  data_files:\n{lines}---\n"})
-    monkeypatch.setattr(corpus, "load_dataset", local)
-    found = corpus.load("llmunlearn/unlearn_dataset", "law")
-    assert {s: d["text"] for s, d in found.items()} == {"forget": ["one", "two"], "retain": ["one", "two"]}
-    assert found["forget"].column_names == list(corpus.COLUMNS)
-    assert set(found["forget"]["id"]).isdisjoint(found["retain"]["id"])
-    corpus.load("someone/else", "law")
-    assert asked == [("llmunlearn/unlearn_dataset", "law", corpus.HUB_REVISION), ("someone/else", "law", None)]
+def test_a_sample_leaves_out_what_comes_again_and_pairs_the_splits(tmp_path):
+    """Of 3 forget texts one comes twice, of 4 approximate ones one is a forget text, of 3 retain texts one is an approximate one."""
+    splits = {"forget": "aab", "approximate": "acde", "retain": "fcg"}
+    files = {f"law/{split}.jsonl": "".join(json.dumps({"text": t}) + "\n" for t in found) for split, found in splits.items()}
+    source, sizes = str(write(tmp_path, files)), {"general": 9, "evaluation": 9}
+    found = corpus.load(source, "law", pairs=9, retain=9, **sizes)
+    assert {s: sorted(d["text"]) for s, d in found.items()} | {"approximate": 0} == {
+        "forget": ["a", "b"],
+        "approximate": 0,
+        "retain": ["f", "g"],
+    }
+    assert len(found["approximate"]) == 2 and set(found["approximate"]["text"]) < set("cde")
+    assert all(d["rank"] == list(range(len(d))) for d in found.values())
+    few = corpus.load(source, "law", pairs=1, retain=1, **sizes)
+    assert {s: d["text"] for s, d in few.items()} == {s: d["text"][:1] for s, d in found.items()}  # the same order
 
 
 # ---------------------------------------------------------------------------------------------- passages

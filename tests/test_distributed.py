@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "accelerate"
 PAD_ID = 1
 START = multiprocessing.get_context("forkserver")  # imports once, and forks from there
-START.set_forkserver_preload(["unlearn_utils.training"])
+START.set_forkserver_preload(["unlearn_utils.cards"])
 pytestmark = pytest.mark.usefixtures("float32")
 
 

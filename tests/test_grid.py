@@ -80,7 +80,8 @@ def by_hand(setting, epochs, steps=None):
     recipe = replace(TINY.unlearning, learning_rate=setting.learning_rate, batch=setting.batch, retain_weight=setting.retain_weight)
     start, few = experiments.target(TINY).folder(), setting.retain_documents
     recipe = replace(recipe, epochs=epochs)
-    return running.run(TINY, start, setting.domain, setting.method, recipe, setting.seed, steps=steps, retain_documents=few)[0]
+    found = running.run(TINY, start, setting.domain, setting.method, recipe, setting.seed, steps=steps, retain_documents=few)
+    return running.at(start, found[0])
 
 
 # ---------------------------------------------------------------------------------------------- the settings

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 
@@ -26,7 +28,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from unlearn_utils import cards, commands, methods, models, objectives, own, plans, tokens, training
+from unlearn_utils import cards, commands, methods, models, objectives, own, plans, terminal, tokens, training
 from unlearn_utils.profiles import Unlearning
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -357,7 +359,7 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    watch = commands.progress(3)
+    watch = terminal.progress(3)
     assert sys.stderr.getvalue() == ""  # nothing before the first step
     for step in (1, 2, 3):
         watch(step, None)
@@ -378,6 +380,61 @@ def test_micro_batches_give_the_same_model(llama, documents, tmp_path, monkeypat
     old = load_file(llama / "model.safetensors")
     apart, moved = (sum((a[k] - b[k]).norm() for k in old) for a, b in ((one, other), (one, old)))
     assert moved > 0 and apart < 1e-2 * moved
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_computed_again_give_the_same_model(kind, documents, tokenizer, tmp_path):
+    """GPT-2 has dropout, drawn alike both times."""
+    base = hub_folder(tmp_path / "base", kind, tokenizer)
+    for out, more in (("plain", ()), ("again", ("--gradient-checkpointing",))):
+        unlearn(base, documents, tmp_path / out, "ascent_descent_general", "--float32", "--learning-rate", 1e-3, *more)
+    one, other = (json.loads((tmp_path / out / "run.json").read_text()) for out in ("plain", "again"))
+    assert (one["gradient_checkpointing"], other["gradient_checkpointing"]) == (False, True) and one["history"] == other["history"]
+    ours, theirs = (load_file(tmp_path / out / "model.safetensors") for out in ("plain", "again"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+
+
+def interrupted(place, name, error, given, monkeypatch):
+    """The command, ended by an error in a function."""
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, fail)
+        with pytest.raises(type(error)):
+            commands.main(given)
+
+
+def test_a_command_that_was_ended_goes_on(llama, documents, tmp_path, monkeypatch, capsys):
+    """After training, so that nothing of it is left to do; what others keep in the folder stays."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "own.txt").touch()
+    given = arguments(llama, documents, tmp_path / "out", "gradient_ascent", "--learning-rate", 1e-3)
+    kept = [*given, "--checkpoints", str(folder)]
+    interrupted(cards, "save", KeyboardInterrupt(), kept, monkeypatch)
+    assert not (tmp_path / "out").exists() and [p.name for p in folder.glob("out-*/*/checkpoint-*")] == ["checkpoint-4"]
+    capsys.readouterr()
+    assert commands.main(kept) == 0
+    assert "step" not in capsys.readouterr().out and [p.name for p in folder.iterdir()] == ["own.txt"]
+    assert commands.main([*given, "--out", str(tmp_path / "alone")]) == 0
+    one, other = (load_file(tmp_path / out / "model.safetensors") for out in ("out", "alone"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_runs_may_share_a_folder_of_checkpoints(llama, documents, tmp_path, monkeypatch):
+    """What the first left is not the second's to remove; settings may change on the way."""
+    folder = tmp_path / "checkpoints"
+    (tmp_path / "a").mkdir()
+    given = [[*arguments(llama, documents, out), "--checkpoints", str(folder)] for out in (tmp_path / "a" / "out", tmp_path / "out")]
+    interrupted(cards, "save", KeyboardInterrupt(), given[0], monkeypatch)
+    (left,) = folder.iterdir()
+    assert commands.main(given[1]) == 0 and list(folder.iterdir()) == [left]
+    assert commands.main([*given[0], "--seed", "1"]) == 0 and not folder.exists()
 
 
 # ---------------------------------------------------------------------------------------------- a model of the hub
@@ -488,6 +545,15 @@ def test_anything_else_is_not_hidden_and_leaves_nothing(error, llama, documents,
     with pytest.raises(type(error)):
         commands.main(arguments(llama, documents, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_to_end_leaves_nothing(llama, documents, tmp_path, monkeypatch):
+    """SIGTERM, as of a queue or of a launcher."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(training, "unlearn", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as caught:
+        commands.main(arguments(llama, documents, tmp_path / "out"))
+    assert caught.value.code == 143 and list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_run_that_diverges_writes_nothing(llama, documents, tmp_path, capsys):

@@ -183,6 +183,15 @@ def out_in_nowhere(place):
     place.out = place.folder / "nowhere" / "out"
 
 
+def checkpoints_below(name):
+    """An option that is a path in the user's folder."""
+
+    def change(place):
+        place.more = ["--checkpoints", str(place.folder / name)]
+
+    return change
+
+
 def options(*more):
     def change(place):
         place.more = list(more)
@@ -234,6 +243,9 @@ MISTAKES = [
     (options("--retain-weight", "-1"), ["--retain-weight must be positive"]),
     (options("--micro-batch", "0"), ["--micro-batch 0", "positive"]),
     (options("--micro-batch", "3"), ["--micro-batch 3", "divide the batch of 4"]),
+    (checkpoints_below("nowhere/checkpoints"), ["--checkpoints", "nowhere", "none can be made"]),
+    (checkpoints_below("documents/retain.jsonl"), ["--checkpoints", "retain.jsonl", "none can be made"]),
+    (checkpoints_below("out"), ["--checkpoints", "outside of --out"]),
     (options("--context", "4"), ["--context 4", "5 to 1024"]),
     (options("--context", "1025"), ["--context 1025", "5 to 1024"]),
 ]
@@ -283,12 +295,6 @@ def test_a_table_is_not_overwritten(place, capsys):
     given = ["--model", str(place.model), "--documents", str(place.documents["forget"]), "--out", str(csv)]
     assert commands.main(["evaluate", *given]) == 2
     assert "already there" in capsys.readouterr().err and csv.read_bytes() == before
-
-
-def test_several_processes_are_refused(place, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert place.run() == 2
-    assert "accelerate launch" in capsys.readouterr().err and not place.out.exists()
 
 
 def test_precision_is_the_machine_s_unless_given(place, monkeypatch):

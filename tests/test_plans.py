@@ -55,6 +55,27 @@ def test_activations_by_hand():
     assert plans.activations(ask(**small, trained=5)) == 77_280 + 32_000  # LoRA: 1.4 x 55,200; a frozen head has no gradient
 
 
+def test_activations_of_layers_computed_again_by_hand():
+    """20 tokens: one layer's 920 bytes and three float32 inputs of 8 each; the rest as it is."""
+    small = {"hidden": 8, "intermediate": 16, "layers": 3, "heads": 2, "vocabulary": 100, "context": 10, "sequences": 2}
+    assert plans.activations(ask(**small, checkpointing=True)) == 20 * (920 + 3 * 4 * 8) + 6_400 + 32_000
+    assert plans.activations(ask(**small, checkpointing=True, fused=False)) == 20 * (920 + 240 + 96) + 6_400 + 32_000
+
+
+def test_a_process_of_several_by_hand():
+    """DDP: all of it, and the gradients once more to be summed. FSDP: an eighth, but the reference and, at first, the model are whole."""
+    beside, share = plans.plan(ask(processes=8, reference=True)), plans.plan(ask(processes=8, sharded=True, reference=True))
+    assert (beside.weights, beside.gradients, beside.optimizer, beside.reference) == (28 * GB, 56 * GB, 56 * GB, 28 * GB)
+    assert (share.weights, share.gradients, share.optimizer, share.reference) == (3.5 * GB, 3.5 * GB, 7 * GB, 28 * GB)
+    assert share.whole == 28 * GB and share.certain == 56 * GB  # whole and reference, before the first step
+    assert share.gathered == (2 * 7 * GB // 32 + 2 * 32_000 * 4096) * 12
+    assert share.step == 42 * GB + share.gathered + share.activations and share.total == max(share.step, 56 * GB)
+    half = plans.plan(ask(processes=8, sharded=True, bf16=True))
+    assert half.bf16_copies == 0 and half.gathered == share.gathered * 8 / 12
+    adapters = plans.plan(ask(processes=8, sharded=True, trained=8_000_000, bf16=True, frozen_bytes=2))
+    assert adapters.whole == 14 * GB + 16_000_000 and adapters.weights == adapters.whole // 8
+
+
 def test_logits_are_chunked():
     """On a CPU 128 rows of float32 logits of 32,000 tokens (16 MB), though the batch has 4,096."""
     size = plans.activations(ask()) - plans.activations(ask(vocabulary=1))
@@ -64,12 +85,13 @@ def test_logits_are_chunked():
 def test_alternatives_by_hand():
     lora = ask(parameters=7 * GB + 20_000_000, trained=20_000_000, sequences=8)
     found = plans.alternatives(ask(sequences=8), 4, lora)
-    assert list(found) == ["--lora rank=8", "--micro-batch 1", "--context 512", "all of these"]
+    assert list(found) == ["--lora rank=8", "--micro-batch 1", "--context 512", "--gradient-checkpointing", "all of these"]
     assert found["--lora rank=8"] == plans.plan(lora).total and found["--micro-batch 1"] == plans.plan(ask(sequences=2)).total
     assert found["--context 512"] == plans.plan(ask(sequences=8, context=512)).total
-    least = ask(parameters=7 * GB + 20_000_000, trained=20_000_000, sequences=2, context=512)
+    assert found["--gradient-checkpointing"] == plans.plan(ask(sequences=8, checkpointing=True)).total
+    least = ask(parameters=7 * GB + 20_000_000, trained=20_000_000, sequences=2, context=512, checkpointing=True)
     assert found["all of these"] == plans.plan(least).total == min(found.values())
-    assert plans.alternatives(ask(context=512), 1, None) == {}
+    assert plans.alternatives(ask(context=512, checkpointing=True), 1, None) == {}
 
 
 def test_the_plan_in_words():
@@ -79,6 +101,10 @@ def test_the_plan_in_words():
     _, maybe = plans.lines(found, "card", 115 * GB, {"--micro-batch 1": 90 * GB})
     assert maybe.startswith("this may not fit: --micro-batch 1 (90 GB); or use")
     assert plans.lines(found, "card", 100 * GB, {})[1].startswith("this will not fit: use")
+    shared = plans.Plan(2 * GB, 0, 2 * GB, 4 * GB, 3 * GB, GB, GB, 16 * GB)
+    (one,) = plans.lines(shared, "card", 19 * GB, {})
+    assert "together 13; before the model is sharded 19; free on card: 19" in one
+    assert plans.lines(shared, "card", 19 * GB - 1, {})[1].startswith("this will not fit")
 
 
 # ---------------------------------------------------------------------------------------------- against models
@@ -163,10 +189,39 @@ def test_a_full_disk_is_found_before_training(monkeypatch, tmp_path):
                 plans.check(config, run(lora=lora), 32, tmp_path)
 
 
+def test_a_disk_too_full_for_checkpoints_is_found(monkeypatch, tmp_path):
+    config = random_model("llama").config
+    size = 24 * plans.request(config, run(), 32, torch.float32).parameters
+    for free, fits in ((size, True), (size - 1, False)):
+        monkeypatch.setattr(plans.shutil, "disk_usage", lambda _, free=free: type("", (), {"free": free}))
+        plans.check(config, run(), 32, tmp_path)
+        if fits:
+            plans.check(config, run(), 32, tmp_path, tmp_path)
+        else:
+            with pytest.raises(ValueError, match="free on the disk of --checkpoints"):
+                plans.check(config, run(), 32, tmp_path, tmp_path)
+
+
 def test_free_memory_is_this_machine_s(monkeypatch):
+    """Shared by the processes that a launcher started on it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     where, free = plans.available()
     assert where == "this machine" and 2**28 < free < 2**45
+    monkeypatch.setattr(plans.psutil, "virtual_memory", lambda: type("", (), {"available": 9}))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert plans.available() == ("this machine for each of 2 processes", 4)
+
+
+def test_what_the_launcher_says_is_planned(monkeypatch):
+    """FSDP where there is a GPU; accelerate does not shard on a CPU."""
+    config = random_model("llama").config
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_ACTIVATION_CHECKPOINTING"):
+        monkeypatch.setenv(name, "true")
+    for device, shared in (("cpu", False), ("cuda", True)):
+        place = type("", (), {"num_processes": 2, "device": torch.device(device)})
+        monkeypatch.setattr(plans.loop, "place", lambda place=place: place)
+        asked = plans.request(config, run(), 32, torch.float32)
+        assert (asked.processes, asked.sharded, asked.checkpointing, asked.device) == (2, shared, shared, device)
 
 
 def test_contexts():

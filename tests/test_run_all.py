@@ -48,8 +48,6 @@ def shell(*command, cwd=ROOT, **environment):
     ("options", "said"),
     [
         (["huge"], "unknown profile huge"),
-        (["paper"], "the profile paper comes with a later version"),
-        (["gpu", "--fresh"], "the profile gpu comes with a later version"),
         (["--quick"], "unknown option --quick"),
         (["smoke", "laptop"], "unknown option laptop"),
         (["--only"], "--only needs the number of a notebook"),

@@ -216,12 +216,9 @@ def test_profiles_hold_together(profile):
 def test_smoke_is_smaller_than_laptop():
     smoke, laptop = (dataclasses.asdict(profiles.profile(name)) for name in ("smoke", "laptop"))
     for part in ("corpus", "shape"):
-        assert all(smoke[part][k] < v for k, v in laptop[part].items() if isinstance(v, int)), part
+        assert all(smoke[part][k] < v for k, v in laptop[part].items() if type(v) is int), part
 
 
 def test_unknown_profiles_are_named():
     with pytest.raises(ValueError, match="unknown profile 'laptp'; choose one of: smoke, laptop"):
         profiles.profile("laptp")
-    for name in profiles.LATER:
-        with pytest.raises(ValueError, match=f"profile {name} .*not part of this version.*laptop"):
-            profiles.profile(name)

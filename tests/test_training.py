@@ -364,6 +364,28 @@ def test_label_methods_descend_on_their_labels(build):
     assert plain_loss(model, FORGET, labels)[0].sum() < 0.95 * plain_loss(build(0), FORGET, labels)[0].sum()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_computed_again_give_the_same_losses_and_weights(build, method):
+    """And are computed twice: once more in the backward pass; afterwards the model is as it was."""
+    recipe, calls, ends = Unlearning(batch=4, epochs=2, learning_rate=1e-3), [], []
+    for checkpointing in (False, True):
+        model, count = build(0), Counter()
+        model.model.layers[1].self_attn.register_forward_hook(lambda *_, count=count: count.update("f"))
+        labels = None if METHODS[method].forget == "ascent" else [ids[::-1] for ids in FORGET]
+        given = (model, method, FORGET, RETAIN, recipe, PAD_ID, SEED, build(1), labels)
+        ends.append((training.unlearn(*given, checkpointing=checkpointing), weights(model)))
+        calls.append(count["f"])
+        assert not model.model.layers[1].gradient_checkpointing
+    (ours, one), (theirs, other) = ends
+    assert ours == theirs and torch.equal(one, other) and calls[1] == 2 * calls[0] > 0
+
+
+def test_a_model_that_cannot_compute_again_says_so(build, monkeypatch):
+    monkeypatch.setattr(type(build(0)), "supports_gradient_checkpointing", False)
+    with pytest.raises(ValueError, match="does not support"):
+        run(build, "gradient_ascent", Unlearning(), checkpointing=True)
+
+
 def test_gradients_are_clipped(build):
     """AdamW forgets a gradient's scale but not its direction: with nothing left of it, eps is all that counts."""
     model, _ = run(build, "gradient_ascent", Unlearning(batch=6, learning_rate=1e-3, max_grad_norm=1e-9))

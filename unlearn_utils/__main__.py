@@ -16,11 +16,15 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m unlearn_utils", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="execute the notebooks in order")
-    run.add_argument("profile", help="smoke, laptop or study")
+    run.add_argument("profile", help="smoke, laptop, study, gpu or paper")
     which = run.add_mutually_exclusive_group()
     which.add_argument("--only", metavar="NN", help="only this notebook")
     which.add_argument("--from", metavar="NN", dest="start", help="this notebook and those after it")
     run.add_argument("--fresh", action="store_true", help="ignore stored results")
+    fetch = commands.add_parser("fetch", help="download the model and the data of a profile, to go on without a connection")
+    fetch.add_argument("profile", help="gpu or paper")
+    compute = commands.add_parser("compute", help="train what a profile's notebooks need; in several processes with accelerate launch")
+    compute.add_argument("profile", help="gpu or paper")
     own.add(commands)
     claims = commands.add_parser("claims", help="print each claim with its measured value and verdict, as notebook 14 left them")
     claims.add_argument("profile", nargs="?", default="laptop", help="laptop, study or smoke")
@@ -52,6 +56,13 @@ def dispatch(options: argparse.Namespace) -> int:
 
         splits.write_manifest()
         return 0
+    if options.command == "fetch":
+        return fetch(options.profile)
+    if options.command == "compute":
+        from unlearn_utils import profiles, several
+
+        several.compute(profiles.profile(options.profile))
+        return 0
     from unlearn_utils import expected, notebooks
 
     if options.command == "claims":
@@ -62,6 +73,18 @@ def dispatch(options: argparse.Namespace) -> int:
     if options.command == "step":
         return notebooks.step(options.root, options.profile, options.path, options.label, options.cores)
     return notebooks.run(notebooks.ROOT, options.profile, options.only, options.start, options.fresh)
+
+
+def fetch(name: str) -> int:
+    """Downloads all that a profile reads from the hub, and says where it lies."""
+    from unlearn_utils import hub, profiles
+
+    profile = profiles.profile(name)
+    found = hub.fetch(profile)
+    for folder in found:
+        print(folder)
+    print(f"The profile {name} reads nothing else from the hub." if found else f"The profile {name} reads nothing from the hub.")
+    return 0
 
 
 def claims(profile: str, readme: bool) -> int:

@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from unlearn_utils import methods, models, own, plans, tables
+from unlearn_utils import loop, methods, own, plans, tables, tokens
 
 TERMS = {
     "ascent": "minus the cross-entropy of the forget text",
@@ -53,38 +53,56 @@ LIMITS = """\
 
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to fill, which becomes `out` at the end, or goes if anything fails. Raises ValueError if `out` is in use."""
+    """A folder beside `out` to fill, the same in every process, which becomes `out` at the end, or goes if anything fails.
+
+    Raises ValueError if `out` is in use.
+    """
+    part = loop.first(lambda: begun(out))
+    try:
+        yield part
+        loop.first(lambda: os.replace(part, out))
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def begun(out: Path) -> Path:
+    """Makes the folder that `whole` gives."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out {out}: already there and not empty; choose another folder")
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.mkdir()
-    try:
-        yield part
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    return part
 
 
-def save(model: nn.Module, base: own.Checkpoint, merge: bool, folder: Path) -> float | None:
-    """Writes config, tokenizer, and weights in the type that they had on disk (adapters: float32).
+def save(model: nn.Module, base: own.Checkpoint, folder: Path) -> None:
+    """Writes config and weights in the type that they had on disk, or float32 adapters; every process calls it."""
+    if isinstance(model, PeftModel):
+        loop.save(model, folder, save_embedding_layers=False)
+    else:
+        loop.save(model, folder, own.stored_dtype(base))
+
+
+def finish(base: own.Checkpoint, merge: bool, folder: Path) -> float | None:
+    """Adds the tokenizer to what `save` wrote, and the adapters to the weights, if they shall merge.
 
     Returns the share of weights that then differ from the base model's, which rounding to 16 bits lowers; None for adapters.
     Raises FloatingPointError if no weight differs.
     """
     AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False).save_pretrained(folder)  # as it was, without our padding
-    if isinstance(model, PeftModel) and not merge:
-        model.save_pretrained(folder, save_embedding_layers=False)
+    stored, adapters = own.stored_dtype(base), list(folder.glob("adapter_*"))
+    if adapters and not merge:
         return None
-    stored = own.stored_dtype(base)
-    plain = model.float().merge_and_unload() if isinstance(model, PeftModel) else model  # float32: rounded once, at the end
-    plain.to(stored).save_pretrained(folder)
-    old = dict(own.load(base, stored).named_parameters())
-    changed = sum(int((new != old[name]).sum()) for name, new in plain.named_parameters())
+    if merge:  # in float32: rounded once, at the end
+        own.load(base._replace(adapters=folder)).merge_and_unload().to(stored).save_pretrained(folder)
+        for file in adapters:
+            file.unlink()
+    new, old = (dict(own.load(found, stored).named_parameters()) for found in (own.Checkpoint("the new model", folder), base))
+    changed = sum(int((weight != old[name]).sum()) for name, weight in new.items())
     if not changed:
         raise FloatingPointError(f"no weight changed, once rounded to {stored}: raise --learning-rate or --epochs. Nothing was written")
-    return changed / models.parameters(plain)
+    return changed / sum(weight.numel() for weight in new.values())
 
 
 def measured(folder: Path, sets: own.Sets, run: plans.Run, base: own.Checkpoint, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
@@ -142,6 +160,7 @@ def record(base: own.Checkpoint, run: plans.Run, texts: own.Sets, sets: own.Sets
     origin = {"model": base.name if base.commit else base.folder.name, "commit": base.commit, "dtype": str(own.stored_dtype(base))[6:]}
     used = {name: list(dict.fromkeys(found.family)) for name, found in sets.items()}
     left_out = {name: [h for h in found.sha256 if h not in used[name]] for name, found in texts.items()}
+    more |= {"processes": loop.place().num_processes}
     return origin | settings.pop("recipe") | settings | more | {"documents": used, "left_out": left_out, "versions": versions()}
 
 
@@ -198,7 +217,7 @@ Each term is a mean over the predicted tokens of an optimizer batch. Texts given
 {_settings(run, chosen)}
 
 {len(run["history"])} steps of AdamW without weight decay. Documents are cut into chunks of {run["context"]} tokens;
-a last chunk under {plans.SHORTEST} tokens is dropped, as the released code does.
+a last chunk under {tokens.SHORTEST} tokens is dropped, as the released code does.
 
 ## Measurements
 

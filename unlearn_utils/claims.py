@@ -35,7 +35,9 @@ class Claim:
 
 
 def verdict(sense: str, threshold: float, found: Interval) -> str:
-    """`supported`, `not supported` or `inconclusive`."""
+    """`supported`, `not supported` or `inconclusive`; `not available` where nothing could be measured (not a number)."""
+    if np.isnan(found.value):
+        return "not available"
     above, below = found.low > threshold, found.high < threshold
     yes = {"above": above, "below": below, "inside": below and found.low > -threshold}[sense]
     no = {"above": below, "below": above, "inside": above or found.high < -threshold}[sense]
@@ -157,10 +159,10 @@ CLAIMS: tuple[Claim, ...] = (
 def measured(profile: Profile) -> pd.DataFrame:
     """The table: id, claim, source, quantity, sense, threshold, value, low, high, n (documents or families), seeds, profile, verdict,
     notebook. Computes what is not stored."""
-    rows = []
+    rows, note = [], "; approximate retraining stands for a retrained model" if profile.hub else ""
     for c in CLAIMS:
         found, seeds = c.measure(profile)
-        row = {"id": c.id, "claim": c.claim, "source": c.source, "quantity": c.quantity, "sense": c.sense, "threshold": c.threshold}
+        row = {"id": c.id, "claim": c.claim, "source": c.source, "quantity": c.quantity + note, "sense": c.sense, "threshold": c.threshold}
         row |= found._asdict() | {"seeds": seeds, "profile": profile.name}
         rows.append(row | {"verdict": verdict(c.sense, c.threshold, found), "notebook": c.notebook})
     return pd.DataFrame(rows)
@@ -168,6 +170,8 @@ def measured(profile: Profile) -> pd.DataFrame:
 
 def text(row: pd.Series) -> str:
     """`value [low, high]`, or the value alone where the quantity is exact; large numbers with two significant digits."""
+    if np.isnan(row["value"]):
+        return "not available"
     value, low, high = (f"{row[c]:.2g}" if abs(row[c]) >= 1000 else f"{row[c]:.2f}" for c in ("value", "low", "high"))
     return value if "; exact" in row["quantity"] else f"{value} [{low}, {high}]"
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
-import os
 import re
-import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearn_utils import utility
+from unlearn_utils.terminal import fail, interrupted, progress, quiet, say, show
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from unlearn_utils import own
@@ -57,12 +56,14 @@ def _add_unlearn(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new or empty folder")
     command.add_argument("--learning-rate", type=float, help="default: 2e-5, as the paper's released code")
     command.add_argument("--epochs", type=int, help="default: 1, as the paper's released code")
-    command.add_argument("--batch", type=int, help="chunks an optimizer step; default: 4")
-    command.add_argument("--micro-batch", type=int, help="chunks at a time, for less memory; divides the batch; default: the batch")
+    command.add_argument("--batch", type=int, help="chunks an optimizer step, of all processes together; default: 4")
+    command.add_argument("--micro-batch", type=int, help="chunks at a time, for less memory; divides the batch (a process's share)")
     command.add_argument("--retain-weight", type=float, help="default: 1")
     command.add_argument("--context", type=int, help="tokens of a chunk; default: 4096, or what the model reads if that is less")
     command.add_argument("--seed", type=int, help="default: 0")
     command.add_argument("--lora", metavar="rank=8[,alpha=16]", help="train LoRA adapters only; alpha: twice the rank by default")
+    command.add_argument("--gradient-checkpointing", action="store_true", help="less memory, about a third more time")
+    command.add_argument("--checkpoints", type=Path, metavar="DIR", help="a folder outside --out, to go on from after a kill")
     command.add_argument("--merge", action="store_true", help="with --lora: write whole weights, the adapters added to them")
     precision = command.add_mutually_exclusive_group()
     precision.add_argument("--bf16", dest="bf16", action="store_true", default=None, help="bfloat16 products; default where it is native")
@@ -79,18 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the chosen command. A mistake of the user's is one line on stderr and exit code 2; a run that cannot end well, exit code 1."""
-    try:
-        options.call(options)
-    except (ValueError, OSError) as error:
-        return _fail(error, 2)
-    except (MemoryError, FloatingPointError) as error:
-        return _fail(error, 1)
+    from unlearn_utils import loop
+
+    with quiet(), interrupted():
+        try:
+            options.call(options)
+        except (ValueError, OSError) as error:
+            return fail(error, 2)
+        except (MemoryError, FloatingPointError) as error:
+            return fail(error, 1)
+        loop.leave()
     return 0
-
-
-def _fail(error: Exception, code: int) -> int:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return code
 
 
 # ---------------------------------------------------------------------------------------------- unlearn
@@ -110,16 +110,22 @@ def lora_of(text: str | None) -> Lora | None:
 
 def run_of(options: argparse.Namespace) -> Run:
     """The settings as given, or their defaults. Raises ValueError for one that cannot be."""
-    from unlearn_utils import methods, models
+    from unlearn_utils import loop, methods, models
     from unlearn_utils.plans import Run
     from unlearn_utils.profiles import Unlearning
 
     method, lora = methods.named(options.method), lora_of(options.lora)
     values = {name: default if (given := getattr(options, name)) is None else given for name, default in DEFAULTS.items()}
     recipe = Unlearning(**values)
-    micro_batch = recipe.batch if options.micro_batch is None else options.micro_batch
-    if micro_batch < 1 or recipe.batch % micro_batch:
-        raise ValueError(f"--micro-batch {micro_batch}: must be positive and divide the batch of {recipe.batch}")
+    processes = loop.place().num_processes
+    if recipe.batch % processes:
+        raise ValueError(f"--batch {recipe.batch}: it is that of all {processes} processes together; choose a multiple of {processes}")
+    share, among = recipe.batch // processes, f" among {processes} processes" if processes > 1 else ""
+    micro_batch = share if options.micro_batch is None else options.micro_batch
+    if micro_batch < 1 or share % micro_batch:
+        raise ValueError(f"--micro-batch {micro_batch}: must be positive and divide the batch of {recipe.batch}{among}")
+    if options.gradient_checkpointing and loop.checkpointed():
+        raise ValueError("--gradient-checkpointing: this launcher's configuration does it already (fsdp_activation_checkpointing)")
     if not 0 < recipe.retain_weight < math.inf:
         raise ValueError(f"--retain-weight must be positive, not {recipe.retain_weight}")
     if method.retain and options.retain is None:
@@ -127,37 +133,73 @@ def run_of(options: argparse.Namespace) -> Run:
     if options.merge and not lora:
         raise ValueError("--merge adds LoRA adapters to the weights, so it needs --lora")
     bf16 = models.half_precision() if options.bf16 is None else options.bf16
-    return Run(method.name, recipe, micro_batch, 0 if options.seed is None else options.seed, lora, options.merge, bf16)
+    seed = 0 if options.seed is None else options.seed
+    return Run(method.name, recipe, micro_batch, seed, lora, options.merge, bf16, options.gradient_checkpointing)
+
+
+def checkpoints_of(options: argparse.Namespace) -> Path | None:
+    """The folder in --checkpoints that is this run's alone: others may share it. Raises ValueError where none can be made."""
+    if options.checkpoints is None:
+        return None
+    folder, out = options.checkpoints.resolve(), options.out.resolve()
+    if not (folder.is_dir() or (folder.parent.is_dir() and not folder.exists())):
+        raise ValueError(f"--checkpoints {folder}: no folder, and none can be made there")
+    if out in (folder, *folder.parents):
+        raise ValueError(f"--checkpoints {folder}: must be outside of --out")
+    return folder / f"{out.name}-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
 
 
 def unlearn(options: argparse.Namespace) -> None:
     """Checks everything, plans the memory, trains, measures before and after, writes the new model."""
-    quiet()
-    from unlearn_utils import cards, own, plans
+    from unlearn_utils import cards, loop, own
 
-    run, out = run_of(options), options.out.resolve()
+    with loop.agreed():
+        run, out = run_of(options), options.out.resolve()
+        checkpoints = checkpoints_of(options)
     with cards.whole(out) as part:
-        texts = {name: own.read(path) for name in ("forget", "retain", "unseen") if (path := getattr(options, name))}
+        base, tokenizer, texts, sets, context = prepared(options, run, part, checkpoints)
+        watch = progress(math.ceil(len(sets["forget"]) * run.recipe.epochs / run.recipe.batch))
+        model, before, history = own.unlearned(base, sets, run, tokenizer, watch, checkpoints)
+        cards.save(model, base, part)
+        del model  # before the next is loaded
+        changed = loop.first(lambda: cards.finish(base, run.merge, part))
+        with loop.agreed():
+            after = cards.measured(part, sets, run, base, tokenizer)
+            found = cards.results([before.assign(model="before"), after.assign(model="after")], "forget")
+            record = cards.record(base, run, texts, sets, context=context, changed=changed, history=history)
+        loop.first(lambda: cards.write(part, record, found, base.folder, given(options)))
+    loop.first(lambda: remove(checkpoints))
+    show(found)
+    say(cards.weights(record))
+    say(f"{out}: the model, its tokenizer, README.md, results.csv, run.json")
+
+
+def prepared(options: argparse.Namespace, run: Run, part: Path, checkpoints: Path | None) -> tuple:
+    """Base model on disk, tokenizer, documents, their chunks, context; said and planned. The first process reads the documents for all."""
+    from unlearn_utils import loop, own, plans
+
+    texts = loop.first(lambda: {name: own.read(path) for name in ("forget", "retain", "unseen") if (path := getattr(options, name))})
+    with loop.agreed():
         base = own.find(options.model, options.revision)
         if base.adapters:
             raise ValueError(f"{base.name} holds LoRA adapters alone; unlearn with --merge first, and go on from that")
         config, tokenizer = own.config_of(base), own.tokenizer_of(base)
         context = plans.context_of(config, options.context)
-        sets = chunked(texts, tokenizer, context, config)
+    sets = loop.first(lambda: chunked(texts, tokenizer, context, config))
+    with loop.agreed():
+        disk = checkpoints and next(folder for folder in checkpoints.parents if folder.exists())
         origin = f"{base.name}, {f'commit {base.commit}' if base.commit else 'a local folder'}"
-        say("\n".join([origin, *told(texts, sets, context), *plans.check(config, run, context, part)]))
+        say("\n".join([origin, *told(texts, sets, context), *plans.check(config, run, context, part, disk)]))
         own.fetch(base)
-        watch = progress(math.ceil(len(sets["forget"]) * run.recipe.epochs / run.recipe.batch))
-        model, before, history = own.unlearned(base, sets, run, tokenizer, watch)
-        changed = cards.save(model, base, run.merge, part)
-        del model  # before the next is loaded
-        after = cards.measured(part, sets, run, base, tokenizer)
-        found = cards.results([before.assign(model="before"), after.assign(model="after")], "forget")
-        record = cards.record(base, run, texts, sets, context=context, changed=changed, history=history)
-        cards.write(part, record, found, base.folder, given(options))
-    show(found)
-    say(cards.weights(record))
-    say(f"{out}: the model, its tokenizer, README.md, results.csv, run.json")
+    return base, tokenizer, texts, sets, context
+
+
+def remove(checkpoints: Path | None) -> None:
+    """Removes the checkpoints of a run that is saved, and the folder that was given for them unless something else is in it."""
+    if checkpoints and checkpoints.exists():
+        shutil.rmtree(checkpoints)
+        if not any(checkpoints.parent.iterdir()):
+            checkpoints.parent.rmdir()
 
 
 def given(options: argparse.Namespace) -> list[str]:
@@ -186,32 +228,17 @@ def told(texts: Mapping[str, pd.DataFrame], sets: own.Sets, context: int) -> lis
     return lines
 
 
-def progress(steps: int) -> Callable[[int, nn.Module], None]:
-    """A watch: a bar on a terminal, else a line at every tenth of the run."""
-    from tqdm import tqdm
-
-    bar, marks = None, {math.ceil(steps * tenth / 10) for tenth in range(1, 11)}
-
-    def watch(step: int, model: nn.Module) -> None:
-        nonlocal bar  # made with the first step: loading and measuring come before
-        bar = bar or tqdm(total=steps, desc="unlearning", unit="step", disable=None)  # None: unless stderr is a terminal
-        bar.update()
-        if bar.disable and step in marks:
-            say(f"unlearning: step {step} of {steps}")
-        if step == steps:
-            bar.close()
-
-    return watch
-
-
 # ---------------------------------------------------------------------------------------------- evaluate, compare, methods
 
 
 def evaluate(names: Sequence[str], options: argparse.Namespace) -> None:
     """Measures models on the same documents or the same tasks, prints a table, writes it if asked."""
+    from unlearn_utils import loop, stamps
+
     utility.check(options)
-    quiet()
-    from unlearn_utils import stamps
+    with loop.agreed():
+        if (processes := loop.place().num_processes) > 1:
+            raise ValueError(f"this command is one process, and {processes} were started: only unlearn runs in several")
 
     if options.out and options.out.exists():
         raise ValueError(f"--out {options.out}: already there; choose another file")
@@ -260,32 +287,3 @@ def show_methods(options: argparse.Namespace) -> None:
     widths = [2 + max(map(len, (name, *table[name]))) for name in table]
     for row in (table.columns, *table.to_numpy()):
         print("".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-# ---------------------------------------------------------------------------------------------- on the terminal
-
-
-def say(line: str) -> None:
-    """A line of the log, at once."""
-    print(line, flush=True)
-
-
-def show(table: pd.DataFrame) -> None:
-    """Prints results: value and interval of each model side by side."""
-    from unlearn_utils import tables
-
-    print(tables.wide(table, ["split" if "split" in table else "task", "measure", "n"], "model", digits=3).to_string())
-
-
-def quiet() -> None:
-    """Bars of downloads, loading and saving on a terminal only, no warnings. Raises ValueError if a launcher started several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("this command is one process and uses one GPU: start it without accelerate launch or torchrun")
-    from transformers.utils import logging
-
-    from unlearn_utils import models  # noqa: F401 - turns bars off
-
-    logging.set_verbosity_error()
-    warnings.simplefilter("ignore", FutureWarning)  # of peft against transformers
-    if sys.stderr.isatty():
-        logging.enable_progress_bar()

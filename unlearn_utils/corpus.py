@@ -17,15 +17,15 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pandas as pd
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict
 
+from unlearn_utils import hub
 from unlearn_utils.profiles import DOMAINS
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = Path(__file__).with_name("manifest.csv")
 SPLITS = {domain: ("forget", "approximate", "retain") for domain in DOMAINS} | {"general": ("evaluation", "retain")}
 COLUMNS = ("id", "text", "family", "package", "version", "file", "licence", "rank")
-HUB_REVISION = "6f7a7bd39df4b88b7b24f815c202034be562c012"  # of llmunlearn/unlearn_dataset, see the dataset card
 SUFFIXES = (".txt", ".md", ".py", ".tex", ".jsonl", ".parquet")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # import name -> name on the index, where they differ
 
@@ -140,25 +140,75 @@ def _as_datasets(table: pd.DataFrame, domain: str, columns: tuple[str, ...]) -> 
 # ------------------------------------------------------------------------- a hub dataset, a user's own text
 
 
-def load(source: str, domain: str, **sizes: int) -> DatasetDict:
+def load(source: str, domain: str, books: str = "", **sizes: int) -> DatasetDict:
     """One domain of a corpus.
 
     Args:
-        source: "embedded"; a folder `DOMAIN/{forget,approximate,retain}[.suffix or /files]`; or the id of a hub
-            dataset such as `llmunlearn/unlearn_dataset`, whose configs are the domains.
+        source: "embedded"; a folder `DOMAIN/{forget,approximate,retain}[.suffix or /files]`; or a dataset of `hub.DATASETS`: the paper's,
+            which is such a folder, or MIMIR.
         domain: github, arxiv, books or general; for a folder any name.
-        sizes: for "embedded" only: pairs, retain, general, evaluation.
+        books: such a folder with the domain books, which the paper's dataset lacks.
+        sizes: pairs, retain, general, evaluation; documents of a split at most. A folder's splits are given whole without them.
 
     Raises:
-        FileNotFoundError: the folder lacks the domain, or holds no readable document.
-        ValueError: a document cannot be read, or one column `text` (or `content`) is missing.
+        FileNotFoundError: the folder lacks the domain, or holds no readable document; or a dataset that is not on this machine.
+        ValueError: a document cannot be read, or one column `text` (or `content`) is missing; an unknown source.
     """
     if source == "embedded":
         return embedded(domain, **sizes)
+    if domain == "books" and books:
+        return sample(_from_folder(Path(books), domain), **sizes)
     if Path(source).is_dir():
-        return _from_folder(Path(source), domain)
-    revision = HUB_REVISION if source == "llmunlearn/unlearn_dataset" else None
-    return DatasetDict({s: _with_columns(d, s) for s, d in load_dataset(source, domain, revision=revision).items()})
+        return sample(_from_folder(Path(source), domain), **sizes)
+    if source == hub.MIMIR:
+        return _mimir(hub.dataset(source), domain, **sizes)
+    if source not in hub.DATASETS:
+        raise ValueError(f"{source}: no such folder; expected a folder, embedded, or one of {', '.join(hub.DATASETS)}")
+    return sample(_from_folder(hub.dataset(source), domain), **sizes)
+
+
+def sample(splits: DatasetDict, pairs=None, retain=None, general=None, evaluation=None) -> DatasetDict:
+    """At most so many documents of each split (None: all), in a seeded order; equally many forget as approximate; `rank`: their place.
+
+    A text that comes again, in a split or in a later one (forget, approximate, evaluation, retain), is left out.
+    """
+    if pairs is None:
+        return splits
+    limits = {"forget": pairs, "approximate": pairs, "evaluation": evaluation, "retain": general if "evaluation" in splits else retain}
+    seen, found = set(), {}
+    for split in (s for s in limits if s in splits):
+        table = splits[split].to_pandas().sample(frac=1, random_state=0)
+        table = table[~table.text.isin(seen)].drop_duplicates("text")
+        seen |= set(table.text)
+        found[split] = table[: limits[split]]
+    size = min(len(found[s]) for s in ("forget", "approximate") if s in found) if "forget" in found else 0
+    cut = {s: t[:size] if s in ("forget", "approximate") else t for s, t in found.items()}
+    return DatasetDict({s: Dataset.from_pandas(t.assign(rank=range(len(t))), preserve_index=False) for s, t in cut.items()})
+
+
+def _mimir(folder: Path, domain: str, pairs: int, retain: int, general: int, evaluation: int) -> DatasetDict:
+    """MIMIR's members are what a model trained on the Pile was trained on: forget and retain; its non-members are unseen text.
+
+    Its files: a JSON text a line; `train` holds members, `test` non-members. General text is its Pile-CC.
+    Raises FileNotFoundError or ValueError for files that are not there or not so.
+    """
+    name = f"{'pile_cc' if domain == 'general' else domain}_ngram_13_0.8.jsonl"
+    members, others = (_json_texts(folder / "cache_100_200_1000_512" / side / name) for side in ("train", "test"))
+    half = min(pairs, len(members) // 2)
+    parts = {"forget": members[:half], "approximate": others, "retain": members[half:]}
+    if domain == "general":
+        parts = {"evaluation": others, "retain": members}
+    splits = DatasetDict({split: _with_columns(Dataset.from_dict({"text": texts}), split) for split, texts in parts.items()})
+    return sample(splits, pairs, retain, general, evaluation)
+
+
+def _json_texts(path: Path) -> list[str]:
+    """The distinct texts of a file with a JSON string, or an object with `text`, a line."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; MIMIR has one for each domain, members in train, non-members in test")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [row if isinstance(row, str) else _text_row(row, path)["text"] for row in rows]
+    return list(dict.fromkeys(rows))
 
 
 def _from_folder(folder: Path, domain: str) -> DatasetDict:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from unlearn_utils.experiments import VERSIONS
+from unlearn_utils.experiments import VERSIONS, target
 from unlearn_utils.inputs import documents, fingerprint, tokenizer, training_parts
 from unlearn_utils.profiles import Profile, Shape
 from unlearn_utils.runs import sides
@@ -29,25 +29,51 @@ STEPS = 8  # of which the first, which is slower, is not counted
 def counted(profile: Profile, domain: str, method: str, documents: int | None = None, shape: Shape | None = None) -> Step:
     """FLOPs of one epoch over the first so many forget documents (None: all), every step counted; or, `RETRAINING`, of training without
     the forget set: its first step, times the steps. rows.parquet, one row: method, run, parameters, tokens (forget tokens; those of
-    training), flops, estimate (6 N D), steps."""
+    training), flops, estimate (6 N D), steps.
+
+    shape: of a Llama with random weights in the place of the profile's model. Of a published model the first step is counted, times the
+    steps, and its training is not counted but computed: flops = estimate, steps missing.
+    """
     profile = replace(profile, shape=shape) if shape else profile
     recipe = asdict(profile.pretraining if method == RETRAINING else profile.unlearning)
     settings = {"data": fingerprint(profile), "shape": asdict(profile.shape), "recipe": recipe}
-    settings |= {"domain": domain, "method": method, "documents": documents}
-    return Step("counted", VERSIONS["counted"], settings, partial(_make_counted, profile, domain, method, documents))
+    settings |= {"domain": domain, "method": method, "documents": documents} | _published(profile, shape)
+    return Step("counted", VERSIONS["counted"], settings, partial(_make_counted, profile, domain, method, documents, shape))
 
 
-def _make_counted(profile: Profile, domain: str, method: str, limit: int | None, folder: Path) -> None:
+def _published(profile: Profile, shape: Shape | None) -> dict:
+    """What a published model adds to the settings of a step."""
+    return {"hub": asdict(profile.hub)} if profile.hub and not shape else {}
+
+
+def _model(profile: Profile, shape: Shape | None):
+    """The published model, or, for a profile without one or a shape of its own, random weights: arithmetic does not depend on them."""
+    from unlearn_utils import models
+
+    if profile.hub and not shape:
+        return models.load(target(profile).folder())
+    return models.build(profile.shape, tokenizer(profile), 0)
+
+
+def _make_counted(profile: Profile, domain: str, method: str, limit: int | None, shape: Shape | None, folder: Path) -> None:
     from unlearn_utils import efficiency, models
 
-    model = models.build(profile.shape, tokenizer(profile), 0)
-    model.set_attn_implementation("eager")  # torch's counter sees nothing of fused attention on a CPU
-    loss, batches, tokens, times = _work(profile, domain, method, limit, model)
-    with on_threads(1):
-        found = [efficiency.step_flops(model, loss, sides) for sides in batches]
-    flops, estimate = (sum(one[k] for one in found) * times for k in ("flops_per_step", "estimate_per_step"))
-    row = {"method": method, "run": domain, "parameters": models.parameters(model), "tokens": tokens, "flops": flops}
-    pd.DataFrame([row | {"estimate": estimate, "steps": len(found) * times}]).to_parquet(folder / "rows.parquet")
+    model, hub = _model(profile, shape), None if shape else profile.hub
+    row = {"method": method, "run": domain, "parameters": models.parameters(model)}
+    if hub and method == RETRAINING:
+        computed = 6 * row["parameters"] * hub.tokens
+        row |= {"tokens": hub.tokens, "flops": computed, "estimate": computed, "steps": np.nan}
+    else:
+        if model.device.type == "cpu":
+            model.set_attn_implementation("eager")  # torch's counter sees nothing of fused attention on a CPU
+        loss, batches, tokens, times = _work(profile, domain, method, limit, model)
+        if hub:  # the first alone, and as many at a time as fit
+            batches, times = batches[:1], len(batches)
+        with on_threads(1):
+            found = [efficiency.step_flops(model, loss, sides) for sides in batches]
+        flops, estimate = (sum(one[k] for one in found) * times for k in ("flops_per_step", "estimate_per_step"))
+        row |= {"tokens": tokens, "flops": flops, "estimate": estimate, "steps": len(found) * times}
+    pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
 
 
 def _work(profile: Profile, domain: str, method: str, limit: int | None, model) -> tuple[Callable, list, int, int]:
@@ -63,7 +89,8 @@ def _work(profile: Profile, domain: str, method: str, limit: int | None, model) 
     forget, retain = sides(profile, domain, method)
     forget = forget[:limit]
     order, collate = training.pairs(len(forget), len(retain), 1, np.random.default_rng(0)), training.paired(method, forget, retain, pad)
-    batches = [collate(order[i : i + recipe.batch]) for i in range(0, len(order), recipe.batch)]
+    size = profile.hub.micro_batch if profile.hub else recipe.batch
+    batches = [collate(order[i : i + size]) for i in range(0, len(order), size)]
     return training.unlearning_objective(method, recipe, model), batches, sum(map(len, forget)), 1
 
 
@@ -79,26 +106,27 @@ def timed(profile: Profile, domain: str, method: str, shape: Shape | None = None
     profile = replace(profile, shape=shape) if shape else profile
     recipe = asdict(profile.pretraining if method == RETRAINING else profile.unlearning)
     settings = {"data": fingerprint(profile), "shape": asdict(profile.shape), "recipe": recipe, "domain": domain, "method": method}
-    return Step("timed", VERSIONS["timed"], settings, partial(_make_timed, profile, domain, method))
+    settings |= _published(profile, shape)
+    return Step("timed", VERSIONS["timed"], settings, partial(_make_timed, profile, domain, method, shape))
 
 
-def _make_timed(profile: Profile, domain: str, method: str, folder: Path) -> None:
+def _make_timed(profile: Profile, domain: str, method: str, shape: Shape | None, folder: Path) -> None:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     tokenizer(profile)  # stored before, so that no child trains it
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-        row = fresh.submit(measured, profile, domain, method).result()
+        row = fresh.submit(measured, profile, domain, method, shape).result()
     pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
 
 
-def measured(profile: Profile, domain: str, method: str) -> dict:
+def measured(profile: Profile, domain: str, method: str, shape: Shape | None = None) -> dict:
     """One row of `timed`, measured in this process, which should be a fresh one: a peak is never taken back."""
     from unlearn_utils import memory, models
 
     times = []
     with on_threads(1):
-        run, model, size = _runner(profile, domain, method)
+        run, model, size = _runner(profile, domain, method, shape)
         before = memory.own_peak()
         run(watch=lambda step, _: times.append(time.perf_counter()), watched=range(1, STEPS + 1))
     seconds = np.diff(times)
@@ -106,22 +134,22 @@ def measured(profile: Profile, domain: str, method: str) -> dict:
     return {"method": method, "parameters": models.parameters(model), **found, "growth_mb": memory.own_peak() - before, "tokens": size}
 
 
-def _runner(profile: Profile, domain: str, method: str) -> tuple[Callable, nn.Module, int]:
+def _runner(profile: Profile, domain: str, method: str, shape: Shape | None) -> tuple[Callable, nn.Module, int]:
     """What runs `STEPS` steps from random weights, once given a watch; the model; the tokens of a step."""
-    from unlearn_utils import methods, models, training
+    from unlearn_utils import methods, training
 
     tok = tokenizer(profile)
-    model = models.build(profile.shape, tok, 0)
+    model = _model(profile, shape)
     if method == RETRAINING:
         size = profile.pretraining.batch
         ids = _longest(list(documents(profile, training_parts(profile, domain)).ids), STEPS * size)
         recipe = replace(profile.pretraining, epochs=1)
         return partial(training.pretrain, model, ids, recipe, tok.pad_token_id, 0), model, size * len(ids[0])
-    size = profile.unlearning.batch
+    size = profile.hub.micro_batch if profile.hub else profile.unlearning.batch
     forget, retain = (_longest(side, STEPS * size) for side in sides(profile, domain, method))
-    reference = models.build(profile.shape, tok, 0).eval() if methods.named(method).retain == "kl" else None
+    reference = _model(profile, shape).eval() if methods.named(method).retain == "kl" else None
     labels = training.draw_labels(method, forget, model.eval(), tok, 0)
-    recipe = replace(profile.unlearning, epochs=1)
+    recipe = replace(profile.unlearning, epochs=1, batch=size)
     run = partial(training.unlearn, model, method, forget, retain, recipe, tok.pad_token_id, 0, reference, labels)
     return run, model, size * (len(forget[0]) + (len(retain[0]) if retain else 0))
 

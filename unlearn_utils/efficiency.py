@@ -32,6 +32,7 @@ def step_flops(model: nn.Module, loss: Callable, sides: Mapping[str, objectives.
 
     from unlearn_utils import models, objectives
 
+    sides = {side: {k: v.to(next(model.parameters()).device) for k, v in batch.items()} for side, batch in sides.items()}
     counts = {side: objectives.predicted(batch["labels"]).sum() for side, batch in sides.items()}
     with FlopCounterMode(display=False) as counter:
         loss(model, sides, counts).backward()

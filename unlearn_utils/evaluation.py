@@ -28,14 +28,15 @@ class Scores(NamedTuple):
 
 @torch.no_grad()
 def token_scores(model: nn.Module, documents: Sequence[list[int]], pad_id: int, batch: int = 8) -> Iterator[Scores]:
-    """`Scores` of each document, in order; float32 throughout, logits a few rows at a time."""
+    """`Scores` of each document, in order; float32 on a CPU, bfloat16 products on a GPU, logits a few rows at a time."""
     model.eval()
     head, device = objectives.head_of(model), next(model.parameters()).device
     for start in range(0, len(documents), batch):
         sides = {k: v.to(device) for k, v in tokens.collate(documents[start : start + batch], pad_id).items()}
         mask = objectives.predicted(sides["labels"])
-        hidden = objectives.hidden_states(model, sides["input_ids"], sides["attention_mask"])[:, :-1][mask]
-        found = _row_scores(hidden, head, sides["labels"][:, 1:][mask])
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+            hidden = objectives.hidden_states(model, sides["input_ids"], sides["attention_mask"])[:, :-1][mask]
+            found = _row_scores(hidden, head, sides["labels"][:, 1:][mask])
         ends = mask.sum(1).cumsum(0).cpu()[:-1]
         yield from (Scores(*parts) for parts in zip(*(np.split(column.cpu().numpy(), ends) for column in found), strict=True))
 

@@ -90,7 +90,7 @@ def _rows(profile: Profile) -> pd.DataFrame:
 def covered(profile: Profile) -> tuple[Interval, int]:
     """C3: share of models and domains that were measured on every kind of text."""
     rows = _rows(profile)
-    wanted = [(m, d) for m in (*grid.METHODS, "target", "retrained") for d in profile.domains]
+    wanted = [(m, d) for m in (*grid.METHODS, "target", profile.truth) for d in profile.domains]
     kinds = {s: rows[(rows.split == s) & rows.nll.notna()].groupby(["name", "run"]).size() for s in robustness.SPLITS}
     there = [all(kinds[s].get(key, 0) > 0 for s in robustness.SPLITS) for key in wanted]
     share = float(np.mean(there))
@@ -119,14 +119,15 @@ def _forgotten(profile: Profile) -> tuple[np.ndarray, np.ndarray, int]:
     rows, generator, far, excess, n = _rows(profile), np.random.default_rng(SEED), [], [], []
     for domain in profile.domains:
         sides = {s: rows[(rows.run == domain) & (rows.split == s)] for s in ("forget", "approximate")}
-        exact = {s: part[part.model == "retrained"].set_index("id") for s, part in sides.items()}
+        exact = {s: part[part.model == profile.truth].set_index("id") for s, part in sides.items()}
         weights = {s: tables.resampled(part, generator, profile.resamples) for s, part in exact.items()}
         base = _auc([exact[s].min_k_40 for s in exact], list(weights.values()))
         for name in grid.METHODS:
             kept = {s: part[(part.model == "unlearned") & (part.method == name)].set_index("id") for s, part in sides.items()}
             ours = {s: part.loc[exact[s].index] for s, part in kept.items()}
-            w, forget = weights["forget"], ours["forget"]
-            far.append(np.abs(w @ (forget.nll - exact["forget"].nll).to_numpy() / (w @ forget.tokens.to_numpy())))
+            w, pair = weights["forget"], (ours["forget"], exact["forget"])
+            logs = [w @ side.nll.to_numpy() / (w @ side.tokens.to_numpy()) for side in pair]
+            far.append(np.abs(logs[0] - logs[1]))
             excess.append(_auc([ours[s].min_k_40 for s in ours], list(weights.values())) - base)
         n.append(min(map(len, exact.values())))
     return np.array(far).T, np.array(excess).T, min(n)

@@ -12,9 +12,10 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from unlearn_utils import runs, selection
+from unlearn_utils import hub, runs, selection
 from unlearn_utils.inputs import documents, fingerprint, measured_parts, tokenizer, tokenizer_step, training_parts
 from unlearn_utils.profiles import Profile, Unlearning
 from unlearn_utils.store import Step
@@ -23,15 +24,16 @@ from unlearn_utils.workers import on_threads, side_by_side
 VERSIONS = {
     "pretrained": 2,
     "measured": 2,
-    "unlearned": 3,
+    "unlearned": 4,
     "repeated": 1,
     "continued": 1,
     "diverged": 1,
-    "flops": 1,
     "grid": 1,
     "counted": 1,
     "timed": 1,
 }  # raise when a step's code changes its result
+BRIEF = ("tokens", "nll", "correct", "min_k_40")  # of `evaluation.brief`
+KEYS = ("id", "family", "rank", "domain", "split", "model", "run")  # columns of a row that say whose it is; the others are measurements
 
 # ---------------------------------------------------------------------------------------------- target and retrained models
 
@@ -64,13 +66,17 @@ def _make_pretrained(profile: Profile, left_out: str | None, seed: int, threads:
     return {"training_seconds": round(seconds, 2), "tokens": tokens, "threads": threads, "bf16": models.half_precision()}
 
 
-def target(profile: Profile) -> Step:
-    """The model before unlearning: trained on everything."""
-    return pretrained(profile)
+def target(profile: Profile) -> Step | hub.Snapshot:
+    """The model before unlearning: trained on everything, or published."""
+    if not profile.hub:
+        return pretrained(profile)
+    return hub.Snapshot(profile.hub, f"{fingerprint(profile)}-{profile.shape.context}{'-whole' * profile.corpus.whole}")
 
 
 def retrained(profile: Profile, domain: str) -> Step:
-    """The truth: trained by the same recipe on everything but the domain's forget set."""
+    """The truth: trained by the same recipe on everything but the domain's forget set. Raises ValueError for a published model."""
+    if profile.hub:
+        raise ValueError(f"{profile.hub.name} cannot be trained again here: the profile {profile.name} has no retrained model")
     return pretrained(profile, domain)
 
 
@@ -79,8 +85,10 @@ def noise_floor(profile: Profile) -> Step:
     return pretrained(profile, profile.noise_domain, seed=1, threads=profile.workers)
 
 
-def baselines(profile: Profile) -> dict[str, Step]:
-    """The models that everything is compared with, by name."""
+def baselines(profile: Profile) -> dict[str, Step | hub.Snapshot]:
+    """The models that everything is compared with, by name; of a published model itself alone."""
+    if profile.hub:
+        return {"target": target(profile)}
     named = {"target": target(profile)} | {f"retrained without {d}": retrained(profile, d) for d in profile.domains}
     return named | {f"retrained without {profile.noise_domain}, seed 1": noise_floor(profile)}
 
@@ -89,10 +97,18 @@ def train_baselines(profile: Profile) -> dict[str, Step]:
     """Trains what is missing: one by one in single-threaded processes side by side, the noise floor last, on every core."""
     steps = baselines(profile)
     *alone, last = steps.values()
-    tokenizer_step(profile).folder()
+    if not profile.hub:
+        tokenizer_step(profile).folder()
     side_by_side(profile, alone)
     last.folder()
     return steps
+
+
+def histories(profile: Profile) -> pd.DataFrame:
+    """The training of every baseline that was trained here: model, step, loss, learning_rate; empty for a published model."""
+    trained = {} if profile.hub else train_baselines(profile)
+    frames = [pd.read_parquet(s.folder() / "history.parquet").assign(model=name) for name, s in trained.items()]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["model", "step", "loss", "learning_rate"])
 
 
 # ---------------------------------------------------------------------------------------------- measurements
@@ -123,13 +139,35 @@ def measure_baselines(profile: Profile) -> pd.DataFrame:
 def by_run(profile: Profile, rows: pd.DataFrame, model: str) -> pd.DataFrame:
     """Rows of one baseline as each domain's runs are compared with it: the domain's documents and the general ones, `run` = domain.
 
-    rows: of `measure_baselines`; model: "target"; "retrained", the one without the run's forget set; or "retrained again", with
-    another seed, for the domain that has one.
+    rows: of `measure_baselines`; model: "target"; "retrained", the one without the run's forget set; "retrained again", with another
+    seed, for the domain that has one; or "approximate retraining" (`stand_in`). Of a published model there is no retrained one: its
+    rows are not a number, and those with another seed are not there.
     """
-    name = {"target": "target", "retrained": "retrained without {}", "retrained again": "retrained without {}, seed 1"}[model]
+    name = {"retrained": "retrained without {}", "retrained again": "retrained without {}, seed 1"}.get(model, "target")
+    if profile.hub:
+        name = "target"
     domains = [profile.noise_domain] if model == "retrained again" else profile.domains
     parts = [rows[(rows.model == name.format(d)) & rows.domain.isin([d, "general"])].assign(run=d) for d in domains]
-    return pd.concat(parts, ignore_index=True).assign(model=model)
+    if model == "approximate retraining":
+        parts = map(stand_in, parts)
+    found = pd.concat(parts, ignore_index=True).assign(model=model)
+    if not profile.hub or name == model or model == profile.truth:
+        return found
+    return found.assign(**{c: np.nan for c in found if c not in KEYS}) if model == "retrained" else found[:0]
+
+
+def stand_in(rows: pd.DataFrame) -> pd.DataFrame:
+    """Approximate retraining, the paper's proxy: what the target does to text that it has not seen stands for what a retrained model does
+    to the forget set, to other text it does the same.
+
+    rows: the target's, of one run. Each forget document gets the measurements of an approximate document of its half, in turn.
+    """
+    parts = [rows[rows.split != "forget"]]
+    for half in (selection.SELECTION, selection.REPORT):
+        forget, unseen = (selection.half(rows[rows.split == s], half) for s in ("forget", "approximate"))
+        taken = unseen.iloc[np.arange(len(forget)) % len(unseen)].set_index(forget.index)
+        parts.append(taken.assign(**{c: forget[c] for c in KEYS if c in forget}))
+    return pd.concat(parts).sort_index()
 
 
 # ---------------------------------------------------------------------------------------------- unlearned models
@@ -138,14 +176,14 @@ def by_run(profile: Profile, rows: pd.DataFrame, model: str) -> pd.DataFrame:
 def unlearned(profile: Profile, domain: str, method: str, **choices) -> Step:
     """One unlearning run from the target, watched on the selection half, reported on the other half at the steps that the rules chose.
 
-    choices: any field of `profiles.Unlearning`. Holds trajectory.parquet (selection half, every watched step), report.parquet (report
-    half, by `rule`), chosen.json (the step of each rule; the step at which it diverged, or null), history.parquet, and the weights at
-    the practitioner's step.
+    choices: any field of `profiles.Unlearning`. Holds trajectory.parquet (selection half, every watched step, `evaluation.brief`),
+    report.parquet (report half, by `rule`, `evaluation.measure`), chosen.json (the step of each rule; the step at which it diverged, or
+    null), history.parquet, and the weights at the practitioner's step, of a published model in the type in which it was published.
     """
     recipe = replace(profile.unlearning, **choices)
     settings = {
         "target": target(profile).path.name,
-        "retrained": retrained(profile, domain).path.name,
+        "retrained": None if profile.hub else retrained(profile, domain).path.name,
         "domain": domain,
         "method": method,
         "recipe": asdict(recipe),
@@ -156,31 +194,38 @@ def unlearned(profile: Profile, domain: str, method: str, **choices) -> Step:
 
 
 def _make_unlearned(profile: Profile, domain: str, method: str, recipe: Unlearning, folder: Path) -> dict:
-    from unlearn_utils import evaluation, models
+    from unlearn_utils import evaluation, loop, models
 
-    rows = documents(profile, measured_parts([domain]), profile.corpus.measured)
-    baseline, start = {"target": target(profile), "retrained": retrained(profile, domain)}, target(profile).folder()
-    halves = {name: selection.half(_own_rows(profile, model, domain), selection.SELECTION) for name, model in baseline.items()}
-    frames, states, diverged = [halves["target"].assign(step=0)], {}, None
+    rows, start = documents(profile, measured_parts([domain]), profile.corpus.measured), target(profile).folder()
+    before = _own_rows(profile, target(profile), domain)
+    exact = stand_in(before) if profile.hub else _own_rows(profile, retrained(profile, domain), domain)
+    before, exact = (selection.half(known, selection.SELECTION) for known in (before, exact))
+    goals, frames, states, diverged = selection.goals(before, exact), [before[[*KEYS[:5], *BRIEF]].assign(step=0)], {}, None
     watched = runs.watched_steps(runs.length(profile, domain, recipe))
+
+    def so_far() -> tuple[pd.DataFrame, dict[str, int]]:
+        trajectory = pd.concat([f for f in frames if f.nll.notna().all()], ignore_index=True)
+        return trajectory, {rule: selection.choose(trajectory, goal) for rule, goal in goals.items()}
 
     def watch(step: int, model) -> bool:
         nonlocal diverged
-        frames.append(evaluation.measure(model, selection.half(rows, selection.SELECTION), tokenizer(profile)).assign(step=step))
-        states[step] = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        frames.append(evaluation.brief(model, selection.half(rows, selection.SELECTION), tokenizer(profile).pad_token_id).assign(step=step))
+        best = loop.first(lambda: set(so_far()[1].values()))  # what is not the best so far will not be
+        if step in best:
+            states[step] = {name: value.clone() for name, value in loop.gathered(model).items()}
+        for old in states.keys() - best:
+            del states[old]
         diverged = step if runs.has_diverged(profile, frames[-1]) else None
         return diverged is not None
 
     with on_threads(1):
-        model, history, seconds = runs.run(profile, start, domain, method, recipe, 0, watch, watched)
-        trajectory = pd.concat([f for f in frames if f.nll.notna().all()], ignore_index=True)
-        chosen = {rule: selection.choose(trajectory, goal) for rule, goal in selection.goals(halves["target"], halves["retrained"]).items()}
-        reports = {}
+        _, history, seconds = runs.run(profile, start, domain, method, recipe, 0, watch, watched)
+        trajectory, chosen = so_far()
+        reports, part = {}, selection.half(rows, selection.REPORT)
         for step in set(chosen.values()):
-            model = runs.at(start, model, states, step)
-            part = selection.half(rows, selection.REPORT)
-            reports[step] = evaluation.measure(model, part, tokenizer(profile))
-        models.save(runs.at(start, model, states, chosen["practitioner"]), folder)
+            reports[step] = evaluation.measure(runs.at(start, states.get(step, {})), part, tokenizer(profile))
+        kept = runs.at(start, states.get(chosen["practitioner"], {}))
+        loop.save(kept, folder, models.stored_dtype(start) if profile.hub else None)
     columns = _columns(method, domain, 0, recipe)
     report = pd.concat([reports[step].assign(rule=rule, step=step) for rule, step in chosen.items()], ignore_index=True)
     for name, frame in {"trajectory": trajectory, "report": report, "history": pd.DataFrame(history)}.items():
@@ -202,9 +247,10 @@ def _make_repeated(profile: Profile, domain: str, method: str, recipe: Unlearnin
 
     step = json.loads((first.folder() / "chosen.json").read_text())["practitioner"]
     rows = selection.half(documents(profile, measured_parts([domain]), profile.corpus.measured), selection.REPORT)
+    start = target(profile).folder()
     with on_threads(1):
-        model, _, _ = runs.run(profile, target(profile).folder(), domain, method, recipe, seed, steps=step)
-        found = evaluation.measure(model, rows, tokenizer(profile))
+        weights, _, _ = runs.run(profile, start, domain, method, recipe, seed, steps=step)
+        found = evaluation.measure(runs.at(start, weights), rows, tokenizer(profile))
     found.assign(rule="practitioner", step=step, **_columns(method, domain, seed, recipe)).to_parquet(folder / "report.parquet")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from datasets import DatasetDict
 
-from unlearn_utils import corpus
+from unlearn_utils import corpus, hub
 from unlearn_utils.profiles import Profile
 from unlearn_utils.store import Step
 
@@ -18,8 +19,8 @@ from unlearn_utils.store import Step
 def data(profile: Profile) -> dict[str, DatasetDict]:
     """Every domain of the profile's corpus, `general` last."""
     c = profile.corpus
-    sizes = {"pairs": c.pairs, "retain": c.retain, "general": c.general, "evaluation": c.evaluation} if c.source == "embedded" else {}
-    return {domain: corpus.load(c.source, domain, **sizes) for domain in (*profile.domains, "general")}
+    sizes = {"pairs": c.pairs, "retain": c.retain, "general": c.general, "evaluation": c.evaluation}
+    return {domain: corpus.load(c.source, domain, c.books, **sizes) for domain in (*profile.domains, "general")}
 
 
 @cache
@@ -29,14 +30,22 @@ def fingerprint(profile: Profile) -> str:
 
 
 def documents(profile: Profile, parts: Sequence[tuple[str, str]], limit: int | None = None) -> pd.DataFrame:
-    """Documents of the parts (domain, split), the first `limit` of each retain split: id, text, family, rank,
-    domain, split, ids."""
+    """Documents of the parts (domain, split), the first `limit` of each retain split: id, text, family, rank, domain, split, ids.
+
+    One row a document, its first chunk; where the profile reads whole documents, one a chunk, whose id says which.
+    """
     frames = []
     for domain, split in parts:
         frame = data(profile)[domain][split].to_pandas()[["id", "text", "family", "rank"]].assign(domain=domain, split=split)
         frames.append(frame[:limit] if split == "retain" else frame)
     table = pd.concat(frames, ignore_index=True)
-    return table.assign(ids=_encode(profile, table.text))
+    if not profile.corpus.whole:
+        return table.assign(ids=_encode(profile, table.text, profile.shape.context))
+    from unlearn_utils import tokens
+
+    table["ids"] = [tokens.cut(ids, profile.shape.context) for ids in _encode(profile, table.text, sys.maxsize)]
+    table = table[table.ids.map(len) > 0].explode("ids", ignore_index=True)
+    return table.assign(id=table.id + "/" + table.groupby(["split", "id"]).cumcount().astype(str))
 
 
 def training_parts(profile: Profile, left_out: str | None) -> list[tuple[str, str]]:
@@ -50,18 +59,18 @@ def measured_parts(domains: Sequence[str]) -> list[tuple[str, str]]:
     return [(d, s) for d in domains for s in ("forget", "approximate", "retain")] + [("general", "evaluation")]
 
 
-def _encode(profile: Profile, texts: Sequence[str]) -> list[list[int]]:
+def _encode(profile: Profile, texts: Sequence[str], context: int) -> list[list[int]]:
     from unlearn_utils import tokens
 
-    return tokens.encode(tokenizer(profile), list(texts), profile.shape.context)
+    return tokens.encode(tokenizer(profile), list(texts), context)
 
 
 @cache
 def tokenizer(profile: Profile):
-    """The byte-level BPE of the profile, trained on retain text only."""
+    """The published model's, or a byte-level BPE of the profile, trained on retain text only."""
     from unlearn_utils import models
 
-    return models.load_tokenizer(tokenizer_step(profile).folder())
+    return models.load_tokenizer((hub.Snapshot(profile.hub) if profile.hub else tokenizer_step(profile)).folder())
 
 
 def tokenizer_step(profile: Profile) -> Step:

@@ -12,12 +12,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
@@ -32,13 +34,61 @@ from unlearn_utils import objectives
 Sides = Mapping[str, objectives.Batch]  # "forget" and "retain", or "text": one batch each
 Loss = Callable[[nn.Module, Sides, Mapping[str, Tensor]], Tensor]  # model, sides, their predicted tokens in the optimizer batch
 Watch = Callable[[int, nn.Module], bool | None]  # step, model -> whether to stop
+Result = TypeVar("Result")
+WAIT = timedelta(hours=2)  # for the others: the first reads documents and writes weights alone
+MISTAKES = (ValueError, OSError, FloatingPointError, MemoryError)  # what a command answers with one line
 UNFINISHED = "unfinished"  # where a checkpoint is written before it gets its name
 WEIGHTS = "trained.safetensors"
 
 
 def place() -> PartialState:
     """This process among all: device, num_processes, is_main_process. The first call joins those that the launcher started."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
+
+
+def sharded() -> bool:
+    """Whether FSDP divides the model among the processes: the launcher says so, and accelerate does not do it on a CPU."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") and place().device.type != "cpu"
+
+
+def checkpointed() -> bool:
+    """Whether FSDP computes layers again in the backward pass, as the launcher says."""
+    return sharded() and parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING")
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """All processes leave it together: with the mistake of one, as a mistake of all that `everywhere` marks, if any made one.
+
+    Inside, every process does the same for itself, and waits for no other. Errors beyond `MISTAKES` are nobody else's.
+    """
+    own = None
+    try:
+        yield
+    except MISTAKES as error:
+        own = error
+    kinds = [kind for kind in MISTAKES if isinstance(own, kind)]
+    made = gather_object([(kinds[0], str(own))] if kinds else [])
+    if made:
+        kind, text = made[0]
+        error = own or kind(text)
+        error.everywhere = True
+        raise error
+
+
+def first(work: Callable[[], Result]) -> Result:
+    """What `work()` gives in the first process, which alone does it; in every process. As `agreed` for a mistake."""
+    found = [None]
+    with agreed():
+        if place().is_main_process:
+            found = [work()]
+    return broadcast_object_list(found)[0]
+
+
+def leave() -> None:
+    """The end of what the processes do together: the first to end would end the others, wherever they are."""
+    place().wait_for_everyone()
+    place().destroy_process_group()
 
 
 # ---------------------------------------------------------------------------------------------- parts of a batch
@@ -231,15 +281,18 @@ def gathered(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name not in names - once}
 
 
-def save(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes weights (safetensors; in `dtype`, if given) and config, in the first process.
+def save(model: nn.Module, folder: Path, dtype: torch.dtype | None = None, **options) -> None:
+    """Writes weights (safetensors; in `dtype`, if given) and config, in the first process. options: of the model's `save_pretrained`.
 
     Every process must call it; it returns when the files are there.
     """
     state = gathered(model)
-    if place().is_main_process:
-        model.save_pretrained(folder, state_dict={n: x.to(dtype) if x.is_floating_point() else x for n, x in state.items()})
+
+    def write() -> None:
+        whole = {n: x.to(dtype) if x.is_floating_point() else x for n, x in state.items()}
+        model.save_pretrained(folder, state_dict=whole, **options)
         config = Path(folder) / "config.json"
         if dtype and config.exists():  # it says the type of the model in memory
             config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}, indent=2) + "\n")
-    place().wait_for_everyone()
+
+    first(write)

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from unlearn_utils import expected, profiles, stamps, workers
+from unlearn_utils import expected, hub, profiles, stamps, workers
 from unlearn_utils.memory import PeakMemory
 from unlearn_utils.stamps import read, write
 
@@ -43,11 +43,12 @@ def run(root: Path, profile: str, only: str | None = None, start: str | None = N
         0; 1 if a notebook failed; 130 if interrupted.
 
     Raises:
-        ValueError: unknown profile or number. FileNotFoundError: no notebooks.
+        ValueError: unknown profile or number. FileNotFoundError: no notebooks; a published model or dataset that is not to be had.
     """
     chosen = profiles.profile(profile)
     paths = select(sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")), only, start)
     paths.sort(key=lambda path: path.name[:2] == "00")  # it sums up the others: last
+    hub.fetch(chosen)
     began = time.time()
     prepare(root, profile, chosen.corpus.source == "embedded", fresh)
     labels = {path: f"[{position:02}/{len(paths):02}] {title(path)}" for position, path in enumerate(paths, 1)}

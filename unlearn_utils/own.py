@@ -15,10 +15,10 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from unlearn_utils import corpus, evaluation, methods, models, objectives, plans, tokens, training
+from unlearn_utils import corpus, evaluation, loop, methods, models, objectives, plans, tokens, training
 
 SMALL = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]  # of a hub repository: what is read before the weights
 WEIGHTS = ["model*.safetensors"]  # no .bin, no second copy in another layout
@@ -54,7 +54,7 @@ def read(path: Path) -> pd.DataFrame:
 def chunks(documents: pd.DataFrame, split: str, tokenizer: PreTrainedTokenizerBase, context: int, rows: int) -> pd.DataFrame:
     """Documents cut into consecutive chunks of `context` tokens, the opening token before the first: id, family, split, name, ids.
 
-    A last chunk under `plans.SHORTEST` tokens is dropped, a document's only one too. family: the document's hash, so that its chunks
+    A last chunk under `tokens.SHORTEST` tokens is dropped, a document's only one too. family: the document's hash, so that its chunks
     count as one in every interval, as do copies of it. rows: of the model's embedding.
     Raises ValueError, naming the document, for one without a token and for an id beyond the embedding; and if nothing is left.
     """
@@ -66,11 +66,10 @@ def chunks(documents: pd.DataFrame, split: str, tokenizer: PreTrainedTokenizerBa
             raise ValueError(f"{document.name}: {str(error).removeprefix('document 0 ')}") from error
         if max(ids) >= rows:
             raise ValueError(f"{document.name}: the tokenizer gives id {max(ids)}, the model has {rows} embeddings; not its tokenizer?")
-        cut = [ids[start : start + context] for start in range(0, len(ids), context)]
-        whole = cut if len(cut[-1]) >= plans.SHORTEST else cut[:-1]
-        table += [(f"{document.sha256[:16]}-{i}", document.sha256, split, document.name, chunk) for i, chunk in enumerate(whole)]
+        parts = enumerate(tokens.cut(ids, context))
+        table += [(f"{document.sha256[:16]}-{i}", document.sha256, split, document.name, chunk) for i, chunk in parts]
     if not table:
-        raise ValueError(f"--{split}: no document has {plans.SHORTEST} tokens")
+        raise ValueError(f"--{split}: no document has {tokens.SHORTEST} tokens")
     return pd.DataFrame(table, columns=["id", "family", "split", "name", "ids"])
 
 
@@ -141,12 +140,9 @@ def tokenizer_of(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     if not any(file for pattern in VOCABULARIES for file in checkpoint.folder.glob(pattern)):  # transformers would make an empty one
         raise ValueError(f"{checkpoint.name}: no tokenizer; add tokenizer.json and tokenizer_config.json of the model")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        return models.load_tokenizer(checkpoint.folder)
     except Exception as error:  # the tokenizers package raises nothing narrower for a damaged file
         raise ValueError(f"{checkpoint.name}: its tokenizer cannot be read: {error!r}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -175,7 +171,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> nn.Modul
         raise ValueError(f"{checkpoint.name}: {len(info['missing_keys'])} weights are missing, {min(info['missing_keys'])} among them")
     if checkpoint.adapters:
         model = PeftModel.from_pretrained(model, checkpoint.adapters)
-    check_head(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), checkpoint.name)
+    check_head(model.to(loop.place().device).eval(), checkpoint.name)
     return model
 
 
@@ -241,38 +237,46 @@ class Original(nn.Module):
 # ---------------------------------------------------------------------------------------------- a run
 
 
-def unlearned(base: Checkpoint, sets: Sets, run: plans.Run, tokenizer: PreTrainedTokenizerBase, watch: Callable) -> tuple:
-    """Loads, measures and unlearns: (model, rows of measurements before, history of `training.unlearn`).
+def unlearned(
+    base: Checkpoint, sets: Sets, run: plans.Run, tokenizer: PreTrainedTokenizerBase, watch: Callable, checkpoints: Path | None = None
+) -> tuple:
+    """Loads, measures and unlearns: (model, rows of measurements before, history of `training.unlearn`); in every process alike.
 
     Float32 weights, so that no update is rounded away; what LoRA does not train may stay in bfloat16. watch: called as watch(step, model).
-    Raises MemoryError if training runs out of memory.
+    checkpoints: as `training.unlearn`. FSDP leaves the model sharded. Raises MemoryError if training runs out of memory.
     """
-    model = load(base, plans.weight_dtype(run, stored_dtype(base)))
-    rows = measure(model, sets, tokenizer)
-    if run.lora:
-        model = adapted(model, run.lora, run.seed, base)
-    return model, rows, descend(model, base, sets, run, tokenizer, watch)
+    with loop.agreed():
+        model = load(base, plans.weight_dtype(run, stored_dtype(base)))
+        rows = measure(model, sets, tokenizer)
+        if run.lora:
+            model = adapted(model, run.lora, run.seed, base)
+    return model, rows, descend(model, base, sets, run, tokenizer, watch, checkpoints)
 
 
 def descend(
-    model: nn.Module, base: Checkpoint, sets: Sets, run: plans.Run, tokenizer: PreTrainedTokenizerBase, watch: Callable
+    model: nn.Module, base: Checkpoint, sets: Sets, run: plans.Run, tokenizer: PreTrainedTokenizerBase, watch: Callable, checkpoints=None
 ) -> list[dict]:
     """Unlearns in place; the history of `training.unlearn`. Raises MemoryError, saying what to lower."""
     forget, retain = (list(sets[name].ids) if name in sets else [] for name in ("forget", "retain"))
     steps, pad = training.steps_of(len(forget), run.recipe.batch, run.recipe.epochs), tokenizer.pad_token_id
     try:
-        reference = None
-        if methods.named(run.method).retain == "kl":
-            reference = Original(model) if run.lora else load(base)
-        labels = training.draw_labels(run.method, forget, model, tokenizer, run.seed)
+        with loop.agreed():
+            reference = None
+            if methods.named(run.method).retain == "kl":
+                reference = Original(model) if run.lora else load(base)
+            labels = training.draw_labels(run.method, forget, model, tokenizer, run.seed)
         with models.products(run.bf16):
             return training.unlearn(
-                model, run.method, forget, retain, run.recipe, pad, run.seed, reference, labels, watch, range(1, steps + 1), run.micro_batch
+                *(model, run.method, forget, retain, run.recipe, pad, run.seed, reference, labels, watch, range(1, steps + 1)),
+                micro_batch=run.micro_batch,
+                checkpoints=checkpoints,
+                checkpointing=run.gradient_checkpointing,
             )
     except RuntimeError as error:  # torch.OutOfMemoryError is one, of a GPU; on a CPU the allocator says so
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise MemoryError("out of memory in training: lower --micro-batch or --context, or use --lora. Nothing was written") from error
+        lower = "lower --micro-batch or --context, or use --gradient-checkpointing or --lora"
+        raise MemoryError(f"out of memory in training: {lower}. Nothing was written") from error
 
 
 def measure(model: nn.Module, sets: Sets, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,10 +12,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Conv1D, PreTrainedConfig
 
-from unlearn_utils import methods, models, objectives
+from unlearn_utils import loop, methods, models, objectives, tokens
 from unlearn_utils.profiles import Unlearning
 
-SHORTEST = 5  # tokens of a last chunk; shorter ones are dropped, as the released code of arXiv 2402.15159 does
 CONTEXT = 4096  # tokens of a chunk where the model reads so many: the paper's
 # Bytes a layer keeps for its backward pass, for each token, in float32: measured on Llama, GPT-NeoX, GPT-2, Qwen3, Gemma 2 and Gemma 3 as
 # 42 to 72 times the hidden width and 8 to 20 times the intermediate one. Under bfloat16 autocast it was 0.65 to 0.85 of that.
@@ -35,7 +35,8 @@ class Lora:
 
 @dataclass(frozen=True)
 class Run:
-    """Every setting of a run but model, documents and context. merge: adapters into whole weights; bf16: products under autocast."""
+    """Every setting of a run but model, documents and context. micro_batch: in each process; merge: adapters into whole weights; bf16:
+    products under autocast."""
 
     method: str
     recipe: Unlearning
@@ -44,13 +45,14 @@ class Run:
     lora: Lora | None
     merge: bool
     bf16: bool
+    gradient_checkpointing: bool = False
 
 
 def context_of(config: PreTrainedConfig, wanted: int | None) -> int:
-    """Tokens of a chunk: as wanted, else 4,096 or what the model reads. Raises ValueError for more than it reads, or under `SHORTEST`."""
+    """Tokens of a chunk: as wanted, else 4,096 or what the model reads. Raises ValueError for more, or too few."""
     most = getattr(config.get_text_config(), "max_position_embeddings", None) or CONTEXT
-    if wanted is not None and not SHORTEST <= wanted <= most:
-        raise ValueError(f"--context {wanted}: choose {SHORTEST} to {most} tokens, what the model reads")
+    if wanted is not None and not tokens.SHORTEST <= wanted <= most:
+        raise ValueError(f"--context {wanted}: choose {tokens.SHORTEST} to {most} tokens, what the model reads")
     return wanted or min(CONTEXT, most)
 
 
@@ -64,7 +66,8 @@ def weight_dtype(run: Run, stored: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Request:
-    """All that the plan depends on. trained: parameters that change; sequences: documents at a time, of both sides; bf16: autocast."""
+    """All that the plan of one process depends on. trained: parameters that change; sequences: documents at a time, of both sides; bf16:
+    autocast; checkpointing: layers are computed again in the backward pass; processes, sharded: how many, and whether by FSDP."""
 
     parameters: int
     trained: int
@@ -80,11 +83,15 @@ class Request:
     reference: bool = False  # whether KL needs a second copy
     fused: bool = True  # attention
     device: str = "cpu"
+    checkpointing: bool = False
+    processes: int = 1
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of one training step at its peak. Activations and bfloat16 copies (of all weights, of which some need none) are estimates."""
+    """Bytes of one training step at its peak, in one process. Activations, bfloat16 copies (of all weights, of which some need none) and
+    what FSDP gathers are estimates. whole: the model before it is sharded, measured beside no gradient and no optimizer."""
 
     weights: int
     bf16_copies: int
@@ -92,43 +99,64 @@ class Plan:
     optimizer: int
     reference: int
     activations: int
+    gathered: int = 0
+    whole: int = 0
+
+    @property
+    def step(self) -> int:
+        """Everything of a step."""
+        return sum(asdict(self).values()) - self.whole
 
     @property
     def total(self) -> int:
-        """Everything."""
-        return sum(asdict(self).values())
+        """The most at a time: a step, or what lies there before it."""
+        return max(self.step, self.whole + self.reference)
 
     @property
     def certain(self) -> int:
         """What is counted, not estimated."""
-        return self.total - self.activations - self.bf16_copies
+        return max(self.weights + self.gradients + self.optimizer + self.reference, self.whole + self.reference)
 
 
 def plan(ask: Request) -> Plan:
     """Float32 for what is trained, its gradient and AdamW's two moments (4 + 4 + 8 bytes); autocast's copies in bfloat16 (2 bytes).
 
-    The reference is a float32 copy; its hidden states, up to `training.REFERENCE_BYTES`, are not counted.
+    Several processes: each has a second copy of the gradients, to sum them in (DDP); or its share of weights, gradients and moments, and
+    what is gathered of the others (FSDP). The reference is a whole float32 copy in each; its hidden states, up to
+    `training.REFERENCE_BYTES`, are not counted.
     """
-    frozen = ask.parameters - ask.trained
+    share = ask.processes if ask.sharded else 1
+    weights = 4 * ask.trained + ask.frozen_bytes * (ask.parameters - ask.trained)
+    summed = ask.processes > 1 and not ask.sharded
     return Plan(
-        weights=4 * ask.trained + ask.frozen_bytes * frozen,
-        bf16_copies=2 * ask.parameters if ask.bf16 and ask.frozen_bytes == 4 else 0,
-        gradients=4 * ask.trained,
-        optimizer=8 * ask.trained,
+        weights=weights // share,
+        bf16_copies=2 * ask.parameters if ask.bf16 and ask.frozen_bytes == 4 and not ask.sharded else 0,
+        gradients=4 * ask.trained * (2 if summed else 1) // share,
+        optimizer=8 * ask.trained // share,
         reference=4 * ask.parameters if ask.reference else 0,
         activations=activations(ask),
+        gathered=gathered(ask) if ask.sharded else 0,
+        whole=weights if ask.sharded else 0,
     )
+
+
+def gathered(ask: Request) -> int:
+    """Estimated bytes of what FSDP has whole at a time: two layers, embeddings and head; weights and gradients in the type of the products,
+    and gradients once more in float32 to be summed."""
+    return (2 * ask.parameters // ask.layers + 2 * ask.vocabulary * ask.hidden) * ((2 if ask.bf16 else 4) * 2 + 4)
 
 
 def activations(ask: Request) -> int:
     """Estimated bytes: tokens x layers x (75 hidden + 20 intermediate), times 0.85 in bfloat16 and 1.4 with LoRA, and 12 x heads x context
-    a token and layer where attention is not fused; then the head's float32 gradient of two sides and four chunks of float32 logits."""
+    a token and layer where attention is not fused, all for one layer if the others are computed again, and their float32 inputs; then the
+    head's float32 gradient of two sides and four chunks of float32 logits."""
     lora = ask.trained < ask.parameters
     a_token = (PER_HIDDEN * ask.hidden + PER_INTERMEDIATE * ask.intermediate) * (HALF if ask.bf16 else 1) * (WITH_LORA if lora else 1)
     a_token += 0 if ask.fused else PER_HEAD * ask.heads * ask.context
     head = 0 if lora else 2 * 4 * ask.vocabulary * ask.hidden
     rows = min(objectives.chunk_rows(ask.vocabulary, torch.device(ask.device)), ask.sequences * ask.context)
-    return int(ask.sequences * ask.context * ask.layers * a_token) + head + CHUNKS * 4 * rows * ask.vocabulary
+    kept = a_token + 4 * ask.hidden * ask.layers if ask.checkpointing else ask.layers * a_token
+    return int(ask.sequences * ask.context * kept) + head + CHUNKS * 4 * rows * ask.vocabulary
 
 
 def request(config: PreTrainedConfig, run: Run, context: int, stored: torch.dtype) -> Request:
@@ -149,7 +177,10 @@ def request(config: PreTrainedConfig, run: Run, context: int, stored: torch.dtyp
         frozen_bytes=weight_dtype(run, stored).itemsize,
         reference=retain == "kl" and not run.lora,
         fused=fused(model.config),
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=loop.place().device.type,
+        checkpointing=run.gradient_checkpointing or loop.checkpointed(),
+        processes=loop.place().num_processes,
+        sharded=loop.sharded(),
     )
 
 
@@ -177,10 +208,12 @@ def lora_parameters(model: nn.Module, rank: int) -> int:
 
 
 def available() -> tuple[str, int]:
-    """Where training would run, and the bytes that are free there now. A container's own limit is not seen."""
+    """Where training would run, and the bytes that are free there now for one process. A container's own limit is not seen."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]
-    return "this machine", psutil.virtual_memory().available
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of the launcher
+    where = f"this machine for each of {beside} processes" if beside > 1 else "this machine"
+    return where, psutil.virtual_memory().available // beside
 
 
 def alternatives(ask: Request, micro_batch: int, lora: Request | None) -> dict[str, int]:
@@ -188,6 +221,8 @@ def alternatives(ask: Request, micro_batch: int, lora: Request | None) -> dict[s
     changes = {"--micro-batch 1": {"sequences": ask.sequences // micro_batch}} if micro_batch > 1 else {}
     if ask.context > FEWER:
         changes[f"--context {FEWER}"] = {"context": FEWER}
+    if not ask.checkpointing:
+        changes["--gradient-checkpointing"] = {"checkpointing": True}
     found = {"--lora rank=8": lora} if lora else {}
     found |= {name: replace(ask, **change) for name, change in changes.items()}
     if len(found) > 1:
@@ -195,8 +230,8 @@ def alternatives(ask: Request, micro_batch: int, lora: Request | None) -> dict[s
     return {name: plan(new).total for name, new in found.items()}
 
 
-def check(config: PreTrainedConfig, run: Run, context: int, folder: Path) -> list[str]:
-    """The plan in words. Raises ValueError if what is certain of it does not fit, in memory or on the disk of `folder`."""
+def check(config: PreTrainedConfig, run: Run, context: int, folder: Path, checkpoints: Path | None = None) -> list[str]:
+    """The plan in words. Raises ValueError if what is certain of it does not fit, in memory or on a disk: of `folder`, of `checkpoints`."""
     stored = config.dtype or torch.float32  # as the config says: the weights may not be here yet
     ask = request(config, run, context, stored)
     lora = None if run.lora else request(config, replace(run, lora=Lora(8, 16.0)), context, stored)
@@ -207,15 +242,19 @@ def check(config: PreTrainedConfig, run: Run, context: int, folder: Path) -> lis
     written = 0 if run.lora and not run.merge else stored.itemsize * ask.parameters
     if written > (room := shutil.disk_usage(folder).free):
         raise ValueError(f"the new model takes {written / 1e9:.2f} GB, and {room / 1e9:.2f} GB are free on the disk of --out")
+    kept = 2 * 12 * ask.trained  # weights and moments in float32; the last checkpoint goes when the next is whole
+    if checkpoints and kept > (room := shutil.disk_usage(checkpoints).free):
+        raise ValueError(f"checkpoints take {kept / 1e9:.2f} GB, and {room / 1e9:.2f} GB are free on the disk of --checkpoints")
     return told
 
 
 def lines(found: Plan, where: str, free: int, changes: dict[str, int]) -> list[str]:
     """The plan in words, in GB (1e9 bytes); what to change if it does not fit."""
-    parts = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.3g}" for name, size in asdict(found).items() if size)
-    told = [f"memory, GB: {parts} (an estimate); together {found.total / 1e9:.3g}; free on {where}: {free / 1e9:.3g}"]
+    parts = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.3g}" for name, size in asdict(found).items() if size and name != "whole")
+    before = f"; before the model is sharded {(found.whole + found.reference) / 1e9:.3g}" if found.whole else ""
+    told = [f"memory, GB: {parts} (an estimate); together {found.step / 1e9:.3g}{before}; free on {where}: {free / 1e9:.3g}"]
     if found.total > free:
         verdict = "will not" if found.certain > free else "may not"
         options = ", ".join(f"{change} ({size / 1e9:.3g} GB)" for change, size in changes.items())
-        told.append(f"this {verdict} fit: {options + '; or ' if options else ''}use a machine or GPU with more memory (one GPU is used)")
+        told.append(f"this {verdict} fit: {options + '; or ' if options else ''}use a machine or GPU with more memory, or several GPUs")
     return told

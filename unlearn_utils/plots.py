@@ -77,7 +77,7 @@ def save_table(name: str, data: pd.DataFrame) -> None:
 def trajectory(data: pd.DataFrame, retrained: pd.DataFrame, ax: Axes, kept: int | None = None) -> Axes:
     """Perplexity (log axis) against steps for each split, with 95% bands; dotted: the retrained model's level on the forget set.
 
-    data: split, step, value, low, high; retrained: one row of value, low, high. A triangle marks the step that was kept.
+    data: split, step, value, low, high; retrained: one row of model (its label), value, low, high. A triangle marks the step that was kept.
     """
     for split, (colour, line, marker) in SPLITS.items():
         part = data[data.split == split]
@@ -85,7 +85,7 @@ def trajectory(data: pd.DataFrame, retrained: pd.DataFrame, ax: Axes, kept: int 
         ax.fill_between(part.step, part["low"], part["high"], color=colour, alpha=0.15, lw=0)
     level = retrained.iloc[0]
     ax.axhspan(level["low"], level["high"], color="black", alpha=0.1, lw=0)
-    ax.axhline(level["value"], color="black", ls=(0, (1, 1)), label="retrained model, forget set")
+    ax.axhline(level["value"], color="black", ls=(0, (1, 1)), label=f"{level['model']}, forget set")
     if kept is not None:
         ax.plot(kept, 0.02, "^", color="black", ms=6, transform=ax.get_xaxis_transform(), clip_on=False, label="step that was kept")
     ax.set(yscale="log", xlabel="optimizer steps", ylabel="perplexity")
@@ -119,11 +119,11 @@ def curves(data: pd.DataFrame, x: str, y: str, hue: str, ax: Axes) -> Axes:
     return ax
 
 
-def tradeoff(data: pd.DataFrame, ax: Axes) -> Axes:
+def tradeoff(data: pd.DataFrame, ax: Axes, truth: str = "retrained") -> Axes:
     """Distance to retraining on the forget set (x) against loss of general utility (y), both log ratios with 95% intervals.
 
     data, of one domain: method, model ("unlearned", or "unlearned (oracle)", drawn hollow), split ("forget" or "evaluation"), value, low,
-    high.
+    high. truth: a label, of the retrained model or what stands for it.
     """
     for (method, model), part in data.groupby(["method", "model"], sort=False):
         x, y = (part[part.split == split].iloc[0] for split in ("forget", "evaluation"))
@@ -131,10 +131,10 @@ def tradeoff(data: pd.DataFrame, ax: Axes) -> Axes:
         oracle = "oracle" in model
         style = {"color": colour, "fmt": marker, "ms": 5, "mfc": "white" if oracle else colour, "lw": 0.8}
         ax.errorbar(x.value, y.value, xerr=_lengths(x), yerr=_lengths(y), label=None if oracle else method.replace("_", " "), **style)
-    ax.plot(0, 0, "x", color="black", ms=8, label="retrained")
+    ax.plot(0, 0, "x", color="black", ms=8, label=truth)
     ax.axvline(0, color="black", ls=":", lw=0.8)
     ax.axhline(0, color="black", ls=":", lw=0.8)
-    ax.set(xlabel="log forget perplexity / retrained")
+    ax.set(xlabel=f"log forget perplexity / {truth}")
     return ax
 
 
@@ -146,7 +146,7 @@ def _lengths(row: pd.Series) -> list[list[float]]:
 def roc(data: pd.DataFrame, ax: Axes) -> Axes:
     """ROC curves on logarithmic axes, where the few false positives count; dotted: a guess. data: name, fpr, tpr; colour, marker."""
     for name, part in data.groupby("name", sort=False):
-        colour, line = (METHODS[name][0], "-") if name in METHODS else ("black", {"target": "-", "retrained": "--"}[name])
+        colour, line = (METHODS[name][0], "-") if name in METHODS else ("black", "-" if name == "target" else "--")
         ax.step(part.fpr, part.tpr, line, where="post", color=colour, lw=1.2, label=name.replace("_", " "))
     floor = data[data.fpr > 0].fpr.min()
     ax.plot([floor, 1], [floor, 1], ":", color="grey", lw=0.8)
@@ -192,16 +192,16 @@ def cells(data: pd.DataFrame, ax: Axes) -> AxesImage:
     return image
 
 
-def rates(data: pd.DataFrame, ax: Axes) -> Axes:
+def rates(data: pd.DataFrame, ax: Axes, truth: str = "retrained") -> Axes:
     """Perplexity of each split against the learning rate, both logarithmic; dotted: the retrained model on the forget set.
 
-    data: learning_rate, split, value, level. What diverged is left out.
+    data: learning_rate, split, value, level. What diverged is left out. truth: a label, of the retrained model or what stands for it.
     """
     for split, (colour, line, marker) in SPLITS.items():
         part = data[(data.split == split) & np.isfinite(data["value"])].sort_values("learning_rate")
         ax.plot(part.learning_rate, part["value"], line, color=colour, marker=marker, ms=3, label=LABELS[split])
     level = data[data.split == "forget"].level.iloc[0]
-    ax.axhline(level, color="black", ls=(0, (1, 1)), label="retrained model, forget set")
+    ax.axhline(level, color="black", ls=(0, (1, 1)), label=f"{truth}, forget set")
     ax.set(xscale="log", yscale="log", xlabel="learning rate", ylim=(level / 8, level * 30))
     ax.set_xlim(data.learning_rate.min() / 1.3, data.learning_rate.max() * 1.3)
     ax.xaxis.set_minor_formatter(NullFormatter())

@@ -1,20 +1,17 @@
-"""A further look at stored models: what they write, how far they are from retraining, what making them cost. Each look is a step."""
+"""A further look at stored models: what they write, how far they are from retraining. Each look is a step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from unlearn_utils import selection
 from unlearn_utils.experiments import VERSIONS
-from unlearn_utils.inputs import documents, fingerprint, measured_parts, tokenizer, training_parts
+from unlearn_utils.inputs import documents, measured_parts, tokenizer
 from unlearn_utils.profiles import Profile
-from unlearn_utils.runs import sides
 from unlearn_utils.store import Step
 from unlearn_utils.workers import on_threads
 
@@ -60,35 +57,6 @@ def _make_diverged(profile: Profile, model: Step, retrained: Step, domain: str, 
         both = [models.load(step.folder()) for step in (model, retrained)]
         found = evaluation.divergences(*both, list(rows.ids), tokenizer(profile).pad_token_id)
     rows[["id", "family", "rank", "split"]].assign(run=domain, kl=found).to_parquet(folder / "rows.parquet")
-
-
-def flops(profile: Profile, domain: str, method: str | None) -> Step:
-    """FLOPs of one real optimizer step and the steps of a whole run; `method` None: of retraining without the domain's forget set."""
-    recipe = asdict(profile.unlearning if method else profile.pretraining)
-    settings = {"data": fingerprint(profile), "shape": asdict(profile.shape), "recipe": recipe, "domain": domain, "method": method}
-    return Step("flops", VERSIONS["flops"], settings, partial(_make_flops, profile, domain, method))
-
-
-def _make_flops(profile: Profile, domain: str, method: str | None, folder: Path) -> None:
-    from unlearn_utils import efficiency, models, training
-
-    tok = tokenizer(profile)
-    model = models.build(profile.shape, tok, 0)
-    model.set_attn_implementation("eager")  # torch's counter sees nothing of fused attention on a CPU
-    if method:
-        forget, retain = sides(profile, domain, method)
-        recipe, loss = profile.unlearning, training.unlearning_objective(method, profile.unlearning, model)
-        order = training.pairs(len(forget), len(retain), recipe.epochs, np.random.default_rng(0))
-        collate = training.paired(method, forget, retain, tok.pad_token_id)
-    else:
-        ids = list(documents(profile, training_parts(profile, domain)).ids)
-        recipe, loss = profile.pretraining, training.pretraining_objective
-        order = training.orders(len(ids), recipe.epochs, np.random.default_rng(0))
-        collate = training.single(ids, tok.pad_token_id)
-    one = efficiency.step_flops(model, loss, collate(order[: recipe.batch]))
-    steps = training.steps_of(len(order), recipe.batch, 1)
-    row = {"method": method or "retraining", "run": domain, **one, "steps": steps, "flops": one["flops_per_step"] * steps}
-    pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
 
 
 def rows_of(steps: Sequence[Step]) -> pd.DataFrame:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 DOMAINS = ("arxiv", "books", "github")
 # Downstream tasks, as lm-evaluation-harness names them: the paper's MMLU, ARC (both parts, for we do not know which), HellaSwag, GSM8K. Its
@@ -14,7 +16,8 @@ TASKS = ("mmlu", "arc_challenge", "arc_easy", "hellaswag", "gsm8k")
 @dataclass(frozen=True)
 class Corpus:
     """Which documents, and how many of each split: pairs of forget and approximate documents, retain documents of a domain,
-    general retain and general evaluation documents. `measured`: retain documents of a domain that are measured."""
+    general retain and general evaluation documents. `measured`: retain documents of a domain that are measured. `whole`: every chunk of a
+    document is read, not its first alone. `books`: a folder with the domain `books`, which was never published."""
 
     source: str = "embedded"
     pairs: int = 60
@@ -22,6 +25,24 @@ class Corpus:
     general: int = 140
     evaluation: int = 40
     measured: int = 40
+    whole: bool = False
+    books: str = ""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A published model that is unlearned as it is. What it was trained on is not at hand, so it has no retrained counterpart.
+
+    revision: a commit of the hub's repository `name`. tokens: of its pre-training; gigabytes: of its weights; micro_batch: chunks at a
+    time; checkpointing: layers' activations are computed again in the backward pass, for less memory.
+    """
+
+    name: str
+    revision: str
+    tokens: float
+    gigabytes: float
+    micro_batch: int
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,17 +125,24 @@ def sized(hidden: int, layers: int, vocabulary: int = 2048, context: int = 256) 
     return Shape(vocabulary, hidden, hidden * 5 // 2, layers, max(1, hidden // 32), context)
 
 
+SIZES = ((64, 2), (128, 4), (256, 6), (384, 8))  # width and layers
+
+
 @dataclass(frozen=True)
 class Scaling:
     """How cost grows: with the forget set (shares of it, as one over these) and with the model."""
 
     parts: tuple[int, ...] = (8, 4, 2, 1)
-    shapes: tuple[Shape, ...] = (sized(64, 2), sized(128, 4), sized(256, 6), sized(384, 8))
+    shapes: tuple[Shape, ...] = tuple(sized(*size) for size in SIZES)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """All that distinguishes one scale of the artifact from another. `noise_domain`: whose retrained model is trained twice."""
+    """All that distinguishes one scale of the artifact from another. `noise_domain`: whose retrained model is trained twice.
+
+    hub: a published model in the place of one that is trained here; then `shape` is its own and `pretraining` is not used. tasks: of
+    lm-evaluation-harness, for utility downstream.
+    """
 
     name: str
     corpus: Corpus = field(default_factory=Corpus)
@@ -128,7 +156,45 @@ class Profile:
     seeds: int = 3  # of every unlearning run
     workers: int = 2  # single-threaded processes side by side
     resamples: int = 1000  # of every bootstrap
+    hub: Hub | None = None
+    tasks: tuple[str, ...] = ()
 
+    @property
+    def truth(self) -> str:
+        """What models are compared with: "retrained", or, where that cannot be, the paper's stand-in for it."""
+        return "approximate retraining" if self.hub else "retrained"
+
+
+# Yi-6B as the paper and its released code have it. Ours: no idle first step, one batch for both domains (the code: 480 chunks on arXiv, 680
+# on GitHub, of 8 GPUs), adamw in float32, and fewer cells in the grid than on a laptop, about the code's learning rate.
+PAPER = Profile(
+    "paper",
+    corpus=Corpus("llmunlearn/unlearn_dataset", pairs=2000, retain=4000, general=5000, evaluation=1000, measured=500, whole=True),
+    shape=Shape(vocabulary=64000, hidden=4096, intermediate=11008, layers=32, heads=32, context=4096),
+    unlearning=Unlearning(learning_rate=2e-5, batch=480, schedule="cosine"),
+    grid=Grid(learning_rates=(1e-5, 2e-5, 4e-5), marks=(0.5, 1.0), retain_documents=(100,)),
+    scaling=Scaling(shapes=tuple(sized(h, n, 64000, 512) for h, n in SIZES)),
+    domains=("arxiv", "github"),
+    seeds=1,
+    workers=1,
+    hub=Hub("01-ai/Yi-6B", "0b5fb42093db095ac65a579dbaf18624ad971ae0", tokens=3.1e12, gigabytes=12.1, micro_batch=1, checkpointing=True),
+    tasks=TASKS,
+)
+
+# Pythia-1.4b (arXiv 2304.01373; 143,000 steps of 2,097,152 tokens) and MIMIR's known members and non-members of its training text (arXiv
+# 2402.07841), of 100 to 200 words each. Learning rates: not stated for this size; about the released code's 2e-5, over a decade.
+GPU = Profile(
+    "gpu",
+    corpus=Corpus("iamgroot42/mimir", pairs=300, retain=600, general=600, evaluation=300, measured=300),
+    shape=Shape(vocabulary=50304, hidden=2048, intermediate=8192, layers=24, heads=16, context=512),
+    unlearning=Unlearning(learning_rate=2e-5, batch=8),
+    grid=Grid(learning_rates=(5e-6, 1e-5, 2e-5, 4e-5), retain_documents=(30, 150)),
+    scaling=Scaling(shapes=tuple(sized(h, n, 50304, 512) for h, n in SIZES)),
+    domains=("arxiv", "github"),
+    workers=1,
+    hub=Hub("EleutherAI/pythia-1.4b", "fedc38a16eea3bd36a96b906d78d11d2ce18ed79", tokens=143000 * 2097152, gigabytes=2.93, micro_batch=8),
+    tasks=("arc_easy", "hellaswag"),
+)
 
 PROFILES = {
     p.name: p
@@ -149,15 +215,20 @@ PROFILES = {
             "study",
             grid=Grid(marks=(0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0), domains=DOMAINS, batches=(8,), retain_weights=(0.3, 3.0), seeds=3),
         ),
+        GPU,
+        PAPER,
     )
 }
-LATER = {"gpu": "Pythia on one GPU", "paper": "Yi-6B"}  # named in the design, not built yet
 
 
 def profile(name: str) -> Profile:
-    """The profile of that name. Raises ValueError, listing the names, if there is none (yet)."""
-    if name in LATER:
-        raise ValueError(f"profile {name} ({LATER[name]}) is not part of this version; choose one of: {', '.join(PROFILES)}")
+    """The profile of that name; `paper` with the domain books where `UNLEARN_BOOKS` names a folder of them.
+
+    Raises ValueError, listing the names, if there is none.
+    """
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; choose one of: {', '.join(PROFILES)}")
-    return PROFILES[name]
+    found, books = PROFILES[name], os.environ.get("UNLEARN_BOOKS", "")
+    if name != PAPER.name or not books:
+        return found
+    return replace(found, domains=DOMAINS, corpus=replace(found.corpus, books=str(Path(books).resolve())))

@@ -9,8 +9,6 @@ from unlearn_utils.profiles import Profile
 from unlearn_utils.store import Step
 from unlearn_utils.workers import side_by_side
 
-FEW = 15  # documents a batch where the idle first step is shown: 4 steps an epoch, as the released code's gradient ascent has
-
 NAMES = {  # in words, after "the released code"
     "1 shifted labels": "shifts adversarial labels",
     "2 KL over padding": "averages KL over padding",
@@ -23,7 +21,7 @@ NAMES = {  # in words, after "the released code"
 
 def pairs(profile: Profile) -> dict[str, tuple[str, dict, dict]]:
     """Of each defect (number and name): the method, the corrected choices and the official ones, fields of `profiles.Unlearning`."""
-    few = {"batch": min(FEW, profile.corpus.pairs // 4)}
+    few = {"batch": max(1, profile.corpus.pairs // 4)}  # 4 steps an epoch, as the released code's gradient ascent has
     half = {"batch": max(1, profile.unlearning.batch // 2)}
     return {
         "1 shifted labels": ("adversarial", {}, {"variant": (1,)}),
@@ -35,12 +33,18 @@ def pairs(profile: Profile) -> dict[str, tuple[str, dict, dict]]:
     }
 
 
-def runs(profile: Profile, domain: str) -> dict[tuple[str, str], Step]:
-    """The runs by defect and code ("corrected", "official"), trained side by side where missing."""
+def steps(profile: Profile, domain: str) -> dict[tuple[str, str], Step]:
+    """The runs by defect and code ("corrected", "official")."""
     found = {}
     for defect, (method, corrected, official) in pairs(profile).items():
         found[defect, "corrected"] = experiments.unlearned(profile, domain, method, **corrected)
         found[defect, "official"] = experiments.unlearned(profile, domain, method, **official)
+    return found
+
+
+def runs(profile: Profile, domain: str) -> dict[tuple[str, str], Step]:
+    """`steps`, trained side by side where missing."""
+    found = steps(profile, domain)
     side_by_side(profile, list(found.values()))
     return found
 

@@ -25,16 +25,17 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def staged(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
     """The report half under target, unlearned model (`practitioner`, mean of the seeds; `oracle`, seed 0) and retrained model.
 
+    Where there is no retrained model (a published one is unlearned) its rows are not a number, and approximate retraining comes beside.
     runs: of `experiments.unlearn_all`. Columns model, method ("" for the baselines), name (the method or the model) and those of
     `evaluation.measure`.
     """
     baselines = experiments.measure_baselines(profile)
-    known = {m: experiments.by_run(profile, baselines, m) for m in ("target", "retrained", "retrained again")}
+    names = dict.fromkeys(("target", "retrained", "retrained again", profile.truth))
+    known = {m: selection.half(experiments.by_run(profile, baselines, m), selection.REPORT).assign(method="", seeds=1) for m in names}
     unlearned = over_seeds(experiments.collected(runs, "report"), ["method", "rule"])
     unlearned = unlearned.assign(model=unlearned.rule.map(NAMES))
-    before, after = (selection.half(known[m], selection.REPORT).assign(method="", seeds=1) for m in ("target", "retrained"))
-    again = selection.half(known["retrained again"], selection.REPORT).assign(method="", seeds=1)
-    order = [before, *(unlearned[unlearned.rule == rule] for rule in selection.RULES), after, again]
+    before, *after = known.values()
+    order = [before, *(unlearned[unlearned.rule == rule] for rule in selection.RULES), *after]
     rows = pd.concat(order, ignore_index=True).drop(columns="rule")
     return rows.assign(
         name=rows.model.where(rows.method == "", rows.method + rows.model.map({"unlearned (oracle)": " (oracle)"}).fillna(""))
@@ -42,11 +43,13 @@ def staged(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def distances(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """log perplexity over the retrained model's, on the same documents: name, model, method, run, split, value, low, high, n."""
-    truth = rows[rows.model == "retrained"]
+    """log perplexity over the retrained model's, on the same documents: name, model, method, run, split, value, low, high, n.
+
+    Where there is no retrained model, over its stand-in's, approximate retraining; so in `quality` and `ranking`."""
+    truth = rows[rows.model == profile.truth]
     found = []
-    for (name, model, method), part in rows[rows.model != "retrained"].groupby(["name", "model", "method"], sort=False):
-        ratios = tables.log_ratios(part, truth, ["run", "split"], "log perplexity / retrained", seed, profile.resamples)
+    for (name, model, method), part in rows[rows.model != profile.truth].groupby(["name", "model", "method"], sort=False):
+        ratios = tables.log_ratios(part, truth, ["run", "split"], f"log perplexity / {profile.truth}", seed, profile.resamples)
         found.append(ratios.assign(name=name, model=model, method=method))
     return pd.concat(found, ignore_index=True)
 
@@ -55,15 +58,15 @@ def quality(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Forget quality: Kolmogorov-Smirnov distance of the documents' mean NLL on the forget set to the retrained model's, its p-value,
     and that of the paired Wilcoxon test: model, method, run, value (the distance), low, high, n, ks_p, wilcoxon_p."""
     generator, table = np.random.default_rng(seed), []
-    forget = rows[rows.split == "forget"].assign(mean=lambda r: r.nll / r.tokens)
-    truth = {d: part["mean"].to_numpy() for d, part in forget[forget.model == "retrained"].groupby("run")}
-    for (model, method, run), part in forget[forget.model != "retrained"].groupby(["model", "method", "run"], sort=False):
+    forget = rows[(rows.split == "forget") & rows.nll.notna()].assign(mean=lambda r: r.nll / r.tokens)
+    truth = {d: part["mean"].to_numpy() for d, part in forget[forget.model == profile.truth].groupby("run")}
+    for (model, method, run), part in forget[forget.model != profile.truth].groupby(["model", "method", "run"], sort=False):
         ours, theirs = part["mean"].to_numpy(), truth[run]
         found = metrics.forget_quality(ours, theirs)
         families = part.family.to_numpy()
         interval = metrics.bootstrap(_ks, ours, theirs, generator=generator, resamples=profile.resamples, clusters=families)
         table.append({"model": model, "method": method, "run": run, "measure": "KS distance", **interval._asdict()})
-        table[-1] |= {"ks_p": found.ks_p, "wilcoxon_p": found.wilcoxon_p}
+        table[-1] |= {"ks_p": found.ks_p, "wilcoxon_p": np.nan if profile.hub else found.wilcoxon_p}  # other documents are no pairs
     return pd.DataFrame(table)
 
 
@@ -77,6 +80,11 @@ def _ks(ours: np.ndarray, theirs: np.ndarray) -> float:
 def divergences(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Mean KL(P_retrained || P_model) in nats a token on the report half: of the target, of each unlearned model (seed 0), and, the noise
     floor, of the retrained model with another seed. Columns model, method, run, split, value, low, high, n."""
+    if profile.hub:  # there is nothing to diverge from
+        lines = [("target", "", d) for d in profile.domains] + [("unlearned", r.method, r.run) for r in runs[runs.seed == 0].itertuples()]
+        lines = [(*line, split) for line in lines for split in ("forget", "approximate", "evaluation")]
+        table = pd.DataFrame(lines, columns=["model", "method", "run", "split"])
+        return table.assign(measure="KL", **tables.NOTHING._asdict())
     again = experiments.noise_floor(profile)
     steps = {("target", "", d): (experiments.target(profile), d) for d in profile.domains}
     steps |= {("unlearned", r.method, r.run): (r.entry, r.run) for r in runs[runs.seed == 0].itertuples()}
@@ -91,7 +99,8 @@ def continuations(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
     """Greedy continuations of the forget documents by target, unlearned (seed 0, practitioner's step) and retrained model."""
     looks = {}
     for r in runs[runs.seed == 0].itertuples():
-        made = {"target": experiments.target(profile), "unlearned": r.entry, "retrained": experiments.retrained(profile, r.run)}
+        made = {"target": experiments.target(profile), "unlearned": r.entry}
+        made |= {} if profile.hub else {"retrained": experiments.retrained(profile, r.run)}
         looks |= {(name, r.method if name == "unlearned" else "", r.run): probes.continued(profile, m, r.run) for name, m in made.items()}
     experiments.side_by_side(profile, list(looks.values()))
     parts = [probes.rows_of([look]).assign(model=name, method=method) for (name, method, _), look in looks.items()]
@@ -118,9 +127,8 @@ def ranking(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     methods that cannot be told apart share a rank. Every method is resampled with the same families of documents.
     """
     generator, keys = np.random.default_rng(seed), ["run", "split", "id"]
-    truth = rows[rows.model == "retrained"].set_index(keys).nll
-    ours = rows[rows.model == "unlearned"].set_index(keys)
-    ours = ours.assign(excess=ours.nll - truth.reindex(ours.index))  # log perplexity is mean NLL: the log ratio is linear in this
+    truth = rows[rows.model == profile.truth].set_index(keys)[["nll", "tokens"]].add_prefix("true_")
+    ours = rows[rows.model == "unlearned"].set_index(keys).join(truth)
     names = list(ours.method.unique())
     total, n = np.zeros((profile.resamples + 1, len(names))), []
     groups = ours.groupby(level=["run", "split"], sort=True)
@@ -129,7 +137,8 @@ def ranking(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
         weights = tables.resampled(by_method[names[0]], generator, profile.resamples)
         for i, name in enumerate(names):
             one = by_method[name]
-            total[:, i] += np.abs(weights @ one.excess / (weights @ one.tokens)) / groups.ngroups
+            levels = [weights @ one[nll] / (weights @ one[n]) for nll, n in (("nll", "tokens"), ("true_nll", "true_tokens"))]
+            total[:, i] += np.abs(levels[0] - levels[1]) / groups.ngroups
         n.append(by_method[names[0]].family.nunique())
     low, high = np.quantile(total[1:], [0.025, 0.975], axis=0)
     closer = [sum(np.quantile(total[1:, j] - total[1:, i], 0.975) < 0 for j in range(len(names))) for i in range(len(names))]

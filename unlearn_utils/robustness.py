@@ -23,8 +23,9 @@ SPLITS = ("forget", "approximate", "retain", "evaluation")
 class Levels(NamedTuple):
     """Log perplexities of every cell, in the first row as measured, in each other row on resampled documents: (1 + resamples, cells).
 
-    cells: `grid.COLUMNS`. own: by split, inf where a run had diverged. retrained, target: of the cell's domain. auc: of Min-40%, forget
-    against approximate documents, as measured (cells,). n: families of the smallest split. worst: log perplexity at which a run is ended.
+    cells: `grid.COLUMNS`. own: by split, inf where a run had diverged. retrained (or its stand-in), target: of the cell's domain. auc: of
+    Min-40%, forget against approximate documents, as measured (cells,). n: families of the smallest split. worst: log perplexity at which
+    a run is ended.
     """
 
     cells: pd.DataFrame
@@ -46,7 +47,7 @@ def levels(
 ) -> Levels:
     """`Levels` of every cell of these settings, on all documents or on one half; rows: of `grid.collected`."""
     cells = grid.table(profile, settings)
-    known = {name: grid.half_of(by_run(profile, baselines, name), half) for name in ("target", "retrained")}
+    known = {name: grid.half_of(by_run(profile, baselines, m), half) for name, m in (("target", "target"), ("retrained", profile.truth))}
     found, n = {name: {s: [] for s in SPLITS} for name in ("own", "retrained", "target")}, []
     auc = np.full(len(cells), np.nan)
     for domain in cells.domain.unique():
@@ -61,7 +62,8 @@ def levels(
             nll = _matrix(part[part.split == split], cells.loc[mine], docs["target"].index, "nll")
             found["own"][split].append(np.nan_to_num(weights @ np.where(np.isfinite(nll), nll, np.nan) / total, nan=np.inf))
             for name, frame in docs.items():
-                level = weights @ frame.nll.reindex(docs["target"].index).to_numpy()[:, None] / total
+                nll, tokens = (weights @ frame[c].reindex(docs["target"].index).to_numpy()[:, None] for c in ("nll", "tokens"))
+                level = nll / tokens
                 found[name][split].append(np.repeat(level, len(mine), 1))
             n.append(docs["target"].family.nunique())
         scores = [_matrix(part[part.split == s], cells.loc[mine], _ids(known, domain, s), "min_k_40") for s in ("forget", "approximate")]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,9 @@ import pandas as pd
 from unlearn_utils import selection
 from unlearn_utils.inputs import documents, tokenizer
 from unlearn_utils.profiles import Profile, Unlearning
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DIVERGED = 10  # a run whose forget perplexity passes this many times a uniform guess (the vocabulary) has diverged, and ends
 
@@ -40,7 +45,10 @@ def sides(profile: Profile, domain: str, method: str) -> tuple[list[list[int]], 
 
     source = {None: None, "general": "general", "in_distribution": domain}[methods.named(method).retain_text]
     forget = list(documents(profile, [(domain, "forget")]).ids)
-    return forget, list(documents(profile, [(source, "retain")]).ids) if source else []
+    if not source:
+        return forget, []
+    both = set(map(tuple, forget))  # a chunk of a published document may stand in another, too: a licence
+    return forget, [ids for ids in documents(profile, [(source, "retain")]).ids if tuple(ids) not in both]
 
 
 def run(
@@ -55,15 +63,16 @@ def run(
     steps: int | None = None,
     retain_documents: int | None = None,
 ) -> tuple:
-    """One run from the model of the folder `start`: (model, history, seconds of training alone). `steps` 0 gives that model itself.
+    """One run from the model of the folder `start`: (weights, history, seconds of training alone); at `steps` 0 no weights, for `at`.
 
     watch: called as watch(step, model) at the `watched` steps; ends the run by returning True. retain_documents: only so many to draw from.
+    In several processes all call it alike, and the first has the weights.
     """
-    from unlearn_utils import methods, models, training
+    from unlearn_utils import loop, methods, models, training
 
-    model, tok = models.load(start), tokenizer(profile)
     if steps == 0:
-        return model, [], 0.0
+        return {}, [], 0.0
+    model, tok = models.load(start), tokenizer(profile)
     forget, retain = sides(profile, domain, method)
     reference = models.load(start) if methods.named(method).retain == "kl" else None
     paused = 0.0
@@ -78,16 +87,20 @@ def run(
     began = time.perf_counter()
     labels = training.draw_labels(method, forget, model, tok, seed, recipe.variant)
     history = training.unlearn(
-        model, method, forget, retain[:retain_documents], recipe, tok.pad_token_id, seed, reference, labels, timed, watched, steps=steps
+        *(model, method, forget, retain[:retain_documents], recipe, tok.pad_token_id, seed, reference, labels),
+        *(timed if watch else None, watched),
+        micro_batch=profile.hub and math.gcd(recipe.batch // loop.place().num_processes, profile.hub.micro_batch),
+        steps=steps,
+        checkpointing=bool(profile.hub and profile.hub.checkpointing and not loop.checkpointed()),
     )
-    return model, history, time.perf_counter() - began - paused
+    return loop.gathered(model), history, time.perf_counter() - began - paused
 
 
-def at(start: Path, model, states: dict, step: int):
-    """The model with the weights that it had at a watched step; at step 0 that of the folder `start`."""
+def at(start: Path, weights: Mapping[str, Tensor]):
+    """The model of the folder `start` with the weights that it had at some step of a run (tied ones once); its own if there are none."""
     from unlearn_utils import models
 
-    if step == 0:
-        return models.load(start)
-    model.load_state_dict(states[step])
+    model = models.load(start)
+    if weights and (unknown := model.load_state_dict(weights, strict=False).unexpected_keys):
+        raise ValueError(f"{start}: weights of another model, {unknown[0]} among them")
     return model

@@ -20,6 +20,7 @@ MEASURES = {  # sum of one column over sum of another (None: over documents), th
     "ROUGE-L": ("rouge_l", None, None),
     "KL": ("kl", None, None),
 }
+NOTHING = metrics.Interval(np.nan, np.nan, np.nan, 0)  # of a model that is not there
 SCORES = {"Min-20%": "min_k_20", "Min-40%": "min_k_40", "loss": "min_k_100", "Min-40%++": "min_k_plus_40", "zlib": "zlib"}
 
 
@@ -54,7 +55,9 @@ def membership(rows: Rows, by: Sequence[str], scores: Sequence[str], seed: int =
     for group, sides, clusters in _sides(rows, by):
         for score in scores:
             values = [s[SCORES[score]].to_numpy() for s in sides]
-            found = metrics.bootstrap_auc(*values, generator=generator, resamples=resamples, clusters=clusters)
+            found = NOTHING
+            if not np.isnan(np.concatenate(values)).all():
+                found = metrics.bootstrap_auc(*values, generator=generator, resamples=resamples, clusters=clusters)
             table.append({**group, "measure": f"AUC {score}", **found._asdict()})
     return pd.DataFrame(table)
 
@@ -65,7 +68,9 @@ def detected(rows: Rows, by: Sequence[str], score: str, fpr: float, seed: int = 
     rate = partial(metrics.tpr_at_fpr, fpr=fpr)
     for group, sides, clusters in _sides(rows, by):
         values = [s[SCORES[score]].to_numpy() for s in sides]
-        found = metrics.bootstrap(rate, *values, generator=generator, resamples=resamples, clusters=clusters, paired=False)
+        found = NOTHING
+        if not np.isnan(np.concatenate(values)).all():
+            found = metrics.bootstrap(rate, *values, generator=generator, resamples=resamples, clusters=clusters, paired=False)
         table.append({**group, "measure": f"TPR at {fpr:.0%} FPR, {score}", **found._asdict()})
     return pd.DataFrame(table)
 
@@ -98,7 +103,9 @@ def log_ratios(rows: Rows, other: Rows, by: Sequence[str], measure: str, seed: i
 
 
 def text(row: pd.Series, digits: int = 2, sign: str = "") -> str:
-    """`value [low, high]` of a row, rounded; sign "+" shows it. From 10,000 on two significant digits."""
+    """`value [low, high]` of a row, rounded; sign "+" shows it. From 10,000 on two significant digits. Not a number: "not available"."""
+    if np.isnan(row["value"]):
+        return "not available"
     value, low, high = (f"{row[c]:{sign}.{digits}f}" if abs(row[c]) < 1e4 else f"{row[c]:.1e}" for c in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 

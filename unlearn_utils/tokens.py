@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from unlearn_utils.objectives import IGNORED
 
+SHORTEST = 5  # tokens of a last chunk; shorter ones are dropped, as the released code of arXiv 2402.15159 does
 END, PAD = "<|endoftext|>", "<|pad|>"  # END also opens each document, so that its first token is predicted too
 
 
@@ -43,6 +44,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context: in
         if len(bos) + len(ids) < 2:
             raise ValueError(f"document {i} has {len(ids)} tokens; at least 2 are needed to predict one")
     return [(bos + ids)[:context] for ids in found]
+
+
+def cut(ids: Sequence[int], context: int) -> list[list[int]]:
+    """Token ids of a document as consecutive chunks of `context`; a last chunk under `SHORTEST` tokens, even the only one, is dropped."""
+    chunks = [list(ids[start : start + context]) for start in range(0, len(ids), context)]
+    return chunks if chunks and len(chunks[-1]) >= SHORTEST else chunks[:-1]
 
 
 def collate(rows: Sequence[Sequence[int]], pad_id: int, labels: Sequence[Sequence[int]] | None = None) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,7 @@ def unlearn(
     micro_batch: int | None = None,
     steps: int | None = None,
     checkpoints: Path | None = None,
+    checkpointing: bool = False,
 ) -> list[dict]:
     """Unlearns `forget` in place; each forget document is paired with a retain document where the method has a retain term.
 
@@ -174,6 +176,7 @@ def unlearn(
     share of the recipe's batch if None. steps: end after so many, which gives the same model as the longer run has at that step.
     checkpoints: a folder, of all processes, for one checkpoint every tenth of the run; called again after it was killed, the same run
     goes on from the last. It is the caller's to remove; None writes nothing.
+    checkpointing: of layers, as `models.checkpointed`, for less memory and more time.
     Under `accelerate launch` every process calls this alike, and a batch is that of all together. FSDP leaves the model sharded:
     `loop.save` writes it. Returns the history: step, loss, learning_rate.
     Raises ValueError for sets as `check_sets` says, for an unknown method, for KL without a reference, for a batch that does not divide.
@@ -189,19 +192,20 @@ def unlearn(
     kept = reference is not None and 2 not in methods.defects(recipe.variant)  # defect 2 reads the reference where texts are padded
     hidden = hidden_of(reference, retain, [j for _, j in order], pad_id) if kept else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.0, fused=True)
-    return _run(
-        Objective(model, unlearning_objective(method, recipe, reference)),
-        order[: steps and steps * recipe.batch],
-        paired(method, forget, retain, pad_id, labels, hidden),
-        (optimizer, _schedule(optimizer, recipe, steps_of(len(order), recipe.batch, 1))),
-        recipe.batch,
-        recipe.max_grad_norm,
-        seed,
-        [Watcher(watch, watched)] if watch else [],
-        micro_batch,
-        methods.averages_micro_batches(recipe.variant),
-        folder,
-    )
+    with models.checkpointed(model) if checkpointing else nullcontext():
+        return _run(
+            Objective(model, unlearning_objective(method, recipe, reference)),
+            order[: steps and steps * recipe.batch],
+            paired(method, forget, retain, pad_id, labels, hidden),
+            (optimizer, _schedule(optimizer, recipe, steps_of(len(order), recipe.batch, 1))),
+            recipe.batch,
+            recipe.max_grad_norm,
+            seed,
+            [Watcher(watch, watched)] if watch else [],
+            micro_batch,
+            methods.averages_micro_batches(recipe.variant),
+            folder,
+        )
 
 
 def _name(model: nn.Module, documents: Ids, *settings) -> str:
@@ -248,6 +252,7 @@ def _run(
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
+        arguments.mixed_precision = "bf16" if arguments.bf16 else "no"  # a launcher's configuration does not overrule it
         arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one GPU: several take `accelerate launch`
         trainer = Loop(
             objective,
