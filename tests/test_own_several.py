@@ -112,7 +112,7 @@ def test_a_killed_command_goes_on_to_what_one_process_gives(llama, documents, tm
     unfinished.rmdir()  # nothing is in it
     again = launched(given)
     out, err = again.communicate(timeout=100)
-    assert again.returncode == 0 and "Error" not in err and "Traceback" not in err, err
+    assert again.returncode == 0 and not any(word in err for word in ("Error", "Traceback", "find_unused")), err
     assert [out.count(line) for line in ("a local folder", "goes on after", "step 195 of 195", "the model, its tokenizer")] == [1] * 4
     step = int(out.split("unlearning: goes on after step ")[1].split()[0])
     assert step % 20 == 0 and 20 <= step < 195

@@ -57,7 +57,7 @@ def _add_unlearn(command: argparse.ArgumentParser) -> None:
     command.add_argument("--learning-rate", type=float, help="default: 2e-5, as the paper's released code")
     command.add_argument("--epochs", type=int, help="default: 1, as the paper's released code")
     command.add_argument("--batch", type=int, help="chunks an optimizer step, of all processes together; default: 4")
-    command.add_argument("--micro-batch", type=int, help="chunks at a time, for less memory; divides the batch (a process's share)")
+    command.add_argument("--micro-batch", type=int, help="chunks at a time, for less memory; divides the batch, or a process's share of it")
     command.add_argument("--retain-weight", type=float, help="default: 1")
     command.add_argument("--context", type=int, help="tokens of a chunk; default: 4096, or what the model reads if that is less")
     command.add_argument("--seed", type=int, help="default: 0")
@@ -80,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the chosen command. A mistake of the user's is one line on stderr and exit code 2; a run that cannot end well, exit code 1."""
-    from unlearn_utils import loop
-
     with quiet(), interrupted():
+        from unlearn_utils import loop
+
         try:
             options.call(options)
         except (ValueError, OSError) as error:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Inside, no warnings; bars on a terminal only; lines of the first process alone."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: of DDP, in every process
     from transformers.utils import logging
 
     from unlearn_utils import loop, models  # noqa: F401 - the second turns bars off
