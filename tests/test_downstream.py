@@ -5,6 +5,7 @@ import random
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from unlearn_utils import commands, downstream, own, plans, profiles
+from unlearn_utils import commands, downstream, experiments, models, own, plans, probes, profiles, reports, store
 
 WORDS = np.random.default_rng(0).permutation([f"{a}{b}" for a in "bdfgkm" for b in ("a", "eo", "iuy", "oooo")]).tolist()
 QUESTIONS = [{"question": f"muons decay; line {n}", "choices": [*WORDS[n:], *WORDS[:n]][:4], "answer": n * n % 3} for n in range(24)]
@@ -293,3 +294,24 @@ def test_tasks_or_documents(saved, capsys):
         with pytest.raises(SystemExit, match="2"):
             commands.main(["evaluate", "--model", saved[0], *given])
     assert "not allowed with" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- of a profile
+
+
+def test_the_tasks_of_a_profile_compare_each_unlearned_model_with_the_target(build, tokenizer, folder, tmp_path, monkeypatch):
+    """Two stored models; the profile names a task that is local here. The step is stored, and the difference is that of the answers."""
+    monkeypatch.setenv("UNLEARN_STORE", str(tmp_path / "store"))
+    load = downstream.load
+    monkeypatch.setattr(downstream, "load", lambda names: load(names, folder))
+    monkeypatch.setattr(probes, "tokenizer", lambda profile: tokenizer)
+    steps = [store.Step("made", 1, {"seed": s}, lambda out, s=s: models.save(build(s, context=64), out)) for s in (0, 1)]
+    monkeypatch.setattr(experiments, "target", lambda profile: steps[0])
+    profile = replace(profiles.GPU, tasks=("muons",), resamples=50)
+    runs = pd.DataFrame({"method": ["m", "m"], "run": ["d", "d"], "seed": [0, 1], "entry": [steps[1]] * 2})
+    found = reports.downstream_tasks(profile, runs, 0).set_index(["model", "measure"])
+    rows = [answered(build(s, context=64), tokenizer, folder, "muons") for s in (0, 1)]
+    for measure in ("acc", "acc_norm"):
+        before, after = (part[part.measure == measure].value.mean() for part in rows)
+        assert found.value["target", measure] == before and found.value["m - target", measure] == pytest.approx(after - before)
+    assert len(found) == 4 and probes.answered(profile, steps[1]).done()

@@ -114,7 +114,8 @@ def test_without_connection_one_line_says_what_to_get_and_how(monkeypatch, capsy
         hub.Snapshot(PAPER.hub).folder()
 
 
-def test_fetch_says_where_everything_lies(mirror, capsys):
+def test_fetch_says_where_everything_lies(mirror, capsys, monkeypatch):
+    monkeypatch.setattr(downstream, "load", lambda tasks: {})
     assert __main__.main(["fetch", "paper"]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == [str(mirror / hub.PAPER), str(mirror / PAPER.hub.name)]
     assert __main__.main(["fetch", "laptop"]) == 0 and "reads nothing from the hub" in capsys.readouterr().out

@@ -83,6 +83,10 @@ def fetch(name: str) -> int:
     found = hub.fetch(profile)
     for folder in found:
         print(folder)
+    if profile.tasks:
+        from unlearn_utils import downstream
+
+        print("\n".join(downstream.described(downstream.load(profile.tasks))))
     print(f"The profile {name} reads nothing else from the hub." if found else f"The profile {name} reads nothing from the hub.")
     return 0
 

@@ -28,6 +28,7 @@ VERSIONS = {
     "repeated": 1,
     "continued": 1,
     "diverged": 1,
+    "answered": 1,
     "grid": 1,
     "counted": 1,
     "timed": 1,

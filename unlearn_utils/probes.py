@@ -16,6 +16,7 @@ from unlearn_utils.store import Step
 from unlearn_utils.workers import on_threads
 
 PROMPT, LENGTH = 48, 32  # tokens of a document that a model is given, and tokens that it then writes
+QUESTIONS = 500  # of each downstream task (of each subject of MMLU), its first: an accuracy is then known to about 0.04
 
 
 def continued(profile: Profile, model: Step, domain: str) -> Step:
@@ -57,6 +58,20 @@ def _make_diverged(profile: Profile, model: Step, retrained: Step, domain: str, 
         both = [models.load(step.folder()) for step in (model, retrained)]
         found = evaluation.divergences(*both, list(rows.ids), tokenizer(profile).pad_token_id)
     rows[["id", "family", "rank", "split"]].assign(run=domain, kl=found).to_parquet(folder / "rows.parquet")
+
+
+def answered(profile: Profile, model: Step) -> Step:
+    """Answers of a stored model to the profile's tasks of lm-evaluation-harness, the first `QUESTIONS` of each; rows.parquet as
+    `downstream.answers` gives them."""
+    settings = {"model": model.path.name, "tasks": list(profile.tasks), "questions": QUESTIONS}
+    return Step("answered", VERSIONS["answered"], settings, partial(_make_answered, profile, model))
+
+
+def _make_answered(profile: Profile, model: Step, folder: Path) -> None:
+    from unlearn_utils import downstream, models
+
+    tasks = downstream.load(profile.tasks)
+    downstream.answers(models.load(model.folder()), tokenizer(profile), tasks, QUESTIONS).to_parquet(folder / "rows.parquet")
 
 
 def rows_of(steps: Sequence[Step]) -> pd.DataFrame:

@@ -107,6 +107,21 @@ def continuations(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def downstream_tasks(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """What the models can still do: the target's score on each of the profile's tasks, and each unlearned model's (seed 0, practitioner's
+    step) less that, question by question: model, run, task, measure, value, low, high, n (questions). Raises ValueError as `downstream.load`.
+    """
+    from unlearn_utils import downstream
+
+    before = probes.rows_of([probes.answered(profile, experiments.target(profile))])
+    table = [downstream.summarise(before, seed, profile.resamples).assign(model="target", run="")]
+    for row in runs[runs.seed == 0].itertuples():
+        after = probes.rows_of([probes.answered(profile, row.entry)])
+        table.append(downstream.differences(after, before, seed, profile.resamples).assign(model=f"{row.method} - target", run=row.run))
+    found = pd.concat(table, ignore_index=True)
+    return found[["model", "run", *found.columns.drop(["model", "run"])]]
+
+
 def blind(profile: Profile, seed: int) -> pd.DataFrame:
     """AUC of a classifier that sees the text only, on the report half: model, run, measure, value, low, high, n."""
     from unlearn_utils import attacks
