@@ -303,7 +303,7 @@ def test_the_tasks_of_a_profile_compare_each_unlearned_model_with_the_target(bui
     """Two stored models; the profile names a task that is local here. The step is stored, and the difference is that of the answers."""
     monkeypatch.setenv("UNLEARN_STORE", str(tmp_path / "store"))
     load = downstream.load
-    monkeypatch.setattr(downstream, "load", lambda names: load(names, folder))
+    monkeypatch.setattr(downstream, "load", lambda names, include=folder: load(names, include))
     monkeypatch.setattr(probes, "tokenizer", lambda profile: tokenizer)
     steps = [store.Step("made", 1, {"seed": s}, lambda out, s=s: models.save(build(s, context=64), out)) for s in (0, 1)]
     monkeypatch.setattr(experiments, "target", lambda profile: steps[0])

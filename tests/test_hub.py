@@ -14,6 +14,7 @@ import torch
 from unlearn_utils import (
     __main__,
     costs,
+    downstream,
     experiments,
     grid,
     hub,

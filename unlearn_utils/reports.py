@@ -109,7 +109,9 @@ def continuations(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
 
 def downstream_tasks(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.DataFrame:
     """What the models can still do: the target's score on each of the profile's tasks, and each unlearned model's (seed 0, practitioner's
-    step) less that, question by question: model, run, task, measure, value, low, high, n (questions). Raises ValueError as `downstream.load`.
+    step) less that, question by question: model, run, task, measure, value, low, high, n (questions).
+
+    Raises ValueError as `downstream.load`.
     """
     from unlearn_utils import downstream
 
