@@ -125,7 +125,7 @@ def test_above_and_below_contradict_each_other():
 
 
 def test_what_is_no_number_supports_nothing():
-    assert claims.verdict("above", 0.0, Interval(math.nan, math.nan, math.nan, 1)) == "inconclusive"
+    assert claims.verdict("above", 0.0, Interval(math.nan, math.nan, math.nan, 1)) == "not available"
 
 
 # ---------------------------------------------------------------------------------------------- the claims

@@ -219,7 +219,7 @@ def test_seconds_are_measured_in_a_process_of_its_own(store, monkeypatch):
 def test_methods_read_what_their_runs_read(store):
     """The tokens of a measured step are of both sides where there are two."""
     for name, method in methods.METHODS.items():
-        _, model, size = costs._runner(TINY, "arxiv", name)
+        _, model, size = costs._runner(TINY, "arxiv", name, None)
         assert size == 3 * 48 * (2 if method.retain else 1) and models.parameters(model) == 11600
         assert bool(runs.sides(TINY, "arxiv", name)[1]) == bool(method.retain)
 

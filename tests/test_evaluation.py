@@ -1,6 +1,7 @@
 """Measurements of a model on documents against plain full-logits computations; FLOPs against counts by hand."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,7 @@ class Fixed(nn.Module):
     def __init__(self, probabilities):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(probabilities).log()[:, None])
+        self.config = SimpleNamespace(_attn_implementation="sdpa")
 
 
 def test_mean_and_deviation_by_hand(monkeypatch):

@@ -159,6 +159,22 @@ def test_approximate_retraining_by_hand():
     assert found.nll.tolist() == [4, 3, 3, 3, 4, 5] and found.tokens.tolist() == [14, 13, 13, 13, 14, 15]
 
 
+def test_a_forget_document_of_several_chunks_shares_what_an_unseen_document_has():
+    """Document a has 2 chunks, its stand-in u 3: sums are divided by two, scores are means; so the level is the target's on u."""
+    rows = [
+        ("a/0", "a", "forget"),
+        ("a/1", "a", "forget"),
+        ("u/0", "u", "approximate"),
+        ("u/1", "u", "approximate"),
+        ("u/2", "u", "approximate"),
+    ]
+    table = pd.DataFrame(rows, columns=["id", "family", "split"]).assign(rank=0, domain="d", run="d", model="target")
+    table["nll"], table["tokens"], table["min_k_40"] = [1.0, 1, 6, 9, 15], [9, 9, 10, 20, 30], [0.0, 0, -1, -2, -6]
+    found = experiments.stand_in(table)[:2]
+    assert found.id.tolist() == ["a/0", "a/1"] and found.nll.tolist() == [15, 15] and found.tokens.tolist() == [30, 30]
+    assert found.min_k_40.tolist() == [-3, -3]
+
+
 @pytest.fixture(scope="module")
 def staged():
     """One method on both domains, under every model."""
@@ -213,16 +229,17 @@ def test_the_grid_is_measured_against_the_stand_in():
     assert np.isfinite(robustness.gap(found)).all()
 
 
-def test_notebooks_run_on_a_published_model(tmp_path, monkeypatch, capsys):
-    """Curation, baselines and a method, by the runner, as `./run_all.sh gpu` would."""
+@pytest.mark.parametrize(
+    ("profile", "names"),
+    [("gpu", ["02_target_and_retrained", "07_ascent_descent_in_distribution"]), ("paper", ["01_data_curation", "02_target_and_retrained"])],
+)
+def test_notebooks_run_on_a_published_model(tmp_path, monkeypatch, capsys, profile, names):
+    """By the runner, as `./run_all.sh gpu` would."""
     (tmp_path / "notebooks").mkdir()
-    for name in ("01_data_curation", "02_target_and_retrained", "07_ascent_descent_in_distribution"):
+    for name in names:
         shutil.copy(notebooks.ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
     monkeypatch.setenv("UNLEARN_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("PYTHONPATH", str(notebooks.ROOT))
-    assert notebooks.run(tmp_path, "gpu") == 0, capsys.readouterr().err
-    texts = [
-        (tmp_path / "runs" / "gpu" / f"{name}.ipynb").read_text()
-        for name in ("02_target_and_retrained", "07_ascent_descent_in_distribution")
-    ]
-    assert all("not available" in text and "approximate retraining" in text for text in texts)
+    assert notebooks.run(tmp_path, profile) == 0, capsys.readouterr().err
+    text = (tmp_path / "runs" / profile / f"{names[-1]}.ipynb").read_text()
+    assert "not available" in text and "approximate retraining" in text

@@ -225,7 +225,9 @@ def trajectory_data():
     steps = [0, 1, 4, 15]
     frames = [pd.DataFrame({"split": s, "step": steps, "value": np.exp(np.arange(4) + i)}) for i, s in enumerate(plots.SPLITS)]
     table = pd.concat(frames, ignore_index=True)
-    return table.assign(low=table.value * 0.9, high=table.value * 1.2), pd.DataFrame({"value": [9.0], "low": [8.0], "high": [11.0]})
+    return table.assign(low=table.value * 0.9, high=table.value * 1.2), pd.DataFrame(
+        {"model": ["retrained"], "value": [9.0], "low": [8.0], "high": [11.0]}
+    )
 
 
 def test_the_figures_folder_follows_the_environment(folder, monkeypatch):
@@ -269,12 +271,12 @@ def test_a_trajectory_shows_its_data():
     data, retrained = trajectory_data()
     assert plots.trajectory(data, retrained, ax) is ax and ax.get_yscale() == "log"
     lines = {line.get_label(): line for line in ax.lines}
-    assert list(lines) == [*plots.LABELS.values(), "retrained model, forget set"]
+    assert list(lines) == [*plots.LABELS.values(), "retrained, forget set"]
     for split, (colour, *_) in plots.SPLITS.items():
         part, line = data[data.split == split], lines[plots.LABELS[split]]
         assert line.get_xdata().tolist() == part.step.tolist() and line.get_ydata().tolist() == part.value.tolist()
         assert mpl.colors.same_color(line.get_color(), colour)
-    assert set(lines["retrained model, forget set"].get_ydata()) == {9.0}
+    assert set(lines["retrained, forget set"].get_ydata()) == {9.0}
     bands = [band.get_paths()[0].vertices for band in ax.collections]
     for band, split in zip(bands, plots.SPLITS, strict=True):
         part = data[data.split == split]

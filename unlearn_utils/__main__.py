@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("profile", help="gpu or paper")
     compute = commands.add_parser("compute", help="train what a profile's notebooks need; in several processes with accelerate launch")
     compute.add_argument("profile", help="gpu or paper")
+    compute.set_defaults(call=everything)
     own.add(commands)
     claims = commands.add_parser("claims", help="print each claim with its measured value and verdict, as notebook 14 left them")
     claims.add_argument("profile", nargs="?", default="laptop", help="laptop, study or smoke")
@@ -58,11 +59,6 @@ def dispatch(options: argparse.Namespace) -> int:
         return 0
     if options.command == "fetch":
         return fetch(options.profile)
-    if options.command == "compute":
-        from unlearn_utils import profiles, several
-
-        several.compute(profiles.profile(options.profile))
-        return 0
     from unlearn_utils import expected, notebooks
 
     if options.command == "claims":
@@ -73,6 +69,13 @@ def dispatch(options: argparse.Namespace) -> int:
     if options.command == "step":
         return notebooks.step(options.root, options.profile, options.path, options.label, options.cores)
     return notebooks.run(notebooks.ROOT, options.profile, options.only, options.start, options.fresh)
+
+
+def everything(options: argparse.Namespace) -> None:
+    """Trains what a profile's notebooks need, alone or as one of several processes."""
+    from unlearn_utils import profiles, several
+
+    several.compute(profiles.profile(options.profile))
 
 
 def fetch(name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 
 from unlearn_utils.experiments import VERSIONS, target
 from unlearn_utils.inputs import documents, fingerprint, tokenizer, training_parts
-from unlearn_utils.profiles import Profile, Shape
+from unlearn_utils.profiles import Hub, Profile, Shape
 from unlearn_utils.runs import sides
 from unlearn_utils.store import Step
 from unlearn_utils.workers import on_threads
@@ -31,8 +32,8 @@ def counted(profile: Profile, domain: str, method: str, documents: int | None = 
     the forget set: its first step, times the steps. rows.parquet, one row: method, run, parameters, tokens (forget tokens; those of
     training), flops, estimate (6 N D), steps.
 
-    shape: of a Llama with random weights in the place of the profile's model. Of a published model the first step is counted, times the
-    steps, and its training is not counted but computed: flops = estimate, steps missing.
+    shape: of a Llama with random weights in the place of the profile's model. Of a published model the first micro-batch is counted and
+    stands for all by its tokens, and its training is not counted but computed: flops = estimate, steps missing.
     """
     profile = replace(profile, shape=shape) if shape else profile
     recipe = asdict(profile.pretraining if method == RETRAINING else profile.unlearning)
@@ -52,7 +53,7 @@ def _model(profile: Profile, shape: Shape | None):
 
     if profile.hub and not shape:
         return models.load(target(profile).folder())
-    return models.build(profile.shape, tokenizer(profile), 0)
+    return models.build(profile.shape, tokenizer(profile), 0).to(models.device())
 
 
 def _make_counted(profile: Profile, domain: str, method: str, limit: int | None, shape: Shape | None, folder: Path) -> None:
@@ -66,18 +67,16 @@ def _make_counted(profile: Profile, domain: str, method: str, limit: int | None,
     else:
         if model.device.type == "cpu":
             model.set_attn_implementation("eager")  # torch's counter sees nothing of fused attention on a CPU
-        loss, batches, tokens, times = _work(profile, domain, method, limit, model)
-        if hub:  # the first alone, and as many at a time as fit
-            batches, times = batches[:1], len(batches)
-        with on_threads(1):
+        loss, batches, tokens, times, steps = _work(profile, domain, method, limit, model, hub)
+        with on_threads(1), models.checkpointed(model.train()) if hub and hub.checkpointing else nullcontext():
             found = [efficiency.step_flops(model, loss, sides) for sides in batches]
         flops, estimate = (sum(one[k] for one in found) * times for k in ("flops_per_step", "estimate_per_step"))
-        row |= {"tokens": tokens, "flops": flops, "estimate": estimate, "steps": len(found) * times}
+        row |= {"tokens": tokens, "flops": flops, "estimate": estimate, "steps": steps}
     pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
 
 
-def _work(profile: Profile, domain: str, method: str, limit: int | None, model) -> tuple[Callable, list, int, int]:
-    """The loss, the optimizer batches to count, the tokens that they stand for, and how many times."""
+def _work(profile: Profile, domain: str, method: str, limit: int | None, model, hub: Hub | None) -> tuple[Callable, list, int, float, int]:
+    """The loss, the batches to count, the tokens that they stand for, how many times they do so, and the optimizer steps."""
     from unlearn_utils import training
 
     pad, recipe = tokenizer(profile).pad_token_id, profile.unlearning
@@ -85,20 +84,28 @@ def _work(profile: Profile, domain: str, method: str, limit: int | None, model) 
         ids = list(documents(profile, training_parts(profile, domain)).ids)
         size, epochs = profile.pretraining.batch, profile.pretraining.epochs
         batch = training.single(ids, pad)(training.orders(len(ids), 1, np.random.default_rng(0))[:size])
-        return training.pretraining_objective, [batch], sum(map(len, ids)) * epochs, training.steps_of(len(ids), size, epochs)
+        steps = training.steps_of(len(ids), size, epochs)
+        return training.pretraining_objective, [batch], sum(map(len, ids)) * epochs, steps, steps
     forget, retain = sides(profile, domain, method)
     forget = forget[:limit]
     order, collate = training.pairs(len(forget), len(retain), 1, np.random.default_rng(0)), training.paired(method, forget, retain, pad)
-    size = profile.hub.micro_batch if profile.hub else recipe.batch
-    batches = [collate(order[i : i + size]) for i in range(0, len(order), size)]
-    return training.unlearning_objective(method, recipe, model), batches, sum(map(len, forget)), 1
+    loss, tokens, steps = (
+        training.unlearning_objective(method, recipe, model),
+        sum(map(len, forget)),
+        training.steps_of(len(order), recipe.batch, 1),
+    )
+    if hub:  # as many at a time as fit, for all by their tokens
+        read = np.array([len(forget[i]) + (len(retain[j]) if retain else 0) for i, j in order])
+        return loss, [collate(order[: hub.micro_batch])], tokens, read.sum() / read[: hub.micro_batch].sum(), steps
+    return loss, [collate(order[i : i + recipe.batch]) for i in range(0, len(order), recipe.batch)], tokens, 1, steps
 
 
 # ---------------------------------------------------------------------------------------------- seconds and memory
 
 
 def timed(profile: Profile, domain: str, method: str, shape: Shape | None = None) -> Step:
-    """Seconds of an optimizer step on one core, and by how much a few steps raise the peak memory of a process that has loaded the models.
+    """Seconds of an optimizer step on one core, or on the GPU if there is one, and by how much a few steps raise the peak memory of a
+    process that has loaded the models (on a GPU: its memory). Of a published model a step is a micro-batch.
 
     rows.parquet, one row: method, parameters, seconds (median over steps), low, high (quickest, slowest step), n (steps), growth_mb, tokens
     (of the batch, all sides). Never the same twice.
@@ -114,7 +121,10 @@ def _make_timed(profile: Profile, domain: str, method: str, shape: Shape | None,
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
+    from unlearn_utils import models
+
     tokenizer(profile)  # stored before, so that no child trains it
+    models.release()  # of the GPU, for the child
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
         row = fresh.submit(measured, profile, domain, method, shape).result()
     pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
@@ -122,20 +132,29 @@ def _make_timed(profile: Profile, domain: str, method: str, shape: Shape | None,
 
 def measured(profile: Profile, domain: str, method: str, shape: Shape | None = None) -> dict:
     """One row of `timed`, measured in this process, which should be a fresh one: a peak is never taken back."""
-    from unlearn_utils import memory, models
+    from unlearn_utils import models
 
     times = []
     with on_threads(1):
         run, model, size = _runner(profile, domain, method, shape)
-        before = memory.own_peak()
+        before = _peak()
         run(watch=lambda step, _: times.append(time.perf_counter()), watched=range(1, STEPS + 1))
     seconds = np.diff(times)
     found = {"seconds": float(np.median(seconds)), "low": seconds.min(), "high": seconds.max(), "n": len(seconds)}
-    return {"method": method, "parameters": models.parameters(model), **found, "growth_mb": memory.own_peak() - before, "tokens": size}
+    return {"method": method, "parameters": models.parameters(model), **found, "growth_mb": _peak() - before, "tokens": size}
+
+
+def _peak() -> float:
+    """Peak memory of this process so far, in MB: of the GPU if there is one."""
+    import torch
+
+    from unlearn_utils import memory
+
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else memory.own_peak()
 
 
 def _runner(profile: Profile, domain: str, method: str, shape: Shape | None) -> tuple[Callable, nn.Module, int]:
-    """What runs `STEPS` steps from random weights, once given a watch; the model; the tokens of a step."""
+    """What runs `STEPS` steps, once given a watch; the model; the tokens of a step."""
     from unlearn_utils import methods, training
 
     tok = tokenizer(profile)
@@ -145,12 +164,15 @@ def _runner(profile: Profile, domain: str, method: str, shape: Shape | None) -> 
         ids = _longest(list(documents(profile, training_parts(profile, domain)).ids), STEPS * size)
         recipe = replace(profile.pretraining, epochs=1)
         return partial(training.pretrain, model, ids, recipe, tok.pad_token_id, 0), model, size * len(ids[0])
-    size = profile.hub.micro_batch if profile.hub else profile.unlearning.batch
+    size = profile.hub.micro_batch if profile.hub and not shape else profile.unlearning.batch
     forget, retain = (_longest(side, STEPS * size) for side in sides(profile, domain, method))
     reference = _model(profile, shape).eval() if methods.named(method).retain == "kl" else None
     labels = training.draw_labels(method, forget, model.eval(), tok, 0)
     recipe = replace(profile.unlearning, epochs=1, batch=size)
-    run = partial(training.unlearn, model, method, forget, retain, recipe, tok.pad_token_id, 0, reference, labels)
+    checkpointing = bool(profile.hub and not shape and profile.hub.checkpointing)
+    run = partial(
+        training.unlearn, model, method, forget, retain, recipe, tok.pad_token_id, 0, reference, labels, checkpointing=checkpointing
+    )
     return run, model, size * (len(forget[0]) + (len(retain[0]) if retain else 0))
 
 

@@ -71,7 +71,9 @@ def widest(profile: Profile) -> tuple[Interval, int]:
 
 
 def regret(guideline: str, profile: Profile) -> tuple[Interval, int]:
-    """C4: mean regret of a guideline."""
+    """C4: mean regret of a guideline; nothing without a retrained model, whose stand-in is what guidelines tune to."""
+    if profile.hub:
+        return tables.NOTHING, 0
     found = _grid(profile)
     table = robustness.regrets(profile, found[selection.SELECTION], found[selection.REPORT])
     row = table[(table.guideline == guideline) & (table.method == "mean")].iloc[0]
@@ -88,9 +90,11 @@ def _rows(profile: Profile) -> pd.DataFrame:
 
 
 def covered(profile: Profile) -> tuple[Interval, int]:
-    """C3: share of models and domains that were measured on every kind of text."""
+    """C3: share of models and domains that were measured on every kind of text; nothing without a retrained model."""
+    if profile.hub:
+        return tables.NOTHING, 0
     rows = _rows(profile)
-    wanted = [(m, d) for m in (*grid.METHODS, "target", profile.truth) for d in profile.domains]
+    wanted = [(m, d) for m in (*grid.METHODS, "target", "retrained") for d in profile.domains]
     kinds = {s: rows[(rows.split == s) & rows.nll.notna()].groupby(["name", "run"]).size() for s in robustness.SPLITS}
     there = [all(kinds[s].get(key, 0) > 0 for s in robustness.SPLITS) for key in wanted]
     share = float(np.mean(there))

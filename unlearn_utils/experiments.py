@@ -24,15 +24,16 @@ from unlearn_utils.workers import on_threads, side_by_side
 VERSIONS = {
     "pretrained": 2,
     "measured": 2,
-    "unlearned": 4,
+    "unlearned": 5,
     "repeated": 1,
     "continued": 1,
     "diverged": 1,
     "answered": 1,
-    "grid": 1,
+    "grid": 2,
     "counted": 1,
     "timed": 1,
 }  # raise when a step's code changes its result
+SUMS = ("tokens", "nll", "correct")  # columns that add up over the chunks of a document
 BRIEF = ("tokens", "nll", "correct", "min_k_40")  # of `evaluation.brief`
 KEYS = ("id", "family", "rank", "domain", "split", "model", "run")  # columns of a row that say whose it is; the others are measurements
 
@@ -161,13 +162,16 @@ def stand_in(rows: pd.DataFrame) -> pd.DataFrame:
     """Approximate retraining, the paper's proxy: what the target does to text that it has not seen stands for what a retrained model does
     to the forget set, to other text it does the same.
 
-    rows: the target's, of one run. Each forget document gets the measurements of an approximate document of its half, in turn.
+    rows: the target's, of one run. Each forget document is measured as an unseen document of its half, in turn; if it has several chunks,
+    each has an equal part of that document's tokens, loss and hits, and the mean of its scores.
     """
-    parts = [rows[rows.split != "forget"]]
+    measured, parts = [c for c in rows if c not in KEYS], [rows[rows.split != "forget"]]
     for half in (selection.SELECTION, selection.REPORT):
         forget, unseen = (selection.half(rows[rows.split == s], half) for s in ("forget", "approximate"))
-        taken = unseen.iloc[np.arange(len(forget)) % len(unseen)].set_index(forget.index)
-        parts.append(taken.assign(**{c: forget[c] for c in KEYS if c in forget}))
+        documents = unseen.groupby("family", sort=False)[measured].agg({c: "sum" if c in SUMS else "mean" for c in measured})
+        taken = documents.iloc[pd.factorize(forget.family)[0] % len(documents)].set_index(forget.index)
+        chunks = forget.groupby("family").family.transform("size")
+        parts.append(forget.assign(**{c: taken[c] / chunks if c in SUMS else taken[c] for c in measured}))
     return pd.concat(parts).sort_index()
 
 
@@ -179,7 +183,8 @@ def unlearned(profile: Profile, domain: str, method: str, **choices) -> Step:
 
     choices: any field of `profiles.Unlearning`. Holds trajectory.parquet (selection half, every watched step, `evaluation.brief`),
     report.parquet (report half, by `rule`, `evaluation.measure`), chosen.json (the step of each rule; the step at which it diverged, or
-    null), history.parquet, and the weights at the practitioner's step, of a published model in the type in which it was published.
+    null), history.parquet, and the weights at the practitioner's step. The weights of a published model are rounded to the type in which it
+    was published, and so reported.
     """
     recipe = replace(profile.unlearning, **choices)
     settings = {
@@ -202,7 +207,7 @@ def _make_unlearned(profile: Profile, domain: str, method: str, recipe: Unlearni
     exact = stand_in(before) if profile.hub else _own_rows(profile, retrained(profile, domain), domain)
     before, exact = (selection.half(known, selection.SELECTION) for known in (before, exact))
     goals, frames, states, diverged = selection.goals(before, exact), [before[[*KEYS[:5], *BRIEF]].assign(step=0)], {}, None
-    watched = runs.watched_steps(runs.length(profile, domain, recipe))
+    watched, dtype = runs.watched_steps(runs.length(profile, domain, recipe)), models.stored_dtype(start)  # rounded before it is reported
 
     def so_far() -> tuple[pd.DataFrame, dict[str, int]]:
         trajectory = pd.concat([f for f in frames if f.nll.notna().all()], ignore_index=True)
@@ -213,7 +218,7 @@ def _make_unlearned(profile: Profile, domain: str, method: str, recipe: Unlearni
         frames.append(evaluation.brief(model, selection.half(rows, selection.SELECTION), tokenizer(profile).pad_token_id).assign(step=step))
         best = loop.first(lambda: set(so_far()[1].values()))  # what is not the best so far will not be
         if step in best:
-            states[step] = {name: value.clone() for name, value in loop.gathered(model).items()}
+            states[step] = {name: value.to(dtype, copy=True) for name, value in loop.gathered(model).items()}
         for old in states.keys() - best:
             del states[old]
         diverged = step if runs.has_diverged(profile, frames[-1]) else None
@@ -225,8 +230,7 @@ def _make_unlearned(profile: Profile, domain: str, method: str, recipe: Unlearni
         reports, part = {}, selection.half(rows, selection.REPORT)
         for step in set(chosen.values()):
             reports[step] = evaluation.measure(runs.at(start, states.get(step, {})), part, tokenizer(profile))
-        kept = runs.at(start, states.get(chosen["practitioner"], {}))
-        loop.save(kept, folder, models.stored_dtype(start) if profile.hub else None)
+        loop.save(runs.at(start, states.get(chosen["practitioner"], {})), folder, dtype)
     columns = _columns(method, domain, 0, recipe)
     report = pd.concat([reports[step].assign(rule=rule, step=step) for rule, step in chosen.items()], ignore_index=True)
     for name, frame in {"trajectory": trajectory, "report": report, "history": pd.DataFrame(history)}.items():
@@ -244,13 +248,14 @@ def repeated(profile: Profile, domain: str, method: str, seed: int, **choices) -
 
 
 def _make_repeated(profile: Profile, domain: str, method: str, recipe: Unlearning, seed: int, first: Step, folder: Path) -> None:
-    from unlearn_utils import evaluation
+    from unlearn_utils import evaluation, models
 
     step = json.loads((first.folder() / "chosen.json").read_text())["practitioner"]
     rows = selection.half(documents(profile, measured_parts([domain]), profile.corpus.measured), selection.REPORT)
     start = target(profile).folder()
     with on_threads(1):
         weights, _, _ = runs.run(profile, start, domain, method, recipe, seed, steps=step)
+        weights = {name: value.to(models.stored_dtype(start)) for name, value in weights.items()}
         found = evaluation.measure(runs.at(start, weights), rows, tokenizer(profile))
     found.assign(rule="practitioner", step=step, **_columns(method, domain, seed, recipe)).to_parquet(folder / "report.parquet")
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from unlearn_utils.profiles import PROFILES, Hub, Profile
 
 MIRROR = "UNLEARN_HUB"
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 WEIGHTS = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")  # no .bin: pickles can run code
 MIMIR, PAPER = "iamgroot42/mimir", "llmunlearn/unlearn_dataset"
 

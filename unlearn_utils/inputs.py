@@ -34,18 +34,24 @@ def documents(profile: Profile, parts: Sequence[tuple[str, str]], limit: int | N
 
     One row a document, its first chunk; where the profile reads whole documents, one a chunk, whose id says which.
     """
-    frames = []
-    for domain, split in parts:
-        frame = data(profile)[domain][split].to_pandas()[["id", "text", "family", "rank"]].assign(domain=domain, split=split)
-        frames.append(frame[:limit] if split == "retain" else frame)
-    table = pd.concat(frames, ignore_index=True)
-    if not profile.corpus.whole:
-        return table.assign(ids=_encode(profile, table.text, profile.shape.context))
+    frames = [_documents(profile, domain, split) for domain, split in parts]
+    frames = [f[f["rank"] < limit] if limit and split == "retain" else f for f, (_, split) in zip(frames, parts, strict=True)]
+    return pd.concat(frames, ignore_index=True)
+
+
+@cache
+def _documents(profile: Profile, domain: str, split: str) -> pd.DataFrame:
+    """Those of one split; tokenized once in a process."""
     from unlearn_utils import tokens
 
-    table["ids"] = [tokens.cut(ids, profile.shape.context) for ids in _encode(profile, table.text, sys.maxsize)]
+    table = data(profile)[domain][split].to_pandas()[["id", "text", "family", "rank"]].assign(domain=domain, split=split)
+    context, whole = profile.shape.context, profile.corpus.whole
+    table["ids"] = tokens.encode(tokenizer(profile), list(table.text), sys.maxsize if whole else context)
+    if not whole:
+        return table
+    table["ids"] = [tokens.cut(ids, context) for ids in table.ids]
     table = table[table.ids.map(len) > 0].explode("ids", ignore_index=True)
-    return table.assign(id=table.id + "/" + table.groupby(["split", "id"]).cumcount().astype(str))
+    return table.assign(id=table.id + "/" + table.groupby("id").cumcount().astype(str))
 
 
 def training_parts(profile: Profile, left_out: str | None) -> list[tuple[str, str]]:
@@ -57,12 +63,6 @@ def training_parts(profile: Profile, left_out: str | None) -> list[tuple[str, st
 def measured_parts(domains: Sequence[str]) -> list[tuple[str, str]]:
     """What a model is measured on: the three splits of each domain, and general text that no model has seen."""
     return [(d, s) for d in domains for s in ("forget", "approximate", "retain")] + [("general", "evaluation")]
-
-
-def _encode(profile: Profile, texts: Sequence[str], context: int) -> list[list[int]]:
-    from unlearn_utils import tokens
-
-    return tokens.encode(tokenizer(profile), list(texts), context)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -48,15 +49,27 @@ def build(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaF
         return LlamaForCausalLM(config)
 
 
-def load(folder: Path | str, attention: str = "sdpa") -> nn.Module:
-    """The model of a local folder, float32, in evaluation mode, on the GPU if there is one. attention: "eager" to count its FLOPs on a CPU.
+def load(folder: Path | str) -> nn.Module:
+    """The model of a local folder, float32, in evaluation mode, on the GPU if there is one.
 
     Raises FileNotFoundError if the folder holds no model.
     """
     if not (Path(folder) / "config.json").exists():
         raise FileNotFoundError(f"{folder}: no config.json, so no model; expected what save_pretrained writes")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    release()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).to(device()).eval()
+
+
+def device() -> str:
+    """Where models go: the GPU, if there is one; of several the one that this process was given."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def release() -> None:
+    """Frees what a GPU holds of models that are no longer used; the Trainer's cycles wait for Python's collector."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def stored_dtype(folder: Path | str) -> torch.dtype:
@@ -97,6 +110,17 @@ def short_attention(module, query: Tensor, key: Tensor, value: Tensor, attention
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = (query * scaling) @ key.mT
     return (scores.add_(attention_mask.to(scores.dtype)).softmax(-1) @ value).transpose(1, 2), None
+
+
+@contextmanager
+def fused_attention(model: nn.Module) -> Iterator[None]:
+    """Inside, PyTorch's fused attention in the place of `short_attention`: without a backward pass it is the quicker one."""
+    short = model.config._attn_implementation == "short"
+    if short:
+        model.set_attn_implementation("sdpa")
+    yield
+    if short:
+        model.set_attn_implementation("short")
 
 
 @contextmanager

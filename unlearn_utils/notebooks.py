@@ -50,7 +50,7 @@ def run(root: Path, profile: str, only: str | None = None, start: str | None = N
     paths.sort(key=lambda path: path.name[:2] == "00")  # it sums up the others: last
     hub.fetch(chosen)
     began = time.time()
-    prepare(root, profile, chosen.corpus.source == "embedded", fresh)
+    prepare(root, profile, fresh)
     labels = {path: f"[{position:02}/{len(paths):02}] {title(path)}" for position, path in enumerate(paths, 1)}
     with PeakMemory() as memory:
         try:
@@ -136,8 +136,8 @@ def figures(root: Path, profile: str) -> Path:
     return {COMMITTED: root / "figures", "study": root / "figures" / "study"}.get(profile, root / "runs" / profile / "figures")
 
 
-def prepare(root: Path, profile: str, offline: bool, fresh: bool) -> None:
-    """Set what the kernels inherit. They run in this interpreter, and read nothing of the user's Jupyter or IPython."""
+def prepare(root: Path, profile: str, fresh: bool) -> None:
+    """Set what the kernels inherit. They run in this interpreter, offline, and read nothing of the user's Jupyter or IPython."""
     from ipykernel.kernelspec import get_kernel_dict
 
     runs = root / "runs"
@@ -152,8 +152,10 @@ def prepare(root: Path, profile: str, offline: bool, fresh: bool) -> None:
     os.environ["JUPYTER_PATH"] = os.pathsep.join([str(runs / "kernels"), *filter(None, [os.environ.get("JUPYTER_PATH")])])
     os.environ |= {"JUPYTER_RUNTIME_DIR": str(runs / "kernels" / "runtime"), "IPYTHONDIR": str(runs / "kernels" / "ipython")}
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", **workers.KEEP_FREED}
-    if offline:
-        os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
+    os.environ |= dict.fromkeys(hub.OFFLINE, "1")  # what a profile reads from the hub is there by now
+    for name in (hub.MIRROR, profiles.BOOKS):
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).resolve())
     if fresh:  # the store takes what is older than this for missing
         os.environ["UNLEARN_FRESH"] = str(time.time())
     os.environ.pop("MPLBACKEND", None)  # Agg would leave the figures out of the notebooks

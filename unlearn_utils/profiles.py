@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 DOMAINS = ("arxiv", "books", "github")
+BOOKS = "UNLEARN_BOOKS"  # names a folder with the domain books, for the profile `paper`
 # Downstream tasks, as lm-evaluation-harness names them: the paper's MMLU, ARC (both parts, for we do not know which), HellaSwag, GSM8K. Its
 # HumanEval is left out, for it runs code that the model wrote. Shots, which we do not know of the paper, are the harness's defaults: 5 for
 # gsm8k, none for the others.
@@ -222,13 +223,13 @@ PROFILES = {
 
 
 def profile(name: str) -> Profile:
-    """The profile of that name; `paper` with the domain books where `UNLEARN_BOOKS` names a folder of them.
+    """The profile of that name; `paper` with the domain books where `BOOKS` names a folder of them.
 
     Raises ValueError, listing the names, if there is none.
     """
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; choose one of: {', '.join(PROFILES)}")
-    found, books = PROFILES[name], os.environ.get("UNLEARN_BOOKS", "")
+    found, books = PROFILES[name], os.environ.get(BOOKS, "")
     if name != PAPER.name or not books:
         return found
     return replace(found, domains=DOMAINS, corpus=replace(found.corpus, books=str(Path(books).resolve())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from unlearn_utils import experiments
+from unlearn_utils.inputs import documents
 from unlearn_utils.profiles import Profile
 from unlearn_utils.store import Step
 from unlearn_utils.workers import side_by_side
@@ -21,7 +22,9 @@ NAMES = {  # in words, after "the released code"
 
 def pairs(profile: Profile) -> dict[str, tuple[str, dict, dict]]:
     """Of each defect (number and name): the method, the corrected choices and the official ones, fields of `profiles.Unlearning`."""
-    few = {"batch": max(1, profile.corpus.pairs // 4)}  # 4 steps an epoch, as the released code's gradient ascent has
+    size = len(documents(profile, [(profile.domains[0], "forget")])) if profile.corpus.whole else profile.corpus.pairs  # chunks to forget
+    quarter = max(1, size // 4)  # 4 steps an epoch, as the released code's gradient ascent has
+    few = {"batch": quarter - quarter % 8 if profile.hub and quarter > 8 else quarter}  # which eight processes can share
     half = {"batch": max(1, profile.unlearning.batch // 2)}
     return {
         "1 shifted labels": ("adversarial", {}, {"variant": (1,)}),
@@ -62,5 +65,8 @@ def last(profile: Profile, rows: pd.DataFrame, defect: str) -> tuple[pd.DataFram
     official, corrected = (rows[(rows.defect == defect) & (rows.code == code)] for code in ("official", "corrected"))
     _, _, choices = pairs(profile)[defect]
     scale = profile.unlearning.batch // choices["batch"] if defect.startswith("4") else 1
-    step = max(s for s in corrected.step.unique() if s * scale in set(official.step))
-    return official[official.step == step * scale], corrected[corrected.step == step], int(step)
+    ends = corrected.step.max(), official.step.max()
+    if not scale * (ends[0] - 1) < ends[1] <= scale * ends[0]:  # one of them diverged
+        common = max(s for s in corrected.step.unique() if s * scale in set(official.step))
+        ends = common, common * scale
+    return official[official.step == ends[1]], corrected[corrected.step == ends[0]], int(ends[0])

@@ -67,6 +67,7 @@ def quality(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
         interval = metrics.bootstrap(_ks, ours, theirs, generator=generator, resamples=profile.resamples, clusters=families)
         table.append({"model": model, "method": method, "run": run, "measure": "KS distance", **interval._asdict()})
         table[-1] |= {"ks_p": found.ks_p, "wilcoxon_p": np.nan if profile.hub else found.wilcoxon_p}  # other documents are no pairs
+        table[-1] |= {"ks_p": np.nan} if profile.corpus.whole else {}  # chunks of one document are not independent
     return pd.DataFrame(table)
 
 

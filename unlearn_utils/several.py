@@ -34,9 +34,20 @@ def fill(step: Step) -> bool:
     return True
 
 
+def check(profile: Profile) -> None:
+    """Raises ValueError for an optimizer batch of any run that does not divide among the processes."""
+    pairs, processes = released.pairs(profile).values(), loop.place().num_processes
+    batches = {profile.unlearning.batch, *profile.grid.batches} | {c["batch"] for _, *both in pairs for c in both if "batch" in c}
+    if odd := sorted(b for b in batches if b % processes):
+        raise ValueError(
+            f"profile {profile.name}: batches of {odd} do not divide among {processes} processes; start as many as divide them"
+        )
+
+
 def compute(profile: Profile) -> None:
-    """Fills what is missing of a profile's `steps`, one after the other, with a line for each."""
+    """Fills what is missing of a profile's `steps`, one after the other, with a line for each. Raises ValueError as `check`."""
+    with loop.agreed():
+        check(profile)
     for number, step in enumerate(steps(profile), 1):
         made = fill(step)
-        if loop.place().is_main_process:
-            print(f"{number}: {step.name} {step.path.name}{'' if made else ', there already'}", flush=True)
+        print(f"{number}: {step.name} {step.path.name}{'' if made else ', there already'}", flush=True)

@@ -8,6 +8,8 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
+from unlearn_utils import hub, profiles
+
 
 def stamp(root: Path, profile: str, path: Path) -> Path:
     """Where the last execution of a notebook is recorded."""
@@ -40,7 +42,7 @@ def inputs(profile: str, path: Path) -> str:
     package = Path(__file__).parent
     files = [*sorted(package.rglob("*.py")), package / "manifest.csv", package.parent / "requirements.lock"]
     parts = [file_hash(file) for file in files if file.exists()]
-    made_by = [cells, parts, sys.version_info[:2], profile, os.environ["UNLEARN_STORE"]]
+    made_by = [cells, parts, sys.version_info[:2], repr(profiles.profile(profile)), os.environ.get(hub.MIRROR), os.environ["UNLEARN_STORE"]]
     return sha256(json.dumps(made_by).encode()).hexdigest()
 
 

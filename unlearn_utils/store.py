@@ -116,7 +116,12 @@ def _valid(folder: Path) -> bool:
 def _checksums(folder: Path) -> dict[str, str]:
     aside = [folder / name for name in SIDE_FILES]
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in aside)
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {p.relative_to(folder).as_posix(): _sha256(p) for p in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:  # weights may be larger than memory
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(path: Path, content: Mapping) -> None:
