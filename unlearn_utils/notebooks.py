@@ -73,8 +73,11 @@ def groups(paths: list[Path]) -> list[list[Path]]:
 
 
 def beside(root: Path, profile: str, group: list[Path], labels: dict[Path, str], fresh: bool) -> int:
-    """Executes what changed of a group, as many at once as the profile has workers, which they share; returns an exit code."""
+    """Executes what changed of a group, as many at once as the profile has workers, which they share; returns an exit code.
+
+    The longest go first, so that no core waits for the last one; those that only read results go last."""
     changed = [path for path in group if fresh or not stamps.unchanged(root, profile, path, target(root, profile, path))]
+    changed.sort(key=lambda path: (metadata(path).get("reads_only", False), -metadata(path).get("expected_minutes", {}).get(profile, 0)))
     for path in group:
         if path not in changed:
             print(f"{labels[path]:<60}  unchanged", flush=True)

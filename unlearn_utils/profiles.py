@@ -193,7 +193,7 @@ GPU = Profile(
     scaling=Scaling(shapes=tuple(sized(h, n, 50304, 512) for h, n in SIZES)),
     domains=("arxiv", "github"),
     workers=1,
-    hub=Hub("EleutherAI/pythia-1.4b", "fedc38a16eea3bd36a96b906d78d11d2ce18ed79", tokens=143000 * 2097152, gigabytes=2.93, micro_batch=8),
+    hub=Hub("EleutherAI/pythia-1.4b", "fedc38a16eea3bd36a96b906d78d11d2ce18ed79", tokens=143000 * 2097152, gigabytes=2.93, micro_batch=4),
     tasks=("arc_easy", "hellaswag"),
 )
 
