@@ -18,7 +18,7 @@ Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels: each (batch, 
 Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # log-probabilities (m, V) of these rows -> losses (m,), d loss / d logits (m, V)
 IGNORED = -100
 CPU_LOGIT_BYTES = 4 * 2**20  # fastest of 2 to 16 MB on one core; above 32 MB every tensor is returned to the system and page-faults back
-CPU_ROWS, CPU_MOST_BYTES = 128, 16 * 2**20  # but a matrix product wants this many rows, up to this size
+CPU_ROWS, CPU_MOST_BYTES = 96, 16 * 2**20  # but a matrix product wants this many rows, up to this size
 ACCELERATOR_LOGIT_BYTES = 64 * CPU_LOGIT_BYTES  # enough rows to fill a GPU's matrix units
 
 
