@@ -9,7 +9,7 @@ usage: ./run_all.sh [PROFILE] [--only NN] [--from NN] [--fresh]
 
 profiles
   smoke      a tiny model on a slice of the text; about 3 minutes; writes to runs/smoke/
-  laptop     the default: what is committed in notebooks/ and figures/; 15 minutes or more, up to 4 GB of memory
+  laptop     the default: what is committed in notebooks/ and figures/; about 20 minutes, up to 6 GB of memory
   study      the models of laptop, the full grids of notebook 11 on all domains; about an hour; writes to runs/study/ and figures/study/,
              its progress to runs/study/progress.txt
   gpu        Pythia-1.4b on one GPU; documents that it was and was not trained on; hours; writes to runs/gpu/
