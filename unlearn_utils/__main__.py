@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     compute.set_defaults(call=everything)
     own.add(commands)
     claims = commands.add_parser("claims", help="print each claim with its measured value and verdict, as notebook 14 left them")
-    claims.add_argument("profile", nargs="?", default="laptop", help="laptop, study or smoke")
+    claims.add_argument("profile", nargs="?", default="laptop", help="laptop, study, smoke, gpu or paper")
     claims.add_argument("--readme", action="store_true", help="write the table into README.md")
     commands.add_parser("expect", help="make the present figures/table*.csv the committed values of tests/expected/laptop.csv")
     commands.add_parser("manifest", help="curate the embedded corpus again and replace unlearn_utils/manifest.csv")

@@ -81,7 +81,7 @@ def matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of float32 logits at a time: 256 MiB on an accelerator; on a CPU 4 MiB, or 128 rows if they fit 16 MiB; at least one."""
+    """Rows of float32 logits at a time: 256 MiB on an accelerator; on a CPU 4 MiB, or 96 rows if they fit 16 MiB; at least one."""
     row = 4 * vocabulary
     if device.type != "cpu":
         return max(1, ACCELERATOR_LOGIT_BYTES // row)
