@@ -125,7 +125,9 @@ def _make_timed(profile: Profile, domain: str, method: str, shape: Shape | None,
 
     tokenizer(profile)  # stored before, so that no child trains it
     models.release()  # of the GPU, for the child
-    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+    context = get_context("forkserver")  # which has imported already; a child's peak begins with what it was forked with
+    context.set_forkserver_preload(["unlearn_utils.training"])
+    with ProcessPoolExecutor(1, context) as fresh:
         row = fresh.submit(measured, profile, domain, method, shape).result()
     pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
 
