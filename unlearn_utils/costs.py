@@ -42,16 +42,22 @@ def counted(profile: Profile, domain: str, method: str, documents: int | None = 
     return Step("counted", VERSIONS["counted"], settings, partial(_make_counted, profile, domain, method, documents, shape))
 
 
+def _hub(profile: Profile, shape: Shape | None) -> Hub | None:
+    """The published model whose cost is asked; None where it is that of a model with random weights."""
+    return None if shape else profile.hub
+
+
 def _published(profile: Profile, shape: Shape | None) -> dict:
     """What a published model adds to the settings of a step."""
-    return {"hub": asdict(profile.hub)} if profile.hub and not shape else {}
+    hub = _hub(profile, shape)
+    return {"hub": asdict(hub)} if hub else {}
 
 
 def _model(profile: Profile, shape: Shape | None):
     """The published model, or, for a profile without one or a shape of its own, random weights: arithmetic does not depend on them."""
     from unlearn_utils import models
 
-    if profile.hub and not shape:
+    if _hub(profile, shape):
         return models.load(target(profile).folder())
     return models.build(profile.shape, tokenizer(profile), 0).to(models.device())
 
@@ -59,7 +65,7 @@ def _model(profile: Profile, shape: Shape | None):
 def _make_counted(profile: Profile, domain: str, method: str, limit: int | None, shape: Shape | None, folder: Path) -> None:
     from unlearn_utils import efficiency, models
 
-    model, hub = _model(profile, shape), None if shape else profile.hub
+    model, hub = _model(profile, shape), _hub(profile, shape)
     row = {"method": method, "run": domain, "parameters": models.parameters(model)}
     if hub and method == RETRAINING:
         computed = 6 * row["parameters"] * hub.tokens
@@ -89,11 +95,8 @@ def _work(profile: Profile, domain: str, method: str, limit: int | None, model, 
     forget, retain = sides(profile, domain, method)
     forget = forget[:limit]
     order, collate = training.pairs(len(forget), len(retain), 1, np.random.default_rng(0)), training.paired(method, forget, retain, pad)
-    loss, tokens, steps = (
-        training.unlearning_objective(method, recipe, model),
-        sum(map(len, forget)),
-        training.steps_of(len(order), recipe.batch, 1),
-    )
+    loss, tokens = training.unlearning_objective(method, recipe, model), sum(map(len, forget))
+    steps = training.steps_of(len(order), recipe.batch, 1)
     if hub:  # as many at a time as fit, for all by their tokens
         read = np.array([len(forget[i]) + (len(retain[j]) if retain else 0) for i, j in order])
         return loss, [collate(order[: hub.micro_batch])], tokens, read.sum() / read[: hub.micro_batch].sum(), steps
@@ -166,15 +169,14 @@ def _runner(profile: Profile, domain: str, method: str, shape: Shape | None) -> 
         ids = _longest(list(documents(profile, training_parts(profile, domain)).ids), STEPS * size)
         recipe = replace(profile.pretraining, epochs=1)
         return partial(training.pretrain, model, ids, recipe, tok.pad_token_id, 0), model, size * len(ids[0])
-    size = profile.hub.micro_batch if profile.hub and not shape else profile.unlearning.batch
+    hub = _hub(profile, shape)
+    size = hub.micro_batch if hub else profile.unlearning.batch
     forget, retain = (_longest(side, STEPS * size) for side in sides(profile, domain, method))
     reference = _model(profile, shape).eval() if methods.named(method).retain == "kl" else None
     labels = training.draw_labels(method, forget, model.eval(), tok, 0)
     recipe = replace(profile.unlearning, epochs=1, batch=size)
-    checkpointing = bool(profile.hub and not shape and profile.hub.checkpointing)
-    run = partial(
-        training.unlearn, model, method, forget, retain, recipe, tok.pad_token_id, 0, reference, labels, checkpointing=checkpointing
-    )
+    given = (model, method, forget, retain, recipe, tok.pad_token_id, 0, reference, labels)
+    run = partial(training.unlearn, *given, checkpointing=bool(hub and hub.checkpointing))
     return run, model, size * (len(forget[0]) + (len(retain[0]) if retain else 0))
 
 
