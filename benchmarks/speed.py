@@ -89,7 +89,7 @@ class Plain(Trainer):
     def kl(self, model: nn.Module, batch: objectives.Batch) -> Tensor:
         """Mean over predicted tokens, in nats."""
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():  # it wraps the model alone
             log_p = self.reference(**inputs).logits[:, :-1].float().log_softmax(-1)
         log_q = model(**inputs).logits[:, :-1].float().log_softmax(-1)
         mask = objectives.predicted(batch["labels"])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearn_utils import methods, objectives
+from unlearn_utils import methods, objectives, replacement
 from unlearn_utils.methods import METHODS, Method, unlearning_loss
 
 VOCABULARY = 64
@@ -75,6 +75,19 @@ def test_the_paper_s_seven_in_order():
         ("ascent_kl_in_distribution", "ascent", "kl", "in_distribution"),
     ]
     assert list(METHODS) == [m.name for m in METHODS.values()]
+
+
+@pytest.mark.parametrize(("extra", "passes"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize("name", [m.name for m in METHODS.values() if m.retain])
+def test_sides_of_one_length_share_a_forward_pass(world, monkeypatch, name, extra, passes):
+    model, reference, forget, retain = world
+    seen, original = [], objectives.hidden_states
+    monkeypatch.setattr(objectives, "hidden_states", lambda m, *batch: seen.append(m) or original(m, *batch))
+    loss = unlearning_loss(name, model, forget, padded(retain, extra), reference)
+    assert seen.count(model) == passes
+    with_two = unlearning_loss(name, model, padded(forget, 1), retain, reference)
+    torch.testing.assert_close(gradients(loss, model), gradients(with_two, model), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss, with_two, **CLOSE)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -191,7 +204,7 @@ def test_one_small_step_goes_the_method_s_way(name):
 def test_adversarial_labels_come_from_the_original_model(world):
     _, reference, forget, _ = world
     logits = reference(forget["input_ids"], forget["attention_mask"]).logits
-    expected = objectives.adversarial_labels(logits, forget["input_ids"], forget["labels"])
+    expected = replacement.adversarial_labels(logits, forget["input_ids"], forget["labels"])
     labels = methods.replacement_labels("adversarial", forget, reference)
     assert torch.equal(labels, expected) and not torch.equal(labels, forget["labels"])
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPTNeoXConfig, GraniteConfig, LlamaConfig
 
-from unlearn_utils import objectives
+from unlearn_utils import objectives, replacement
 from unlearn_utils.objectives import Head
 
 VOCABULARY, WIDTH = 64, 16
@@ -132,8 +132,8 @@ def test_a_chunk_of_logits_fits_the_budget(vocabulary, rows, monkeypatch):
 
 
 def test_logits_are_made_chunk_by_chunk(monkeypatch):
-    seen, original = [], objectives.head_logits
-    monkeypatch.setattr(objectives, "head_logits", lambda hidden, head: seen.append(len(hidden)) or original(hidden, head))
+    seen, original = [], objectives._logits
+    monkeypatch.setattr(objectives, "_logits", lambda rows, *rest: seen.append(len(rows)) or original(rows, *rest))
     hidden, head = leaves()
     objectives.fused_loss(hidden, head, objectives.true_token(torch.arange(10)))
     assert seen == [3, 3, 3, 1]
@@ -275,16 +275,16 @@ def test_adversarial_labels_by_hand():
     labels = torch.tensor([[0, 2, -100, 3]])
     logits = torch.tensor([[[1.0, 0, 5, 9], [0, 9, 8, 0], [0, 1, 3, 4], [7, 0, 0, 0]]])
     # logits 0 predict entry 1: 3 is best, and not the true 2; entry 2 is not counted; logits 2: 3 is true, so 2; logits 3 are unused
-    assert objectives.adversarial_labels(logits, ids, labels).tolist() == [[0, 3, -100, 2]]
+    assert replacement.adversarial_labels(logits, ids, labels).tolist() == [[0, 3, -100, 2]]
     # official: logits j -> entry j, without token j and without the last id 3
-    assert objectives.official_adversarial_labels(logits, ids, labels).tolist() == [[2, 1, -100, 0]]
+    assert replacement.official_adversarial_labels(logits, ids, labels).tolist() == [[2, 1, -100, 0]]
 
 
 def test_adversarial_labels_are_the_likeliest_but_the_true_one():
     batch = padded(batch_of(4, 30), 3)
     logits, ids = random(4, 33, VOCABULARY), batch["input_ids"]
     logits[:, :-1].scatter_add_(2, ids[:, 1:, None], torch.full((4, 32, 1), 3.0))  # a model that is often right
-    labels = objectives.adversarial_labels(logits, ids, batch["labels"])
+    labels = replacement.adversarial_labels(logits, ids, batch["labels"])
     counted = batch["labels"] != -100
     assert ((labels == -100) == ~counted).all()
     assert (labels[:, 1:] != ids[:, 1:])[counted[:, 1:]].all()
@@ -297,7 +297,7 @@ def test_random_labels_are_uniform_over_the_other_ordinary_tokens(special):
     ids = torch.full((200, 60), 7)
     ids[:, :10] = 1  # special in two of the cases
     labels = torch.where(torch.arange(60) == 59, -100, ids)
-    drawn = objectives.random_labels(ids, labels, VOCABULARY, torch.Generator().manual_seed(0), special)
+    drawn = replacement.random_labels(ids, labels, VOCABULARY, torch.Generator().manual_seed(0), special)
     assert (drawn[:, 59] == -100).all() and (drawn[:, :59] != ids[:, :59]).all()
     for true, columns in ((1, slice(0, 10)), (7, slice(10, 59))):
         counts = drawn[:, columns].flatten().bincount(minlength=VOCABULARY)
@@ -310,17 +310,17 @@ def test_random_labels_are_uniform_over_the_other_ordinary_tokens(special):
 
 def test_random_labels_repeat_with_the_generator_and_not_with_the_global_seed():
     ids = batch_of(2, 40)["input_ids"]
-    draw = [objectives.random_labels(ids, ids, VOCABULARY, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    draw = [replacement.random_labels(ids, ids, VOCABULARY, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
     assert (draw[0] == draw[1]).all() and (draw[0] != draw[2]).any()
     with pytest.raises(ValueError, match="at least 2"):
-        objectives.random_labels(ids, ids, 3, torch.Generator(), (0, 1))
+        replacement.random_labels(ids, ids, 3, torch.Generator(), (0, 1))
 
 
 def test_official_random_labels_keep_special_positions_and_hit_the_true_token():
     ids = torch.full((100, 50), 7)
     ids[:, 0], labels = 1, ids.clone()
     labels[:, 0], labels[:, 49] = 1, -100
-    drawn = objectives.official_random_labels(ids, labels, VOCABULARY, torch.Generator().manual_seed(0), (0, 1))
+    drawn = replacement.official_random_labels(ids, labels, VOCABULARY, torch.Generator().manual_seed(0), (0, 1))
     assert (drawn[:, 0] == 1).all() and (drawn[:, 49] == -100).all()
     counts = drawn[:, 1:49].flatten().bincount(minlength=VOCABULARY)
     expected = 4800 / VOCABULARY

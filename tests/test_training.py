@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import get_cosine_schedule_with_warmup
 
-from unlearn_utils import methods, models, objectives, optimizers, tokens, training
+from unlearn_utils import methods, objectives, optimizers, tokens, training
 from unlearn_utils.methods import METHODS
 from unlearn_utils.profiles import Pretraining, Unlearning
 
@@ -623,31 +623,3 @@ def test_a_step_of_pretraining_is_one_of_its_optimizers(build):
     torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
     optimizers.muon_and_adamw(plain, recipe.muon_learning_rate, recipe.adamw_learning_rate).step()
     assert distance(build, plain, model) < 1e-3
-
-
-@pytest.mark.parametrize(("native", "context", "expected"), [(True, 32, "short"), (True, 1024, "sdpa"), (False, 32, "sdpa")])
-def test_attention_is_unfused_only_for_short_sequences_in_bfloat16_on_a_cpu(build, monkeypatch, native, context, expected):
-    monkeypatch.setattr(models, "half_precision", lambda: native)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    model = build(0, context=context)
-    models.quicker_attention(model)
-    assert model.config._attn_implementation == expected
-
-
-@pytest.mark.parametrize("key_heads", [2, 1])
-def test_short_attention_equals_the_fused_one(build, key_heads, tmp_path):
-    """With padding, and with fewer key heads than heads; a model saved with it loads anywhere."""
-    config = build(0).config
-    config.num_key_value_heads = key_heads
-    fused = type(build(0))(config).eval()
-    fused.save_pretrained(tmp_path)
-    short = models.load(tmp_path)
-    short.set_attn_implementation("short")
-    batch = tokens.collate([list(range(3, 30)), list(range(40, 50))], 0)
-    hidden = [objectives.hidden_states(m, batch["input_ids"], batch["attention_mask"]) for m in (fused, short)]
-    counted = batch["attention_mask"].bool()
-    assert torch.allclose(hidden[0][counted], hidden[1][counted], atol=1e-5)
-    [m.sum().backward() for m in (h[counted].square() for h in hidden)]
-    assert torch.allclose(*(m.model.layers[0].self_attn.k_proj.weight.grad for m in (fused, short)), rtol=1e-4, atol=1e-5)
-    models.save(short, tmp_path / "again")
-    assert "short" not in (tmp_path / "again" / "config.json").read_text()

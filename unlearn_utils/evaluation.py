@@ -61,7 +61,7 @@ def brief(model: nn.Module, documents: pd.DataFrame, pad_id: int, batch: int = 1
     it is a third of the cost and moves a document's mean NLL by about 0.001."""
     model.eval()
     head, found = objectives.head_of(model), []
-    with models.fused_attention(model), torch.autocast(model.device.type, torch.bfloat16, enabled=models.half_precision()):
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=models.half_precision()):
         for start in range(0, len(documents), batch):
             sides = {k: v.to(model.device) for k, v in tokens.collate(list(documents.ids[start : start + batch]), pad_id).items()}
             mask, targets = objectives.predicted(sides["labels"]), sides["labels"][:, 1:]

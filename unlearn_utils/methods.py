@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unlearn_utils import objectives
+from unlearn_utils import objectives, replacement
 from unlearn_utils.objectives import Batch
 
 REPRODUCIBLE = {
@@ -102,11 +102,11 @@ def replacement_labels(
     if method.forget == "random_label":
         if generator is None or vocab_size is None:
             raise ValueError("random labels need a generator and the vocabulary's size")
-        draw = objectives.official_random_labels if 7 in chosen else objectives.random_labels
+        draw = replacement.official_random_labels if 7 in chosen else replacement.random_labels
         return draw(forget["input_ids"], forget["labels"], vocab_size, generator, special_ids)
     if model is None:
         raise ValueError("adversarial labels need the original model")
-    pick = objectives.official_adversarial_labels if 1 in chosen else objectives.adversarial_labels
+    pick = replacement.official_adversarial_labels if 1 in chosen else replacement.adversarial_labels
     head, hidden = objectives.head_of(model), objectives.hidden_states(model, forget["input_ids"], forget["attention_mask"])
     rows = zip(hidden.split(1), forget["input_ids"].split(1), forget["labels"].split(1), strict=True)  # one sequence's logits at a time
     return torch.cat([pick(objectives.head_logits(h, head), ids, labels) for h, ids, labels in rows])
@@ -140,6 +140,8 @@ def unlearning_loss(
     if method.retain == "kl" and reference is None:
         raise ValueError(f"{method.name} needs the original model as reference")
     sign = -1.0 if method.forget == "ascent" else 1.0
+    if method.retain and forget["input_ids"].shape[1] == retain["input_ids"].shape[1]:  # else one of them would be padded for it
+        forget, retain = objectives.together(model, forget, retain)
     if 3 in chosen and method.retain == "descent":
         return _signed_sequence_means(model, forget, retain, sign, retain_weight)
     count_forget, count_retain = (None, None) if counts is None or 3 in chosen else counts

@@ -9,23 +9,12 @@ from contextvars import ContextVar
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-)
-from transformers.masking_utils import eager_mask
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from unlearn_utils.profiles import Shape
 
-SHORT = 512  # tokens
 _chosen: ContextVar[bool | None] = ContextVar("chosen", default=None)
 logging.disable_progress_bar()  # bars of a second or less, which would be kept in a notebook's outputs
 
@@ -90,39 +79,6 @@ def save(model: nn.Module, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def quicker_attention(model: nn.Module) -> None:
-    """Switches to `short_attention` where that trains faster: in bfloat16 on a CPU, for sequences of up to `SHORT` tokens; and only from
-    PyTorch's fused one: what transformers does not fuse does more (Gemma 2 caps scores, others have sinks)."""
-    plain = model.config._attn_implementation == "sdpa"
-    short = getattr(model.config.get_text_config(), "max_position_embeddings", SHORT + 1) <= SHORT
-    if plain and short and half_precision() and not torch.cuda.is_available():
-        model.set_attn_implementation("short")
-
-
-def short_attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_) -> tuple[Tensor, None]:
-    """Attention in three plain steps, as transformers calls it: (batch, heads, time, d) in, (batch, time, heads, d) out.
-
-    PyTorch's fused attention takes 3 times as long in bfloat16 on a CPU (forward and backward, 256 tokens; as long at 1,024). This one
-    keeps heads x time x time probabilities a layer, so it is for short sequences. No dropout.
-    """
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = (query * scaling) @ key.mT
-    return (scores.add_(attention_mask.to(scores.dtype)).softmax(-1) @ value).transpose(1, 2), None
-
-
-@contextmanager
-def fused_attention(model: nn.Module) -> Iterator[None]:
-    """Inside, PyTorch's fused attention in the place of `short_attention`: without a backward pass it is the quicker one."""
-    short = model.config._attn_implementation == "short"
-    if short:
-        model.set_attn_implementation("sdpa")
-    yield
-    if short:
-        model.set_attn_implementation("short")
-
-
 @contextmanager
 def checkpointed(model: nn.Module) -> Iterator[None]:
     """Inside, in training, a layer keeps its input alone for the backward pass, and is computed again there (arXiv 1604.06174): the same
@@ -133,10 +89,6 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         getattr(model, f"{word}_checkpointing_disable")()
-
-
-AttentionInterface.register("short", short_attention)
-AttentionMaskInterface.register("short", eager_mask)
 
 
 def parameters(model: nn.Module) -> int:

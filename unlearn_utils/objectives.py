@@ -1,4 +1,4 @@
-"""The terms of the unlearning objective: pure functions of tensors, and the labels they are computed on.
+"""The terms of the unlearning objective: pure functions of tensors.
 
 Position j of a sequence predicts token j + 1. `labels` are unshifted, as in Hugging Face, and -100 is not counted: the predicted
 tokens of a batch are `labels[:, 1:] != -100`. Logits are never kept: a loss walks over chunks of rows and takes the gradients of
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels: each (batch, time)
-Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # log-probabilities (m, V) of these rows -> losses (m,), d loss / d logits (m, V)
+Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels: each (batch, time); what was computed before: hidden, reference_hidden
+Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # logits (m, V) of these rows, lost -> losses (m,), d loss / d logits (m, V)
 IGNORED = -100
 CPU_LOGIT_BYTES = 4 * 2**20  # fastest of 2 to 16 MB on one core; above 32 MB every tensor is returned to the system and page-faults back
 CPU_ROWS, CPU_MOST_BYTES = 96, 16 * 2**20  # but a matrix product wants this many rows, up to this size
@@ -67,7 +67,8 @@ def head_logits(hidden: Tensor, head: Head) -> Tensor:
     with torch.autocast(hidden.device.type, enabled=False):
         bias = None if head.bias is None else head.bias.to(dtype)
         logits = F.linear(hidden.to(dtype), head.weight.to(dtype), bias)
-        logits = logits.to(torch.promote_types(dtype, torch.float32)) * head.scale
+        logits = logits.to(torch.promote_types(dtype, torch.float32))
+        logits = logits if head.scale == 1 else logits * head.scale
         return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
@@ -106,15 +107,18 @@ class _FusedLoss(torch.autograd.Function):
             total = torch.zeros((), dtype=wide, device=hidden.device)
             grads = [torch.zeros_like(x, dtype=wide) if need else None for x, need in zip((hidden, weight, bias), needed, strict=True)]
             scratch = torch.empty_like(head.weight) if needed[1] else None
-            for rows in chunks(len(hidden), chunk_rows(len(weight), hidden.device)):
-                logits = head_logits(rows_in[rows], head)
-                losses, slope = term(logits.log_softmax(-1), rows)
+            size = chunk_rows(len(weight), hidden.device)
+            narrow = rows_in.new_empty(min(size, len(hidden)), len(weight))  # asked for once: new memory comes slowly
+            room = narrow.to(wide)
+            for rows in chunks(len(hidden), size):
+                logits, damping = _logits(rows_in[rows], head, narrow, room)
+                losses, slope = term(logits, rows)
                 total += (losses * weights[rows]).sum()
                 if any(needed):
                     slope *= (scale * weights[rows])[:, None].to(wide)
-                    if softcap is not None:
-                        slope *= 1 - (logits / softcap) ** 2
-                    _accumulate(grads, slope, rows_in[rows], head.weight, rows, scratch)
+                    if damping is not None:
+                        slope *= damping
+                    _accumulate(grads, slope, narrow[: len(slope)].copy_(slope), rows_in[rows], head.weight, rows, scratch)
         ctx.save_for_backward(*(None if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden, weight, bias), strict=True)))
         return total
 
@@ -124,13 +128,26 @@ class _FusedLoss(torch.autograd.Function):
         return *(None if g is None else g * grad_output.to(g.dtype) for g in ctx.saved_tensors), None, None, None, None, None
 
 
+def _logits(rows_in: Tensor, head: Head, narrow: Tensor, room: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`head_logits`, written into `room`, and d capped / d uncapped logits where the head caps them."""
+    logits = room[: len(rows_in)].copy_(torch.mm(rows_in, head.weight.T, out=narrow[: len(rows_in)]))
+    if head.bias is not None:
+        logits += head.bias
+    if head.scale != 1:
+        logits *= head.scale
+    if head.softcap is None:
+        return logits, None
+    logits.div_(head.softcap).tanh_()
+    damping = 1 - logits**2
+    return logits.mul_(head.softcap), damping
+
+
 def _accumulate(
-    grads: Sequence[Tensor | None], slope: Tensor, rows_in: Tensor, weight: Tensor, rows: slice, scratch: Tensor | None
+    grads: Sequence[Tensor | None], slope: Tensor, narrow: Tensor, rows_in: Tensor, weight: Tensor, rows: slice, scratch: Tensor | None
 ) -> None:
     """Adds one chunk's gradients (of hidden states, weight, bias), given the slope (m, V) of the loss in the raw logits.
 
-    scratch: room for one product of the weight's shape and type, so that not every chunk asks the system for it."""
-    narrow = slope.to(weight.dtype)
+    narrow: the slope in the weight's type. scratch: room for one product of the weight's shape and type."""
     if grads[0] is not None:
         grads[0][rows] = (narrow @ weight).to(slope.dtype)
     if grads[1] is not None:
@@ -151,14 +168,21 @@ def fused_loss(hidden: Tensor, head: Head, term: Term, weights: Tensor | None = 
     return _FusedLoss.apply(hidden, head.weight, head.bias, weights, head.scale, head.softcap, term, torch.is_grad_enabled())
 
 
+def _softmax_(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities, in the place of the logits (m, V), and the logarithm (m,) of what normalises exp(logits)."""
+    top = logits.amax(-1, keepdim=True)
+    total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+    return logits.div_(total), top.add_(total.log_())[:, 0]
+
+
 def true_token(targets: Tensor) -> Term:
     """Cross-entropy, in nats, with the tokens `targets` (N,)."""
 
-    def term(log_q: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         index = targets[rows, None]
-        losses = -log_q.gather(1, index)[:, 0]
-        slope = log_q.softmax(-1)  # equals exp, and is faster
-        return losses, slope.scatter_add_(1, index, -torch.ones_like(losses)[:, None])
+        chosen = logits.gather(1, index)
+        q, normaliser = _softmax_(logits)
+        return normaliser - chosen[:, 0], q.scatter_add_(1, index, -torch.ones_like(chosen))
 
     return term
 
@@ -166,11 +190,11 @@ def true_token(targets: Tensor) -> Term:
 def divergence(hidden: Tensor, head: Head) -> Term:
     """KL(P || Q), in nats, from the reference's distribution P, given by its hidden states (N, d) and head; no gradient to P."""
 
-    def term(log_q: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        log_p = _log_reference(hidden, head, rows)
-        p = log_p.softmax(-1)  # equals exp, and is faster
-        losses = log_p.sub_(log_q).mul_(p).sum(-1)
-        return losses, torch.softmax(log_q, -1, out=log_p).sub_(p)  # log_p is not needed any more: its room is
+    def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        reference = _reference(hidden, head, rows)
+        difference = reference - logits
+        (p, normaliser_p), (q, normaliser_q) = _softmax_(reference), _softmax_(logits)
+        return difference.mul_(p).sum(-1) - normaliser_p + normaliser_q, q.sub_(p)
 
     return term
 
@@ -178,17 +202,17 @@ def divergence(hidden: Tensor, head: Head) -> Term:
 def official_divergence(hidden: Tensor, head: Head, epsilon: float = 1e-12) -> Term:
     """Defect 2 of the released code: -sum p log(q + 1e-12), a cross-entropy whose gradient dies where q underflows."""
 
-    def term(log_q: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        p, q = _log_reference(hidden, head, rows).exp(), log_q.exp()
+    def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        (p, _), (q, _) = _softmax_(_reference(hidden, head, rows)), _softmax_(logits)
         share = p * q / (q + epsilon)
         return -(p * (q + epsilon).log()).sum(-1), q * share.sum(-1, keepdim=True) - share
 
     return term
 
 
-def _log_reference(hidden: Tensor, head: Head, rows: slice) -> Tensor:
+def _reference(hidden: Tensor, head: Head, rows: slice) -> Tensor:
     with torch.no_grad():
-        return head_logits(hidden[rows], head).log_softmax(-1)
+        return head_logits(hidden[rows], head)
 
 
 # ---------------------------------------------------------------------------------------------- losses of a batch
@@ -201,8 +225,7 @@ def predicted(labels: Tensor) -> Tensor:
 
 def next_token_sum(model: nn.Module, batch: Batch, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy with the labels, summed over predicted tokens; `weights` (batch, time - 1), 1 if None."""
-    hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"])
-    mask = predicted(batch["labels"])
+    mask, hidden = predicted(batch["labels"]), _hidden(model, batch)
     term = true_token(batch["labels"][:, 1:][mask])
     return fused_loss(hidden[:, :-1][mask], head_of(model), term, None if weights is None else weights[mask])
 
@@ -232,64 +255,17 @@ def _both(model: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tensor,
     if fixed is None:
         with torch.no_grad():
             fixed = hidden_states(reference, batch["input_ids"], batch["attention_mask"])
-    return hidden_states(model, batch["input_ids"], batch["attention_mask"]), fixed
+    return _hidden(model, batch), fixed
 
 
-# ---------------------------------------------------------------------------------------------- replacement labels
+def _hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """Hidden states of the model; those that came with the batch (`together`), or computed now."""
+    found = batch.get("hidden")
+    return hidden_states(model, batch["input_ids"], batch["attention_mask"]) if found is None else found
 
 
-def adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor) -> Tensor:
-    """The likeliest token other than the true next one, at each predicted position.
-
-    logits (batch, time, V); input_ids, labels (batch, time), unshifted. Returns labels of that layout: entry j + 1 comes from
-    logits j; -100 and entry 0, which nothing predicts, stay. Ties go to either token.
-    """
-    best, second = logits[:, :-1].topk(2).indices.unbind(-1)
-    chosen = torch.where(best == input_ids[:, 1:], second, best)
-    return _replaced(labels, torch.cat([labels[:, :1], chosen], 1), keep=labels == IGNORED)
-
-
-def official_adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor) -> Tensor:
-    """Defect 1 of the released code: entry j comes from logits j, with token j (not j + 1) and the last vocabulary id excluded.
-
-    The framework shifts labels once more, so that each target is the prediction made one position later. Ties go to one
-    of the likeliest tokens; the released code samples among them.
-    """
-    masked = logits.scatter(2, input_ids[..., None], -torch.inf)
-    return _replaced(labels, masked[..., :-1].argmax(-1), keep=labels == IGNORED)
-
-
-def random_labels(
-    input_ids: Tensor, labels: Tensor, vocab_size: int, generator: torch.Generator, special_ids: Sequence[int] = ()
-) -> Tensor:
-    """Labels drawn uniformly from the non-special tokens other than the true one, for special true tokens too; -100 stays.
-
-    Shapes (batch, time), unshifted. The released code draws from the whole vocabulary (`official_random_labels`).
-    Raises ValueError if fewer than two tokens are left to draw from.
-    """
-    allowed = torch.tensor(sorted(set(range(vocab_size)) - set(special_ids)), device=input_ids.device)
-    if len(allowed) < 2:
-        raise ValueError(f"random labels need at least 2 non-special tokens, not {len(allowed)}")
-    place = torch.searchsorted(allowed, input_ids).clamp(max=len(allowed) - 1)
-    true_allowed = allowed[place] == input_ids
-    draw = (_uniform(input_ids, generator) * (len(allowed) - true_allowed.long())).long()
-    draw += true_allowed & (draw >= place)  # step over the true token
-    return _replaced(labels, allowed[draw], keep=labels == IGNORED)
-
-
-def official_random_labels(
-    input_ids: Tensor, labels: Tensor, vocab_size: int, generator: torch.Generator, special_ids: Sequence[int] = ()
-) -> Tensor:
-    """Defect 7 of the released code: uniform over the whole vocabulary, the true token and special ones too; special positions stay."""
-    special = torch.isin(input_ids, torch.tensor(list(special_ids), dtype=input_ids.dtype, device=input_ids.device))
-    draw = (_uniform(input_ids, generator) * vocab_size).long()
-    return _replaced(labels, draw, keep=(labels == IGNORED) | special)
-
-
-def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Float64 numbers in [0, 1), drawn on the generator's device so that a seed gives the same labels everywhere."""
-    return torch.rand(like.shape, generator=generator, device=generator.device, dtype=torch.float64).to(like.device)
-
-
-def _replaced(labels: Tensor, new: Tensor, keep: Tensor) -> Tensor:
-    return torch.where(keep, labels, new.to(labels.dtype))
+def together(model: nn.Module, *batches: Batch) -> list[Batch]:
+    """The batches with their "hidden" states, all from one forward pass."""
+    joined = [torch.cat([b[key] for b in batches]) for key in ("input_ids", "attention_mask")]
+    parts = hidden_states(model, *joined).split([len(b["input_ids"]) for b in batches])
+    return [{**b, "hidden": part} for b, part in zip(batches, parts, strict=True)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, get_constant_schedule, get_cosine_schedule_with_warmup
 
-from unlearn_utils import loop, methods, models, objectives, optimizers, tokens
+from unlearn_utils import layers, loop, methods, models, objectives, optimizers, tokens
 from unlearn_utils.loop import Loop, Loss, Objective, Sides, Watch, Watcher
 from unlearn_utils.profiles import Pretraining, Unlearning
 
@@ -147,7 +147,7 @@ def pretrain(
     optimizer = optimizers.muon_and_adamw(model, recipe.muon_learning_rate, recipe.adamw_learning_rate)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
     objective = Objective(model, pretraining_objective)
-    models.quicker_attention(model)
+    layers.quicken(model)
     callbacks = [Watcher(watch, watched)] if watch else []
     return _run(objective, order, single(documents, pad_id), (optimizer, schedule), recipe.batch, recipe.max_grad_norm, seed, callbacks)
 
@@ -185,9 +185,9 @@ def unlearn(
     if steps == 0 or (watch and 0 in watched and watch(0, model)):
         return []
     folder = checkpoints and checkpoints / _name(model, (*forget, *retain, *(labels or ())), method, recipe, seed, steps)
-    models.quicker_attention(model)
+    layers.quicken(model)
     if reference is not None:
-        models.quicker_attention(reference.to(loop.place().device))
+        layers.quicken(reference.to(loop.place().device))
     order = pairs(len(forget), len(retain), recipe.epochs, np.random.default_rng(seed))
     kept = reference is not None and 2 not in methods.defects(recipe.variant)  # defect 2 reads the reference where texts are padded
     hidden = hidden_of(reference, retain, [j for _, j in order], pad_id) if kept else None

@@ -1,0 +1,116 @@
+"""The quicker layers against those of transformers that they stand in for."""
+
+import copy
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, apply_rotary_pos_emb
+
+from unlearn_utils import layers, models, objectives, tokens
+
+BATCH = tokens.collate([list(range(3, 30)), list(range(40, 50)), list(range(60, 80))], 0)
+EVEN = tokens.collate([list(range(3, 30)), list(range(40, 67))], 0)  # no padding: transformers makes no mask
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def quickened(model, monkeypatch):
+    """A copy with the quicker layers, whatever this machine is."""
+    monkeypatch.setattr(models, "half_precision", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    quick = copy.deepcopy(model)
+    layers.quicken(quick)
+    return quick
+
+
+def kinds(model):
+    return {type(layer) for layer in model.modules()} & {layers.QuickNorm, layers.QuickAttention, LlamaRMSNorm, LlamaAttention}
+
+
+@pytest.mark.parametrize(("native", "context", "attention"), [(True, 32, True), (True, 1024, False), (False, 32, False)])
+def test_attention_is_switched_only_for_short_sequences_in_bfloat16(build, monkeypatch, native, context, attention):
+    monkeypatch.setattr(models, "half_precision", lambda: native)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = build(0, context=context)
+    layers.quicken(model)
+    assert kinds(model) == {layers.QuickNorm, layers.QuickAttention if attention else LlamaAttention}
+
+
+def test_nothing_is_switched_on_a_gpu_and_no_attention_but_the_fused_one(build, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = build(0)
+    layers.quicken(model)
+    assert kinds(model) == {LlamaRMSNorm, LlamaAttention}
+    model.set_attn_implementation("eager")
+    assert kinds(quickened(model, monkeypatch)) == {layers.QuickNorm, LlamaAttention}
+
+
+@pytest.mark.parametrize("batch", [BATCH, EVEN], ids=["padded", "even"])
+@pytest.mark.parametrize(("key_heads", "some"), [(2, 2**20), (1, 2**20), (2, 2 * 2 * 27 * 27), (2, 1)])
+def test_a_quickened_model_has_the_states_and_gradients_of_the_plain_one(build, monkeypatch, batch, key_heads, some):
+    """Also with fewer key heads than heads, and with scores of a few sequences at a time."""
+    monkeypatch.setattr(layers, "SCORES", some)
+    config = build(0).config
+    config.num_key_value_heads = key_heads
+    plain = type(build(0))(config)
+    for n, parameter in enumerate(plain.parameters()):
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3, generator=torch.Generator().manual_seed(n))
+    quick, counted = quickened(plain, monkeypatch), batch["attention_mask"].bool()
+    assert kinds(quick) == {layers.QuickNorm, layers.QuickAttention}
+    hidden = [objectives.hidden_states(m, batch["input_ids"], batch["attention_mask"])[counted] for m in (plain, quick)]
+    torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-4, atol=1e-5)
+    [(h * random(*h.shape, dtype=torch.float32)).sum().backward() for h in hidden]
+    theirs, ours = ({name: p.grad for name, p in m.named_parameters()} for m in (plain, quick))
+    assert theirs.keys() == ours.keys()
+    for name, expected in theirs.items():
+        assert expected is None or (ours[name] - expected).norm() < 1e-4 * expected.norm(), name
+
+
+def test_a_quickened_model_without_gradients_is_transformers_own(build, monkeypatch):
+    """So that evaluation takes the fused attention, and generation its cache."""
+    quick = quickened(build(0), monkeypatch)
+    monkeypatch.setattr(layers, "attended", None)
+    with torch.no_grad():
+        plain, ours = (m.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False) for m in (build(0), quick))
+    assert torch.equal(plain, ours)
+    with pytest.raises(TypeError):
+        objectives.hidden_states(quick, BATCH["input_ids"])
+
+
+def test_a_quickened_model_is_saved_as_any(build, monkeypatch, tmp_path):
+    quick = quickened(build(0), monkeypatch)
+    models.save(quick, tmp_path)
+    loaded = models.load(tmp_path)
+    assert kinds(loaded) == {LlamaRMSNorm, LlamaAttention}
+    assert all(torch.equal(a, b) for a, b in zip(build(0).parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_norm_by_hand(trained):
+    x, norm = random(2, 3, 8, seed=1).requires_grad_(), layers.QuickNorm(8, 0.1).double()
+    norm.weight.data = random(8, seed=2)
+    norm.weight.requires_grad_(trained)
+    torch.testing.assert_close(norm(x), x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * norm.weight)
+    inputs = [x, norm.weight] if trained else [x]
+    assert torch.autograd.gradcheck(lambda x, *weight: layers._Norm.apply(x, *(weight or [norm.weight]), 0.1, x.dtype), inputs)
+
+
+def test_norm_gives_autocast_s_type_and_sums_in_float32():
+    x, norm = random(40, 64, seed=1, dtype=torch.float32).requires_grad_(), layers.QuickNorm(64)
+    exact = norm(x)
+    (expected,) = torch.autograd.grad(exact.sin().sum(), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = norm(x)
+    assert narrow.dtype == torch.bfloat16 and torch.equal(narrow, exact.bfloat16())
+    (grad,) = torch.autograd.grad(narrow.float().sin().sum(), x)
+    assert grad.dtype == torch.float32 and 0 < (grad - expected).norm() / expected.norm() < 0.01
+    assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_rotation_equals_transformers_and_its_gradient():
+    angles = torch.cat([random(1, 5, 4, seed=1)] * 2, -1)
+    cos, sin, x = angles.cos(), angles.sin(), random(2, 3, 5, 8, seed=2).requires_grad_()
+    torch.testing.assert_close(layers._Rotation.apply(x, cos, sin), apply_rotary_pos_emb(x, x, cos, sin)[0])
+    assert torch.autograd.gradcheck(lambda x: layers._Rotation.apply(x, cos, sin), [x])
