@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from unlearn_utils import objectives, replacement
 from unlearn_utils.objectives import Batch
@@ -140,7 +141,7 @@ def unlearning_loss(
     if method.retain == "kl" and reference is None:
         raise ValueError(f"{method.name} needs the original model as reference")
     sign = -1.0 if method.forget == "ascent" else 1.0
-    if method.retain and forget["input_ids"].shape[1] == retain["input_ids"].shape[1]:  # else one of them would be padded for it
+    if method.retain and _alike(model, forget, retain):
         forget, retain = objectives.together(model, forget, retain)
     if 3 in chosen and method.retain == "descent":
         return _signed_sequence_means(model, forget, retain, sign, retain_weight)
@@ -152,6 +153,12 @@ def unlearning_loss(
         kl = _official_kl if 2 in chosen else objectives.kl_loss
         loss = loss + retain_weight * kl(model, reference, retain, count_retain)
     return loss
+
+
+def _alike(model: nn.Module, forget: Batch, retain: Batch) -> bool:
+    """Whether one forward pass does for both sides: they have one length, else one would be padded for the other; and FSDP does not
+    divide the model, because then every process must make the same passes, and each has sides of its own."""
+    return forget["input_ids"].shape[1] == retain["input_ids"].shape[1] and not any(isinstance(m, FSDPModule) for m in model.modules())
 
 
 def _official_kl(model: nn.Module, reference: nn.Module, retain: Batch, count: int | Tensor | None) -> Tensor:
