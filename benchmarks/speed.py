@@ -4,8 +4,9 @@ Both sides have the same model (the laptop profile's, and the same with 32,000 t
 each), order, micro-batch (4 forget + 4 retain), data type, clipping and Trainer settings. Plain: `model(**batch).loss`, and a KL from the
 log-softmax of all logits of the model and of the reference, which is run again at every step; the optimizer is the Trainer's default. A
 time is that of a whole run of two epochs, set-up and the reference's outputs included, divided by its optimizer steps; the two sides take
-turns, so that a shared machine disturbs both. Memory is measured by a fresh process for each: growth of its peak (ru_maxrss) over the
-loaded models. Targets are printed, a miss does not fail. Without .venv: PYTHONPATH=.
+turns, so that a shared machine disturbs both. Both sides are timed twice: with glibc as it is ("returned": freed memory goes back to the
+system and arrives anew in pages), and told to keep it ("kept"), as the workers of a run do. Memory is measured by a fresh process for each
+side: growth of its peak (ru_maxrss) over the loaded models. Targets are printed, a miss does not fail. Without .venv: PYTHONPATH=.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from unlearn_utils import models, objectives, training
+from unlearn_utils import models, objectives, training, workers
 from unlearn_utils.profiles import profile
 
 LAPTOP = profile("laptop")
@@ -62,6 +63,7 @@ class Row(NamedTuple):
     vocabulary: int
     measure: str
     method: str
+    freed: str
     ours: float
     plain: float | None = None
     ratio: float | None = None
@@ -194,8 +196,12 @@ def tokens_per_second(vocabulary: int, repeats: int, steps: int) -> list[float]:
     return [sum(map(len, found)) / s for s in runs[1:]]
 
 
-def fresh(task: Callable, *choices: tuple) -> list:
+def fresh(task: Callable, *choices: tuple, freed: str = "returned") -> list:
     """The task's results for several choices of its arguments, each from a process of its own, all side by side."""
+    for name, value in workers.KEEP_FREED.items():  # read when a process starts
+        os.environ.pop(name, None)
+        if freed == "kept":
+            os.environ[name] = value
     with ProcessPoolExecutor(len(choices), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         return list(pool.map(task, *zip(*choices, strict=True)))
 
@@ -203,26 +209,26 @@ def fresh(task: Callable, *choices: tuple) -> list:
 # ---------------------------------------------------------------------------------------------- the table
 
 
-def time_row(vocabulary: int, method: str, size: Size, steps: int) -> Row:
+def time_row(vocabulary: int, method: str, freed: str, size: Size, steps: int) -> Row:
     """Seconds per step; ratio: how many times faster ours is."""
-    [found] = fresh(step_seconds, (vocabulary, method, size.repeats, steps))
+    [found] = fresh(step_seconds, (vocabulary, method, size.repeats, steps), freed=freed)
     mine, theirs = (statistics.median(found[side]) for side in SIDES)
     ratios = [p / o for o, p in zip(found["ours"], found["plain"], strict=True)]
-    return Row(vocabulary, "s/step", method, mine, theirs, theirs / mine, min(ratios), max(ratios), f">= {FASTER[method]}")
+    return Row(vocabulary, "s/step", method, freed, mine, theirs, theirs / mine, min(ratios), max(ratios), f">= {FASTER[method]}")
 
 
 def memory_row(vocabulary: int, method: str) -> Row:
     """MB of growth; ratio: our share of the plain growth."""
     mine, theirs = fresh(memory_growth, *((vocabulary, method, side) for side in SIDES))
     target = f"<= {MEMORY}" if vocabulary == LARGE else ""
-    return Row(vocabulary, "MB growth", method, mine, theirs, mine / theirs, target=target)
+    return Row(vocabulary, "MB growth", method, "returned", mine, theirs, mine / theirs, target=target)
 
 
 def pretraining_row(vocabulary: int, size: Size, steps: int) -> Row:
     """Tokens a second; low and high are tokens a second, too."""
     [found] = fresh(tokens_per_second, (vocabulary, size.repeats, steps))
     target = f">= {TOKENS_PER_SECOND}" if vocabulary == SMALL else ""
-    return Row(vocabulary, "tokens/s", "pre-training", statistics.median(found), low=min(found), high=max(found), target=target)
+    return Row(vocabulary, "tokens/s", "pre-training", "returned", statistics.median(found), low=min(found), high=max(found), target=target)
 
 
 def measure(size: Size) -> list[Row]:
@@ -230,7 +236,7 @@ def measure(size: Size) -> list[Row]:
     rows = []
     for vocabulary, steps in size.steps.items():
         tasks = [lambda m=m, v=vocabulary: memory_row(v, m) for m in FASTER]
-        tasks += [lambda m=m, v=vocabulary, s=steps: time_row(v, m, size, s) for m in FASTER]
+        tasks += [lambda m=m, f=f, v=vocabulary, s=steps: time_row(v, m, f, size, s) for m in FASTER for f in ("returned", "kept")]
         tasks.append(lambda v=vocabulary, s=steps: pretraining_row(v, size, s))
         for task in tasks:
             rows.append(task())
@@ -241,7 +247,7 @@ def measure(size: Size) -> list[Row]:
 def line(*cells: object) -> str:
     """One line of the printed table."""
     texts = ["" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
-    return "".join(f"{t:<{w}}" for t, w in zip(texts, (11, 11, 32, 9, 9, 8, 8, 8, 8), strict=True)).rstrip()
+    return "".join(f"{t:<{w}}" for t, w in zip(texts, (11, 11, 32, 10, 9, 9, 8, 8, 8, 8), strict=True)).rstrip()
 
 
 def machine() -> dict[str, object]:

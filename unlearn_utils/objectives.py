@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels: each (batch, time); what was computed before: hidden, reference_hidden
-Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # logits (m, V) of these rows, lost -> losses (m,), d loss / d logits (m, V)
+Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # logits (m, V) of these rows, its to overwrite -> losses (m,), slopes (m, V)
 IGNORED = -100
 CPU_LOGIT_BYTES = 4 * 2**20  # fastest of 2 to 16 MB on one core; above 32 MB every tensor is returned to the system and page-faults back
 CPU_ROWS, CPU_MOST_BYTES = 96, 16 * 2**20  # but a matrix product wants this many rows, up to this size
