@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, apply_rotary_pos_emb
 
-from unlearn_utils import layers, models, objectives, tokens
+from unlearn_utils import layers, models, objectives, tokens, training
 
 BATCH = tokens.collate([list(range(3, 30)), list(range(40, 50)), list(range(60, 80))], 0)
 EVEN = tokens.collate([list(range(3, 30)), list(range(40, 67))], 0)  # no padding: transformers makes no mask
@@ -77,6 +77,38 @@ def test_a_quickened_model_without_gradients_is_transformers_own(build, monkeypa
     assert torch.equal(plain, ours)
     with pytest.raises(TypeError):
         objectives.hidden_states(quick, BATCH["input_ids"])
+
+
+def test_a_quickened_model_takes_gradients_through_a_cache(build, monkeypatch):
+    """What it cannot do itself it leaves to transformers: cached keys, and masks of other kinds of attention."""
+    plain, quick = build(0), quickened(build(0), monkeypatch)
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    cache = quick(ids[:, :4], use_cache=True).past_key_values
+    torch.testing.assert_close(quick(ids[:, 4:], cache=cache).logits[:, 0], plain(ids).logits[:, 4])
+    quick.set_attn_implementation("eager")
+    torch.testing.assert_close(quick(ids).logits, plain(ids).logits)
+
+
+def test_attention_with_dropout_is_left_alone(build, monkeypatch):
+    model = build(0)
+    model.config.attention_dropout = 0.5
+    assert kinds(quickened(model, monkeypatch)) == {layers.QuickNorm, LlamaAttention}
+
+
+@pytest.mark.parametrize("batch", [BATCH, EVEN], ids=["padded", "even"])
+def test_a_model_does_not_diverge_from_itself_in_bfloat16(build, monkeypatch, batch):
+    """Model and reference are computed alike, with gradients and without, whether the reference's states come with the batch or not."""
+    model, reference = quickened(build(0), monkeypatch), build(0)
+    layers.quicken(reference, reference=True)
+    kept = training.hidden_of(
+        reference, [row[row != 0].tolist() for row in batch["input_ids"]], [0, 0, 1, 1, 2, 2][: 2 * len(batch["labels"])], 0
+    )
+    states = torch.nn.utils.rnn.pad_sequence(list(kept.values()), batch_first=True)
+    for sides in (batch, batch | {"reference_hidden": states}):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = objectives.kl_loss(model, reference, sides)
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        assert loss == 0 and not any(g.count_nonzero() for g in grads)
 
 
 def test_a_quickened_model_is_saved_as_any(build, monkeypatch, tmp_path):

@@ -154,6 +154,25 @@ def test_bf16_autocast_multiplies_in_bf16_and_sums_in_float32():
         assert 0 < (g - expected).norm() / expected.norm() < 0.01
 
 
+def test_a_mean_keeps_its_digits_in_bfloat16():
+    """1 / 1021 is not a number of bfloat16."""
+    hidden, head = leaves(torch.bfloat16, bias=False)
+    term = objectives.true_token(torch.arange(10))
+    of_sum, of_mean = (torch.autograd.grad(objectives.fused_loss(hidden, head, term) / n, [hidden, head.weight]) for n in (1, 1021))
+    for one, mean in zip(of_sum, of_mean, strict=True):
+        assert one.dtype == torch.bfloat16 and torch.equal(mean, (one.float() / 1021).bfloat16())
+
+
+@pytest.mark.parametrize("choices", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_reference_s_logits_are_multiplied_like_the_model_s(choices, bias):
+    """In bfloat16, too, KL to itself is 0."""
+    hidden, head = leaves(torch.float32, bias=bias, **choices)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objectives.fused_loss(hidden, head, objectives.divergence(hidden.detach(), head))
+    assert loss == 0 and not torch.autograd.grad(loss, hidden)[0].any()
+
+
 # ---------------------------------------------------------------------------------------------- models
 
 

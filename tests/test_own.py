@@ -33,7 +33,7 @@ from unlearn_utils.profiles import Unlearning
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 GROUPED = SMALL | {"num_key_value_heads": 1, "head_dim": 8}
-KINDS = {  # positions of 1,024: `layers.quicken` leaves them alone, as it does real models
+KINDS = {  # positions of 1,024: `layers.quicken` leaves their attention alone, as it does real models
     "llama": LlamaConfig(**SMALL, max_position_embeddings=1024, tie_word_embeddings=False),
     "gpt_neox": GPTNeoXConfig(**SMALL, max_position_embeddings=1024, tie_word_embeddings=False),
     "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=1024),

@@ -64,7 +64,9 @@ def test_the_readme_states_the_ranking(readme):
     ranks = table("table10_ranking").set_index("method")
     first, second = (ranks.loc[f"ascent_{x}_in_distribution"] for x in ("descent", "kl"))
     assert (first["rank"], second["rank"]) == (1, 1) and (ranks["rank"].drop([first.name, second.name]) > 1).all()
-    said = f"ascent + descent ({tables.text(first)}) and ascent + KL ({tables.text(second)}) with in-distribution text share the first place"
+    said = (
+        f"ascent + descent ({tables.text(first)}) and ascent + KL ({tables.text(second)}) with in-distribution text share the first place"
+    )
     last = [ranks.loc[f"ascent_{x}_general"] for x in ("descent", "kl")]
     assert set(ranks.value.nlargest(2).index) == {row.name for row in last}
     assert said in readme and f"are farthest ({last[0].value:.2f}, {last[1].value:.2f})" in readme

@@ -22,16 +22,16 @@ from unlearn_utils.store import Step
 from unlearn_utils.workers import on_threads, side_by_side
 
 VERSIONS = {
-    "pretrained": 3,
+    "pretrained": 4,
     "measured": 2,
-    "unlearned": 6,
-    "repeated": 2,
+    "unlearned": 7,
+    "repeated": 3,
     "continued": 1,
     "diverged": 1,
     "answered": 1,
-    "grid": 3,
+    "grid": 4,
     "counted": 2,
-    "timed": 2,
+    "timed": 3,
 }  # raise when a step's code changes its result
 SUMS = ("tokens", "nll", "correct")  # columns that add up over the chunks of a document
 BRIEF = ("tokens", "nll", "correct", "min_k_40")  # of `evaluation.brief`

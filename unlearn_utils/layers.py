@@ -13,17 +13,20 @@ SHORT = 512  # tokens
 SCORES = 2**20  # attention scores at a time: 2 MB of bfloat16; memory for more goes back to the system and arrives anew in pages
 
 
-def quicken(model: nn.Module) -> None:
+def quicken(model: nn.Module, reference: bool = False) -> None:
     """Switches to the layers below: on a CPU the norm; in bfloat16 there, for sequences of up to `SHORT` tokens, the attention, if it is
-    PyTorch's fused one."""
+    PyTorch's fused one without dropout. reference: of a model in training, so computed like it, also without gradients."""
     if torch.cuda.is_available():
         return
     quick: dict[type, type] = {LlamaRMSNorm: QuickNorm}
-    short = getattr(model.config.get_text_config(), "max_position_embeddings", SHORT + 1) <= SHORT
+    config = model.config.get_text_config()
+    short = getattr(config, "max_position_embeddings", SHORT + 1) <= SHORT and not getattr(config, "attention_dropout", 0)
     if short and models.half_precision() and model.config._attn_implementation == "sdpa":
         quick[LlamaAttention] = QuickAttention
     for layer in model.modules():
         layer.__class__ = quick.get(type(layer), type(layer))
+        if isinstance(layer, QuickAttention):
+            layer.always = reference
 
 
 # ---------------------------------------------------------------------------------------------- norm
@@ -62,17 +65,20 @@ class _Norm(torch.autograd.Function):
 
 
 class QuickAttention(LlamaAttention):
-    """Attention in plain steps while there are gradients to take; else transformers' own, with PyTorch's fused attention.
+    """Attention in plain steps while there are gradients to take, or `always`; else transformers' own, with PyTorch's fused attention.
 
     The fused one takes 3 times as long in bfloat16 on a CPU (forward and backward, 256 tokens; as long at 1,024). This one keeps
-    heads x time x time probabilities a layer, so it is for short sequences. No dropout.
+    heads x time x time probabilities a layer, so it is for short sequences.
     """
+
+    always = False
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], attention_mask: Tensor | None = None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
         """(batch, time, d) in and out; attention_mask as for PyTorch's fused attention: who sees whom, or None for causal."""
-        if not torch.is_grad_enabled():
+        cached = any(kwargs.get(name) is not None for name in ("cache", "past_key_values"))  # the newer and the older name
+        if cached or self.config._attn_implementation != "sdpa" or not (self.always or torch.is_grad_enabled()):
             return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
         by_head = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (layer(hidden_states).view(by_head).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj))

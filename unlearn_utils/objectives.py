@@ -103,7 +103,7 @@ class _FusedLoss(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         needed = [with_grad and need for need in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden.device.type, enabled=False):  # cast once, here: autocast would cast the weight in every chunk
-            rows_in, head = hidden.to(dtype), Head(weight.to(dtype), bias, scale, softcap)
+            rows_in, head = hidden.to(dtype), Head(weight.to(dtype), None if bias is None else bias.to(dtype), scale, softcap)
             total = torch.zeros((), dtype=wide, device=hidden.device)
             grads = [torch.zeros_like(x, dtype=wide) if need else None for x, need in zip((hidden, weight, bias), needed, strict=True)]
             scratch = torch.empty_like(head.weight) if needed[1] else None
@@ -125,14 +125,18 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
-        return *(None if g is None else g * grad_output.to(g.dtype) for g in ctx.saved_tensors), None, None, None, None, None
+        wide = (None if g is None else g.to(grad_output.dtype) * grad_output for g in ctx.saved_tensors)  # 1 / count keeps its digits
+        return *(w if w is None else w.to(g.dtype) for w, g in zip(wide, ctx.saved_tensors, strict=True)), None, None, None, None, None
 
 
 def _logits(rows_in: Tensor, head: Head, narrow: Tensor, room: Tensor) -> tuple[Tensor, Tensor | None]:
     """`head_logits`, written into `room`, and d capped / d uncapped logits where the head caps them."""
-    logits = room[: len(rows_in)].copy_(torch.mm(rows_in, head.weight.T, out=narrow[: len(rows_in)]))
-    if head.bias is not None:
-        logits += head.bias
+    narrow, transposed = narrow[: len(rows_in)], head.weight.T
+    if head.bias is None:
+        torch.mm(rows_in, transposed, out=narrow)
+    else:
+        torch.addmm(head.bias, rows_in, transposed, out=narrow)
+    logits = room[: len(rows_in)].copy_(narrow)
     if head.scale != 1:
         logits *= head.scale
     if head.softcap is None:
@@ -161,7 +165,7 @@ def fused_loss(hidden: Tensor, head: Head, term: Term, weights: Tensor | None = 
 
     hidden (N, d); weights (N,), constants, 1 if None; term: `true_token`, `divergence` or `official_divergence`.
     Gradients flow to the hidden states and to the head's weight and bias. Under autocast the matrix products run in
-    its type, the log-softmax in float32.
+    its type, the loss is in float32.
     """
     if weights is None:
         weights = hidden.new_ones(len(hidden), dtype=torch.float32)
@@ -190,8 +194,10 @@ def true_token(targets: Tensor) -> Term:
 def divergence(hidden: Tensor, head: Head) -> Term:
     """KL(P || Q), in nats, from the reference's distribution P, given by its hidden states (N, d) and head; no gradient to P."""
 
+    fixed = _fixed(hidden, head)
+
     def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        reference = _reference(hidden, head, rows)
+        reference = head_logits(fixed[0][rows], fixed[1])
         difference = reference - logits
         (p, normaliser_p), (q, normaliser_q) = _softmax_(reference), _softmax_(logits)
         return difference.mul_(p).sum(-1) - normaliser_p + normaliser_q, q.sub_(p)
@@ -202,17 +208,22 @@ def divergence(hidden: Tensor, head: Head) -> Term:
 def official_divergence(hidden: Tensor, head: Head, epsilon: float = 1e-12) -> Term:
     """Defect 2 of the released code: -sum p log(q + 1e-12), a cross-entropy whose gradient dies where q underflows."""
 
+    fixed = _fixed(hidden, head)
+
     def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        (p, _), (q, _) = _softmax_(_reference(hidden, head, rows)), _softmax_(logits)
+        (p, _), (q, _) = _softmax_(head_logits(fixed[0][rows], fixed[1])), _softmax_(logits)
         share = p * q / (q + epsilon)
         return -(p * (q + epsilon).log()).sum(-1), q * share.sum(-1, keepdim=True) - share
 
     return term
 
 
-def _reference(hidden: Tensor, head: Head, rows: slice) -> Tensor:
-    with torch.no_grad():
-        return head_logits(hidden[rows], head)
+def _fixed(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
+    """Both without gradient, in the type in which the model's own logits are multiplied: autocast is off where a term runs."""
+    dtype = matmul_dtype(hidden, head.weight)
+    return hidden.detach().to(dtype), head._replace(
+        weight=head.weight.detach().to(dtype), bias=head.bias if head.bias is None else head.bias.detach()
+    )
 
 
 # ---------------------------------------------------------------------------------------------- losses of a batch

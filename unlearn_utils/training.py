@@ -187,7 +187,7 @@ def unlearn(
     folder = checkpoints and checkpoints / _name(model, (*forget, *retain, *(labels or ())), method, recipe, seed, steps)
     layers.quicken(model)
     if reference is not None:
-        layers.quicken(reference.to(loop.place().device))
+        layers.quicken(reference.to(loop.place().device), reference=True)
     order = pairs(len(forget), len(retain), recipe.epochs, np.random.default_rng(seed))
     kept = reference is not None and 2 not in methods.defects(recipe.variant)  # defect 2 reads the reference where texts are padded
     hidden = hidden_of(reference, retain, [j for _, j in order], pad_id) if kept else None
