@@ -33,6 +33,10 @@ class Head(NamedTuple):
     scale: float = 1.0
     softcap: float | None = None
 
+    def to(self, dtype: torch.dtype) -> Head:
+        """Weight and bias in this type."""
+        return self._replace(weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The Hugging Face model inside a peft wrapper (LoRA layers stay in place), or the model itself."""
@@ -65,9 +69,8 @@ def head_logits(hidden: Tensor, head: Head) -> Tensor:
     """Float32 logits (..., V) of hidden states (..., d). Plain and differentiable; the caller bounds the number of rows."""
     dtype = matmul_dtype(hidden, head.weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        bias = None if head.bias is None else head.bias.to(dtype)
-        logits = F.linear(hidden.to(dtype), head.weight.to(dtype), bias)
-        logits = logits.to(torch.promote_types(dtype, torch.float32))
+        head = head.to(dtype)
+        logits = F.linear(hidden.to(dtype), head.weight, head.bias).to(torch.promote_types(dtype, torch.float32))
         logits = logits if head.scale == 1 else logits * head.scale
         return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
@@ -103,7 +106,7 @@ class _FusedLoss(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         needed = [with_grad and need for need in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden.device.type, enabled=False):  # cast once, here: autocast would cast the weight in every chunk
-            rows_in, head = hidden.to(dtype), Head(weight.to(dtype), None if bias is None else bias.to(dtype), scale, softcap)
+            rows_in, head = hidden.to(dtype), Head(weight, bias, scale, softcap).to(dtype)
             total = torch.zeros((), dtype=wide, device=hidden.device)
             grads = [torch.zeros_like(x, dtype=wide) if need else None for x, need in zip((hidden, weight, bias), needed, strict=True)]
             scratch = torch.empty_like(head.weight) if needed[1] else None
@@ -194,10 +197,10 @@ def true_token(targets: Tensor) -> Term:
 def divergence(hidden: Tensor, head: Head) -> Term:
     """KL(P || Q), in nats, from the reference's distribution P, given by its hidden states (N, d) and head; no gradient to P."""
 
-    fixed = _fixed(hidden, head)
+    hidden, head = _fixed(hidden, head)
 
     def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        reference = head_logits(fixed[0][rows], fixed[1])
+        reference = head_logits(hidden[rows], head)
         difference = reference - logits
         (p, normaliser_p), (q, normaliser_q) = _softmax_(reference), _softmax_(logits)
         return difference.mul_(p).sum(-1) - normaliser_p + normaliser_q, q.sub_(p)
@@ -208,10 +211,10 @@ def divergence(hidden: Tensor, head: Head) -> Term:
 def official_divergence(hidden: Tensor, head: Head, epsilon: float = 1e-12) -> Term:
     """Defect 2 of the released code: -sum p log(q + 1e-12), a cross-entropy whose gradient dies where q underflows."""
 
-    fixed = _fixed(hidden, head)
+    hidden, head = _fixed(hidden, head)
 
     def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        (p, _), (q, _) = _softmax_(head_logits(fixed[0][rows], fixed[1])), _softmax_(logits)
+        (p, _), (q, _) = _softmax_(head_logits(hidden[rows], head)), _softmax_(logits)
         share = p * q / (q + epsilon)
         return -(p * (q + epsilon).log()).sum(-1), q * share.sum(-1, keepdim=True) - share
 
@@ -221,9 +224,8 @@ def official_divergence(hidden: Tensor, head: Head, epsilon: float = 1e-12) -> T
 def _fixed(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
     """Both without gradient, in the type in which the model's own logits are multiplied: autocast is off where a term runs."""
     dtype = matmul_dtype(hidden, head.weight)
-    return hidden.detach().to(dtype), head._replace(
-        weight=head.weight.detach().to(dtype), bias=head.bias if head.bias is None else head.bias.detach()
-    )
+    with torch.no_grad():
+        return hidden.to(dtype), head.to(dtype)
 
 
 # ---------------------------------------------------------------------------------------------- losses of a batch
