@@ -207,6 +207,9 @@ def test_adversarial_labels_come_from_the_original_model(world):
     expected = replacement.adversarial_labels(logits, forget["input_ids"], forget["labels"])
     labels = methods.replacement_labels("adversarial", forget, reference)
     assert torch.equal(labels, expected) and not torch.equal(labels, forget["labels"])
+    special = tuple(labels[labels >= 0].unique()[:5].tolist())
+    ordinary = methods.replacement_labels("adversarial", forget, reference, special_ids=special)
+    assert not torch.isin(ordinary[:, 1:], torch.tensor(special)).any() and torch.equal(ordinary == -100, labels == -100)
 
 
 def test_an_own_method_needs_no_registration(world):

@@ -299,6 +299,17 @@ def test_adversarial_labels_by_hand():
     assert replacement.official_adversarial_labels(logits, ids, labels).tolist() == [[2, 1, -100, 0]]
 
 
+def test_adversarial_labels_are_never_special():
+    ids, labels = torch.tensor([[0, 2, 1, 3]]), torch.tensor([[0, 2, -100, 3]])
+    logits = torch.tensor([[[1.0, 0, 5, 9], [0, 9, 8, 0], [0, 1, 3, 4], [7, 0, 0, 0]]])
+    # logits 0 without the true 2: 3, then 0, then 1; logits 2 without the true 3: 2, then 1, then 0
+    assert replacement.adversarial_labels(logits, ids, labels, (3,)).tolist() == [[0, 0, -100, 2]]
+    assert replacement.adversarial_labels(logits, ids, labels, (2,)).tolist() == [[0, 3, -100, 1]]
+    assert replacement.official_adversarial_labels(logits, ids, labels, (3, 0)).tolist() == [
+        [2, 1, -100, 0]
+    ]  # the released code does not ask
+
+
 def test_adversarial_labels_are_the_likeliest_but_the_true_one():
     batch = padded(batch_of(4, 30), 3)
     logits, ids = random(4, 33, VOCABULARY), batch["input_ids"]

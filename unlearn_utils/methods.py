@@ -110,7 +110,7 @@ def replacement_labels(
     pick = replacement.official_adversarial_labels if 1 in chosen else replacement.adversarial_labels
     head, hidden = objectives.head_of(model), objectives.hidden_states(model, forget["input_ids"], forget["attention_mask"])
     rows = zip(hidden.split(1), forget["input_ids"].split(1), forget["labels"].split(1), strict=True)  # one sequence's logits at a time
-    return torch.cat([pick(objectives.head_logits(h, head), ids, labels) for h, ids, labels in rows])
+    return torch.cat([pick(objectives.head_logits(h, head), ids, labels, special_ids) for h, ids, labels in rows])
 
 
 # ---------------------------------------------------------------------------------------------- the objective

@@ -13,22 +13,23 @@ from torch import Tensor
 from unlearn_utils.objectives import IGNORED
 
 
-def adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor) -> Tensor:
-    """The likeliest token other than the true next one, at each predicted position.
+def adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor, special_ids: Sequence[int] = ()) -> Tensor:
+    """The likeliest non-special token other than the true next one, at each predicted position.
 
     logits (batch, time, V); input_ids, labels (batch, time), unshifted. Returns labels of that layout: entry j + 1 comes from
     logits j; -100 and entry 0, which nothing predicts, stay. Ties go to either token.
     """
-    best, second = logits[:, :-1].topk(2).indices.unbind(-1)
+    ordinary = logits[:, :-1].index_fill(-1, torch.tensor(special_ids, dtype=torch.long, device=logits.device), -torch.inf)
+    best, second = ordinary.topk(2).indices.unbind(-1)
     chosen = torch.where(best == input_ids[:, 1:], second, best)
     return _replaced(labels, torch.cat([labels[:, :1], chosen], 1), keep=labels == IGNORED)
 
 
-def official_adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor) -> Tensor:
+def official_adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor, special_ids: Sequence[int] = ()) -> Tensor:
     """Defect 1 of the released code: entry j comes from logits j, with token j (not j + 1) and the last vocabulary id excluded.
 
-    The framework shifts labels once more, so that each target is the prediction made one position later. Ties go to one
-    of the likeliest tokens; the released code samples among them.
+    The framework shifts labels once more, so that each target is the prediction made one position later. Special tokens may
+    be chosen. Ties go to one of the likeliest tokens; the released code samples among them.
     """
     masked = logits.scatter(2, input_ids[..., None], -torch.inf)
     return _replaced(labels, masked[..., :-1].argmax(-1), keep=labels == IGNORED)
