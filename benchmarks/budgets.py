@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from unlearn_utils.memory import PeakMemory
+from unlearn_utils.cache.memory import PeakMemory
 
 ROOT = Path(__file__).resolve().parents[1]
 MODES = {  # name: (command, minutes, GB or None where no memory is promised)

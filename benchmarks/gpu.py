@@ -33,7 +33,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from unlearn_utils import methods, models, objectives, tokens
+from unlearn_utils.core import methods, objectives
+from unlearn_utils.data import tokens
+from unlearn_utils.engine import models
 
 Sides = dict[str, objectives.Batch]  # "forget" and "retain"
 # Dense bfloat16 FLOP/s by the exact name that torch reports, less "NVIDIA", from the vendor's data sheets (some print the double, "with

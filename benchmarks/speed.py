@@ -36,7 +36,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from unlearn_utils import models, objectives, training, workers
+from unlearn_utils.cache import workers
+from unlearn_utils.core import objectives
+from unlearn_utils.engine import models, training
 from unlearn_utils.profiles import profile
 
 LAPTOP = profile("laptop")

@@ -21,7 +21,7 @@ def text():
 @pytest.fixture(scope="session")
 def tokenizer(text):
     """A byte-level BPE of 300 tokens."""
-    from unlearn_utils import tokens
+    from unlearn_utils.data import tokens
 
     return tokens.train_tokenizer([text], 300)
 
@@ -31,7 +31,7 @@ def build(tokenizer):
     """Makes a two-layer Llama, 16 wide, from a seed; far from uniform over tokens, as the default initialisation is not."""
     import torch
 
-    from unlearn_utils import models
+    from unlearn_utils.engine import models
     from unlearn_utils.profiles import Shape
 
     def make(seed, **changes):
@@ -56,6 +56,6 @@ def imported_once():
 @pytest.fixture
 def float32(monkeypatch):
     """Trains in float32 on every machine: a bfloat16 product hides small differences."""
-    from unlearn_utils import models
+    from unlearn_utils.engine import models
 
     monkeypatch.setattr(models, "half_precision", lambda: False)

@@ -7,7 +7,8 @@ import pandas as pd
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from unlearn_utils import corpus, hub, profiles
+from unlearn_utils import profiles
+from unlearn_utils.data import corpus, hub
 
 
 def texts(domain: str, n: int) -> list[str]:

@@ -8,24 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unlearn_utils import (
-    __main__,
-    claims,
-    costs,
-    efficiency,
-    evidence,
-    experiments,
-    grid,
-    metrics,
-    notebooks,
-    probes,
-    robustness,
-    selection,
-    tables,
-)
-from unlearn_utils.claims import Claim
-from unlearn_utils.metrics import Interval
+from unlearn_utils import __main__
+from unlearn_utils.core import efficiency, metrics, tables
+from unlearn_utils.core.metrics import Interval
+from unlearn_utils.findings import claims, evidence, robustness
+from unlearn_utils.findings.claims import Claim
 from unlearn_utils.profiles import PROFILES, Grid, Unlearning
+from unlearn_utils.runner import notebooks
+from unlearn_utils.study import costs, experiments, grid, probes, selection
 
 ROOT = Path(__file__).resolve().parents[1]
 HAND = replace(

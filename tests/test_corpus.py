@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unlearn_utils import corpus, passages, profiles, splits
-from unlearn_utils.passages import Passage
+from unlearn_utils import profiles
+from unlearn_utils.data import corpus
+from unlearn_utils.data.curation import passages, splits
+from unlearn_utils.data.curation.passages import Passage
 
 SIZES = {"forget": 60, "approximate": 60, "retain": 180}
 EXPECTED = {d: SIZES for d in ("arxiv", "books", "github")} | {"general": {"evaluation": 40, "retain": 140}}

@@ -11,8 +11,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from unlearn_utils import costs, efficiency, inputs, memory, methods, models, probes, runs, tokens, training
+from unlearn_utils.cache import memory
+from unlearn_utils.core import efficiency, methods
+from unlearn_utils.data import tokens
+from unlearn_utils.engine import models, training
 from unlearn_utils.profiles import PROFILES, Corpus, Pretraining, Shape, Unlearning
+from unlearn_utils.study import costs, inputs, probes, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = replace(

@@ -23,14 +23,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from unlearn_utils import loop, methods, models, objectives, training
+from unlearn_utils.core import methods, objectives
+from unlearn_utils.engine import loop, models, training
 from unlearn_utils.profiles import Unlearning
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "accelerate"
 PAD_ID = 1
 START = multiprocessing.get_context("forkserver")  # imports once, and forks from there
-START.set_forkserver_preload(["unlearn_utils.cards"])
+START.set_forkserver_preload(["unlearn_utils.app.cards"])
 pytestmark = pytest.mark.usefixtures("float32")
 
 

@@ -14,7 +14,12 @@ import pandas as pd
 import pytest
 import torch
 
-from unlearn_utils import commands, downstream, experiments, models, own, plans, probes, profiles, reports, store
+from unlearn_utils import profiles
+from unlearn_utils.app import commands, own, plans
+from unlearn_utils.cache import store
+from unlearn_utils.engine import downstream, models
+from unlearn_utils.findings import reports
+from unlearn_utils.study import experiments, probes
 
 WORDS = np.random.default_rng(0).permutation([f"{a}{b}" for a in "bdfgkm" for b in ("a", "eo", "iuy", "oooo")]).tolist()
 QUESTIONS = [{"question": f"muons decay; line {n}", "choices": [*WORDS[n:], *WORDS[:n]][:4], "answer": n * n % 3} for n in range(24)]

@@ -9,7 +9,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from unlearn_utils import passages
+from unlearn_utils.data.curation import passages
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = [

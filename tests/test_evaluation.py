@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from unlearn_utils import efficiency, evaluation, metrics, models, objectives, tokens, training
+from unlearn_utils.core import efficiency, metrics, objectives
+from unlearn_utils.data import tokens
+from unlearn_utils.engine import evaluation, models, training
 from unlearn_utils.profiles import Unlearning
 
 PAD_ID = 1

@@ -12,9 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from unlearn_utils import evaluation, experiments, inputs, metrics, models, selection, training, workers
-from unlearn_utils import runs as running
+from unlearn_utils.cache import workers
+from unlearn_utils.core import metrics
+from unlearn_utils.engine import evaluation, models, training
 from unlearn_utils.profiles import PROFILES, Corpus, Pretraining, Shape, Unlearning
+from unlearn_utils.study import experiments, inputs, selection
+from unlearn_utils.study import runs as running
 
 TINY = replace(
     PROFILES["smoke"],
@@ -121,7 +124,7 @@ def test_documents_are_the_corpus_s_in_order(world):
 
 
 def test_the_tokenizer_sees_retain_text_only(world, monkeypatch, tmp_path):
-    from unlearn_utils import tokens
+    from unlearn_utils.data import tokens
 
     real, seen = tokens.train_tokenizer, []
     monkeypatch.setattr(tokens, "train_tokenizer", lambda texts, size: seen.extend(texts) or real(texts, size))

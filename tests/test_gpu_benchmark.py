@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from unlearn_utils import methods, models, objectives
-from unlearn_utils.methods import METHODS
+from unlearn_utils.core import methods, objectives
+from unlearn_utils.core.methods import METHODS
+from unlearn_utils.engine import models
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
 spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)

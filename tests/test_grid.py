@@ -8,10 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unlearn_utils import evaluation, experiments, grid, inputs, methods, metrics, models, robustness, selection, store, training
-from unlearn_utils import runs as running
-from unlearn_utils.grid import Setting
+from unlearn_utils.cache import store
+from unlearn_utils.core import methods, metrics
+from unlearn_utils.engine import evaluation, models, training
+from unlearn_utils.findings import robustness
 from unlearn_utils.profiles import PROFILES, Corpus, Grid, Pretraining, Shape, Unlearning
+from unlearn_utils.study import experiments, grid, inputs, selection
+from unlearn_utils.study import runs as running
+from unlearn_utils.study.grid import Setting
 
 TINY = replace(
     PROFILES["smoke"],

@@ -11,23 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from unlearn_utils import (
-    __main__,
-    costs,
-    downstream,
-    experiments,
-    grid,
-    hub,
-    inputs,
-    models,
-    notebooks,
-    profiles,
-    reports,
-    runs,
-    selection,
-    tables,
-    tokens,
-)
+from unlearn_utils import __main__, profiles
+from unlearn_utils.core import tables
+from unlearn_utils.data import hub, tokens
+from unlearn_utils.engine import downstream, models
+from unlearn_utils.findings import reports
+from unlearn_utils.runner import notebooks
+from unlearn_utils.study import costs, experiments, grid, inputs, runs, selection
 
 METHOD = "ascent_descent_in_distribution"
 GPU, PAPER = (replace(p, seeds=1, resamples=40) for p in (profiles.GPU, profiles.PAPER))
@@ -221,7 +211,7 @@ def test_cost_of_training_is_computed_and_cost_of_unlearning_counted():
 def test_the_grid_is_measured_against_the_stand_in():
     setting = grid.Setting("arxiv", METHOD, 1e-3, 8)
     rows = grid.collected(SMALL, [setting])
-    from unlearn_utils import robustness
+    from unlearn_utils.findings import robustness
 
     found = robustness.levels(SMALL, [setting], rows, experiments.measure_baselines(SMALL), 0)
     target = experiments.by_run(SMALL, experiments.measure_baselines(SMALL), "target").query("run == 'arxiv'")

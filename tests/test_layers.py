@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, apply_rotary_pos_emb
 
-from unlearn_utils import layers, models, objectives, tokens, training
+from unlearn_utils.core import objectives
+from unlearn_utils.data import tokens
+from unlearn_utils.engine import layers, models, training
 
 BATCH = tokens.collate([list(range(3, 30)), list(range(40, 50)), list(range(60, 80))], 0)
 EVEN = tokens.collate([list(range(3, 30)), list(range(40, 67))], 0)  # no padding: transformers makes no mask

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearn_utils import methods, objectives, replacement
-from unlearn_utils.methods import METHODS, Method, unlearning_loss
+from unlearn_utils.core import methods, objectives, replacement
+from unlearn_utils.core.methods import METHODS, Method, unlearning_loss
 
 VOCABULARY = 64
 DEFECTS = (1, 2, 3, 7)

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from unlearn_utils import metrics
+from unlearn_utils.core import metrics
 
 
 def rng(seed=0):
@@ -18,7 +18,7 @@ def rng(seed=0):
 
 
 def test_importing_needs_no_torch():
-    code = "import sys, unlearn_utils.metrics; sys.exit('torch' in sys.modules)"
+    code = "import sys, unlearn_utils.core.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

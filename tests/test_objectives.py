@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPTNeoXConfig, GraniteConfig, LlamaConfig
 
-from unlearn_utils import objectives, replacement
-from unlearn_utils.objectives import Head
+from unlearn_utils.core import objectives, replacement
+from unlearn_utils.core.objectives import Head
 
 VOCABULARY, WIDTH = 64, 16
 SHAPE = dict(vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=8)

@@ -28,7 +28,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from unlearn_utils import cards, commands, methods, models, objectives, own, plans, terminal, tokens, training
+from unlearn_utils.app import cards, commands, own, plans, terminal
+from unlearn_utils.core import methods, objectives
+from unlearn_utils.data import tokens
+from unlearn_utils.engine import models, training
 from unlearn_utils.profiles import Unlearning
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

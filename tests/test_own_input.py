@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_own import arguments, hub_folder, text, write_documents
 
-from unlearn_utils import commands, models, tokens, training
+from unlearn_utils.app import commands
+from unlearn_utils.data import tokens
+from unlearn_utils.engine import models, training
 
 
 @pytest.fixture(scope="module")

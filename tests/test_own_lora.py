@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 from test_own import KINDS, arguments, bare, hub_folder, text, unlearn, value, write_documents
 from transformers import AutoModelForCausalLM
 
-from unlearn_utils import commands, methods, objectives, own, plans, tokens, training
+from unlearn_utils.app import commands, own, plans
+from unlearn_utils.core import methods, objectives
+from unlearn_utils.data import tokens
+from unlearn_utils.engine import training
 from unlearn_utils.profiles import Unlearning
 
 IDS = torch.arange(2, 40)[None]

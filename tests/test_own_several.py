@@ -21,7 +21,8 @@ from test_distributed import CONFIGS, ROOT, files, sharded, together
 from test_own import arguments, hub_folder, write_documents
 from transformers import PreTrainedModel
 
-from unlearn_utils import cards, commands, loop, models, own
+from unlearn_utils.app import cards, commands, own
+from unlearn_utils.engine import loop, models
 
 KL = "ascent_kl_in_distribution"
 WEIGHTS = 1e-2  # tolerance: share of the way that the weights went. They differ by 3e-4 at most, where AdamW scales up small gradients

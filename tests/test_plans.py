@@ -6,7 +6,8 @@ from peft import LoraConfig, get_peft_model
 from test_own import KINDS, random_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from unlearn_utils import objectives, plans
+from unlearn_utils.app import plans
+from unlearn_utils.core import objectives
 from unlearn_utils.profiles import Unlearning
 
 GB = 10**9

@@ -8,8 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from unlearn_utils import attacks, evaluation, experiments, inputs, metrics, models, probes, reports, selection
+from unlearn_utils.core import metrics
+from unlearn_utils.engine import attacks, evaluation, models
+from unlearn_utils.findings import reports
 from unlearn_utils.profiles import DOMAINS, PROFILES, Corpus, Pretraining, Shape, Unlearning
+from unlearn_utils.study import experiments, inputs, probes, selection
 
 TINY = replace(
     PROFILES["smoke"],

@@ -5,9 +5,11 @@ from dataclasses import fields, replace
 import pandas as pd
 import pytest
 
-from unlearn_utils import experiments, methods, released, runs, training
+from unlearn_utils.cache.store import Step
+from unlearn_utils.core import methods
+from unlearn_utils.engine import training
 from unlearn_utils.profiles import PROFILES, Unlearning
-from unlearn_utils.store import Step
+from unlearn_utils.study import experiments, released, runs
 
 SMOKE, LAPTOP = PROFILES["smoke"], PROFILES["laptop"]
 TRAINED = {name: profile for name, profile in PROFILES.items() if not profile.hub}  # whose documents are here

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unlearn_utils import tables
+from unlearn_utils.core import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ["arxiv", "books", "github"]

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unlearn_utils import grid, robustness, selection
-from unlearn_utils.grid import Setting
+from unlearn_utils.findings import robustness
+from unlearn_utils.findings.robustness import SPLITS, Levels
 from unlearn_utils.profiles import PROFILES, Grid, Unlearning
-from unlearn_utils.robustness import SPLITS, Levels
+from unlearn_utils.study import grid, selection
+from unlearn_utils.study.grid import Setting
 
 PROFILE = replace(
     PROFILES["smoke"],

@@ -13,7 +13,8 @@ import nbformat.v4 as v4
 import psutil
 import pytest
 
-from unlearn_utils import __main__, expected, notebooks
+from unlearn_utils import __main__
+from unlearn_utils.runner import expected, notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "domain,method,value,low,high,n\ngithub,none,{},0.4,0.6,60\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unlearn_utils import selection
+from unlearn_utils.study import selection
 
 
 def part(split, mean, documents=2, tokens=10):

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 from test_distributed import sharded, together
 
-from unlearn_utils import experiments, hub, profiles, several, tokens
+from unlearn_utils import profiles
+from unlearn_utils.data import hub, tokens
+from unlearn_utils.study import experiments, several
 
 METHOD = "ascent_kl_in_distribution"
 SHORT, RECIPE = replace(profiles.PAPER.shape, context=512), profiles.Unlearning(learning_rate=3e-4, batch=2)

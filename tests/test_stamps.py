@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from unlearn_utils import stamps
+from unlearn_utils.runner import stamps
 
 CELLS = [("markdown", "# 03 · Words", []), ("code", 'PROFILE = "laptop"', ["parameters"]), ("code", "print(1)", [])]
 
@@ -24,10 +24,11 @@ def root(tmp_path, monkeypatch):
     """A package of two files, a notebook, its executed copy, its figures and another's; all recorded."""
     monkeypatch.setenv("UNLEARN_STORE", "/a/store")
     monkeypatch.setenv("UNLEARN_FIGURES", str(tmp_path / "figures"))
-    (tmp_path / "package").mkdir()
-    for name in ("package/stamps.py", "package/other.py", "package/manifest.csv", "requirements.lock"):
+    for folder in ("runner", "data"):
+        (tmp_path / "package" / folder).mkdir(parents=True)
+    for name in ("package/runner/stamps.py", "package/other.py", "package/data/manifest.csv", "requirements.lock"):
         (tmp_path / name).write_text(f"of {name}")
-    monkeypatch.setattr(stamps, "__file__", str(tmp_path / "package" / "stamps.py"))
+    monkeypatch.setattr(stamps, "__file__", str(tmp_path / "package" / "runner" / "stamps.py"))
     (tmp_path / "figures").mkdir()
     for name in ("fig03_x.png", "table03_x.csv", "table04_y.csv", "seconds03.csv"):
         (tmp_path / "figures" / name).write_text(name)
@@ -52,7 +53,7 @@ def test_nothing_recorded_is_a_change(root):
     assert not unchanged(root)
 
 
-@pytest.mark.parametrize("name", ["package/stamps.py", "package/other.py", "package/manifest.csv", "requirements.lock"])
+@pytest.mark.parametrize("name", ["package/runner/stamps.py", "package/other.py", "package/data/manifest.csv", "requirements.lock"])
 def test_the_package_and_its_pins_are_inputs(root, name):
     (root / name).write_text("another")
     assert not unchanged(root)

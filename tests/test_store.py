@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from unlearn_utils import profiles, store
-from unlearn_utils.store import Step
+from unlearn_utils import profiles
+from unlearn_utils.cache import store
+from unlearn_utils.cache.store import Step
 
 
 @pytest.fixture(autouse=True)

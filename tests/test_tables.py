@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unlearn_utils import methods, plots, tables
+from unlearn_utils.core import methods, tables
+from unlearn_utils.findings import plots
 
 ROWS = pd.DataFrame(
     {
@@ -151,7 +152,7 @@ def test_kl_is_a_mean_over_documents():
 
 
 def test_every_named_score_is_a_column_that_evaluation_writes():
-    from unlearn_utils import evaluation
+    from unlearn_utils.engine import evaluation
 
     written = {f"min_k_{kind}{k:.0%}".rstrip("%") for k in evaluation.SHARES for kind in ("", "plus_")} | {"zlib"}
     assert set(tables.SCORES.values()) <= written

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from unlearn_utils import models, tokens
+from unlearn_utils.data import tokens
+from unlearn_utils.data.tokens import END, PAD
+from unlearn_utils.engine import models
 from unlearn_utils.profiles import Shape
-from unlearn_utils.tokens import END, PAD
 
 TEXTS = [
     "plain words",

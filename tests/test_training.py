@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from transformers import get_cosine_schedule_with_warmup
 
-from unlearn_utils import methods, objectives, optimizers, tokens, training
-from unlearn_utils.methods import METHODS
+from unlearn_utils.core import methods, objectives
+from unlearn_utils.core.methods import METHODS
+from unlearn_utils.data import tokens
+from unlearn_utils.engine import optimizers, training
 from unlearn_utils.profiles import Pretraining, Unlearning
 
 PAD_ID = 1

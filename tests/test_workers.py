@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from filelock import FileLock
 
-from unlearn_utils import workers
+from unlearn_utils.cache import workers
+from unlearn_utils.cache.store import Step
 from unlearn_utils.profiles import PROFILES
-from unlearn_utils.store import Step
 
 TWO = replace(PROFILES["smoke"], workers=2)
 

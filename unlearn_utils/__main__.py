@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from unlearn_utils import commands as own
+from unlearn_utils.app import commands as own
 
 MARKS = ("<!-- claims: python -m unlearn_utils claims --readme -->", "<!-- end of claims -->")  # in the README
 
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     claims.add_argument("profile", nargs="?", default="laptop", help="laptop, study, smoke, gpu or paper")
     claims.add_argument("--readme", action="store_true", help="write the table into README.md")
     commands.add_parser("expect", help="make the present figures/table*.csv the committed values of tests/expected/laptop.csv")
-    commands.add_parser("manifest", help="curate the embedded corpus again and replace unlearn_utils/manifest.csv")
+    commands.add_parser("manifest", help="curate the embedded corpus again and replace unlearn_utils/data/manifest.csv")
     step = commands.add_parser("step")  # what `run` starts for notebooks that go side by side; not in the help
     for name, kind in {"root": Path, "profile": str, "path": Path, "label": str, "cores": int}.items():
         step.add_argument(name, type=kind)
@@ -53,13 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
 def dispatch(options: argparse.Namespace) -> int:
     """The command itself. Imports are lazy: `run` needs neither torch nor datasets in this process."""
     if options.command == "manifest":
-        from unlearn_utils import splits
+        from unlearn_utils.data.curation import splits
 
         splits.write_manifest()
         return 0
     if options.command == "fetch":
         return fetch(options.profile)
-    from unlearn_utils import expected, notebooks
+    from unlearn_utils.runner import expected, notebooks
 
     if options.command == "claims":
         return claims(options.profile, options.readme)
@@ -73,21 +73,23 @@ def dispatch(options: argparse.Namespace) -> int:
 
 def everything(options: argparse.Namespace) -> None:
     """Trains what a profile's notebooks need, alone or as one of several processes."""
-    from unlearn_utils import profiles, several
+    from unlearn_utils import profiles
+    from unlearn_utils.study import several
 
     several.compute(profiles.profile(options.profile))
 
 
 def fetch(name: str) -> int:
     """Downloads all that a profile reads from the hub, and says where it lies."""
-    from unlearn_utils import hub, profiles
+    from unlearn_utils import profiles
+    from unlearn_utils.data import hub
 
     profile = profiles.profile(name)
     found = hub.fetch(profile)
     for folder in found:
         print(folder)
     if profile.tasks:
-        from unlearn_utils import downstream
+        from unlearn_utils.engine import downstream
 
         print("\n".join(downstream.described(downstream.load(profile.tasks))))
     print(f"The profile {name} reads nothing else from the hub." if found else f"The profile {name} reads nothing from the hub.")
@@ -98,8 +100,9 @@ def claims(profile: str, readme: bool) -> int:
     """Prints the claims' table of a profile, or writes it into the README between its marks."""
     import pandas as pd
 
-    from unlearn_utils import claims as stated
-    from unlearn_utils import notebooks, profiles
+    from unlearn_utils import profiles
+    from unlearn_utils.findings import claims as stated
+    from unlearn_utils.runner import notebooks
 
     profiles.profile(profile)
     path = notebooks.figures(notebooks.ROOT, profile) / "table14_claims.csv"

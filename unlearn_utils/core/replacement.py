@@ -1,0 +1,71 @@
+"""Replacement labels of the forget set: what descent on it predicts instead of the true tokens.
+
+`labels` are unshifted, as in Hugging Face: entry j + 1 is what position j predicts, and -100 is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unlearn_utils.core.objectives import IGNORED
+
+
+def adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor, special_ids: Sequence[int] = ()) -> Tensor:
+    """The likeliest non-special token other than the true next one, at each predicted position.
+
+    logits (batch, time, V); input_ids, labels (batch, time), unshifted. Returns labels of that layout: entry j + 1 comes from
+    logits j; -100 and entry 0, which nothing predicts, stay. Ties go to either token.
+    """
+    ordinary = logits[:, :-1].index_fill(-1, torch.tensor(special_ids, dtype=torch.long, device=logits.device), -torch.inf)
+    best, second = ordinary.topk(2).indices.unbind(-1)
+    chosen = torch.where(best == input_ids[:, 1:], second, best)
+    return _replaced(labels, torch.cat([labels[:, :1], chosen], 1), keep=labels == IGNORED)
+
+
+def official_adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor, special_ids: Sequence[int] = ()) -> Tensor:
+    """Defect 1 of the released code: entry j comes from logits j, with token j (not j + 1) and the last vocabulary id excluded.
+
+    The framework shifts labels once more, so that each target is the prediction made one position later. Special tokens may
+    be chosen. Ties go to one of the likeliest tokens; the released code samples among them.
+    """
+    masked = logits.scatter(2, input_ids[..., None], -torch.inf)
+    return _replaced(labels, masked[..., :-1].argmax(-1), keep=labels == IGNORED)
+
+
+def random_labels(
+    input_ids: Tensor, labels: Tensor, vocab_size: int, generator: torch.Generator, special_ids: Sequence[int] = ()
+) -> Tensor:
+    """Labels drawn uniformly from the non-special tokens other than the true one, for special true tokens too; -100 stays.
+
+    Shapes (batch, time), unshifted. The released code draws from the whole vocabulary (`official_random_labels`).
+    Raises ValueError if fewer than two tokens are left to draw from.
+    """
+    allowed = torch.tensor(sorted(set(range(vocab_size)) - set(special_ids)), device=input_ids.device)
+    if len(allowed) < 2:
+        raise ValueError(f"random labels need at least 2 non-special tokens, not {len(allowed)}")
+    place = torch.searchsorted(allowed, input_ids).clamp(max=len(allowed) - 1)
+    true_allowed = allowed[place] == input_ids
+    draw = (_uniform(input_ids, generator) * (len(allowed) - true_allowed.long())).long()
+    draw += true_allowed & (draw >= place)  # step over the true token
+    return _replaced(labels, allowed[draw], keep=labels == IGNORED)
+
+
+def official_random_labels(
+    input_ids: Tensor, labels: Tensor, vocab_size: int, generator: torch.Generator, special_ids: Sequence[int] = ()
+) -> Tensor:
+    """Defect 7 of the released code: uniform over the whole vocabulary, the true token and special ones too; special positions stay."""
+    special = torch.isin(input_ids, torch.tensor(list(special_ids), dtype=input_ids.dtype, device=input_ids.device))
+    draw = (_uniform(input_ids, generator) * vocab_size).long()
+    return _replaced(labels, draw, keep=(labels == IGNORED) | special)
+
+
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Float64 numbers in [0, 1), drawn on the generator's device so that a seed gives the same labels everywhere."""
+    return torch.rand(like.shape, generator=generator, device=generator.device, dtype=torch.float64).to(like.device)
+
+
+def _replaced(labels: Tensor, new: Tensor, keep: Tensor) -> Tensor:
+    return torch.where(keep, labels, new.to(labels.dtype))
