@@ -33,11 +33,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from unlearn_utils.core import methods, objectives
+from unlearn_utils.core import efficiency, losses, methods
 from unlearn_utils.data import tokens
-from unlearn_utils.engine import models
 
-Sides = dict[str, objectives.Batch]  # "forget" and "retain"
+Sides = dict[str, losses.Batch]  # "forget" and "retain"
 # Dense bfloat16 FLOP/s by the exact name that torch reports, less "NVIDIA", from the vendor's data sheets (some print the double, "with
 # sparsity"; RTX 4090: Ada whitepaper, float32 sums). Other builds of a chip (H100 PCIe, H200 NVL) are slower: no entry, no utilisation.
 PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "L4": 121e12, "L40S": 362e12, "GeForce RTX 4090": 165e12}
@@ -128,9 +127,9 @@ def train(run: Run, model: nn.Module, rate: float, steps: Iterable[Callable[[], 
 def described(run: Run, method: str) -> dict:
     """What a row says without a measurement; tokens are those of a step."""
     side, dtype = run.batch * run.sequence, str(run.weights).removeprefix("torch.") + " weights, bfloat16 autocast" * run.mixed
-    parameters = models.parameters(build(run._replace(device=torch.device("meta"))))
+    parameters = efficiency.parameter_count(build(run._replace(device=torch.device("meta"))))
     row = {"shape": run.shape, "parameters": parameters, "method": method, "dtype": dtype, "sequence": run.sequence, "batch": run.batch}
-    retain = side if methods.named(method).retain else 0
+    retain = side if methods.get_method(method).retain else 0
     return row | {"forget_tokens": side, "retain_tokens": retain, "optimizer": "torch.optim.AdamW(fused=True)"}
 
 
@@ -145,7 +144,7 @@ def utilisation(run: Run, parameters: int, trained: int, reference: int, seconds
 
 def speed(run: Run, method: str) -> dict:
     """Seconds of each step after one that does not count, and what follows from them; losses of all."""
-    row, model, kl = described(run, method), build(run), methods.named(method).retain == "kl"
+    row, model, kl = described(run, method), build(run), methods.get_method(method).retain == "kl"
     reference = copy.deepcopy(model).eval().requires_grad_(False) if kl else None
     steps = losses(run, method, model, reference, documents(run, 1 + run.steps))
     (_, *seconds), values = zip(*train(run, model, SPEED_RATE, steps), strict=True)
@@ -159,7 +158,7 @@ def speed(run: Run, method: str) -> dict:
 def learned(run: Run, data: Sides) -> nn.Module:
     """A frozen model that knows both sides to half of ln V, the loss of a guess, or as far as `LEARN_STEPS` go."""
     model = build(run)
-    steps = [lambda: sum(objectives.next_token_loss(model, side) for side in data.values()) / 2] * LEARN_STEPS
+    steps = [lambda: sum(losses.next_token_loss(model, side) for side in data.values()) / 2] * LEARN_STEPS
     for _, loss in train(run, model, LEARN_RATE, steps):
         if loss < math.log(run.config.vocab_size) / 2:
             break
@@ -173,7 +172,7 @@ def study(run: Run, method: str, rate: float, start: nn.Module, data: Sides) -> 
     row = {"losses": [value for _, value in train(run, model, rate, steps)]}
     with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=run.mixed):
         for when, one in (("before", start), ("after", model.eval())):
-            row |= {f"{side}_{when}": objectives.next_token_loss(one, batch).item() for side, batch in data.items()}
+            row |= {f"{side}_{when}": losses.next_token_loss(one, batch).item() for side, batch in data.items()}
     return row
 
 
@@ -228,7 +227,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     if found.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA GPU here; --device cpu --shape tiny runs everything at a toy scale")
     try:
-        found.methods = [methods.named(name).name for name in dict.fromkeys(found.methods.split(","))]
+        found.methods = [methods.get_method(name).name for name in dict.fromkeys(found.methods.split(","))]
         found.out.parent.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -37,7 +37,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from unlearn_utils.cache import workers
-from unlearn_utils.core import objectives
+from unlearn_utils.core import losses
 from unlearn_utils.engine import models, training
 from unlearn_utils.profiles import profile
 
@@ -90,13 +90,13 @@ class Plain(Trainer):
         forget, retain = inputs["forget"], inputs["retain"]
         return -model(**forget).loss + (self.kl(model, retain) if self.reference else model(**retain).loss)
 
-    def kl(self, model: nn.Module, batch: objectives.Batch) -> Tensor:
+    def kl(self, model: nn.Module, batch: losses.Batch) -> Tensor:
         """Mean over predicted tokens, in nats."""
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
         with torch.no_grad(), self.accelerator.autocast():  # it wraps the model alone
             log_p = self.reference(**inputs).logits[:, :-1].float().log_softmax(-1)
         log_q = model(**inputs).logits[:, :-1].float().log_softmax(-1)
-        mask = objectives.predicted(batch["labels"])
+        mask = losses.predicted_mask(batch["labels"])
         return F.kl_div(log_q[mask], log_p[mask], reduction="batchmean", log_target=True)
 
 

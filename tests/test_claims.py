@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 
 from unlearn_utils import __main__
-from unlearn_utils.core import efficiency, metrics, tables
-from unlearn_utils.core.metrics import Interval
+from unlearn_utils.cache import paths
+from unlearn_utils.core import efficiency, membership, tables
+from unlearn_utils.core.intervals import Interval
 from unlearn_utils.findings import claims, evidence, robustness
 from unlearn_utils.findings.claims import Claim
 from unlearn_utils.profiles import PROFILES, Grid, Unlearning
 from unlearn_utils.runner import notebooks
-from unlearn_utils.study import costs, experiments, grid, probes, selection
+from unlearn_utils.study import costs, extra_measurements, grid, pool, selection
 
 ROOT = Path(__file__).resolve().parents[1]
 HAND = replace(
@@ -257,7 +258,7 @@ def test_no_claim_breaks_the_table(monkeypatch):
 @pytest.fixture
 def project(three, tmp_path, monkeypatch):
     """A project with the table of three claims and a README."""
-    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
     (tmp_path / "figures").mkdir()
     claims.measured(HAND).to_csv(tmp_path / "figures" / "table14_claims.csv", index=False)
     return tmp_path
@@ -360,9 +361,11 @@ def test_the_counted_ratio_is_the_largest_of_all(monkeypatch):
     flops = {"arxiv": {costs.RETRAINING: 1000} | dict.fromkeys(grid.METHODS, 50), "github": {costs.RETRAINING: 300}}
     flops["arxiv"][WIDE], flops["github"] = 120, flops["github"] | dict.fromkeys(grid.METHODS, 20)
     flops["github"][LABELS] = 10
-    monkeypatch.setattr(costs, "counted", lambda profile, domain, method: (domain, method))
+    monkeypatch.setattr(costs, "flops", lambda profile, domain, method: (domain, method))
     monkeypatch.setattr(evidence, "side_by_side", lambda profile, steps: None)
-    monkeypatch.setattr(probes, "rows_of", lambda keys: pd.DataFrame([{"run": d, "method": m, "flops": flops[d][m]} for d, m in keys]))
+    monkeypatch.setattr(
+        extra_measurements, "rows_of", lambda keys: pd.DataFrame([{"run": d, "method": m, "flops": flops[d][m]} for d, m in keys])
+    )
     assert evidence.counted_ratio(HAND) == (Interval(30.0, 30.0, 30.0, 8), 1)
 
 
@@ -373,11 +376,11 @@ def levels(names, forget, evaluation=0.0, approximate=0.0, auc=0.5, n=6):
     """Four cells (two rates, two marks) of each method. forget: by method, (1 + resamples, 4) log perplexities over the retrained model's,
     whose own are 0, like the target's; evaluation: general ones; approximate: of the target."""
     settings = [s for s in grid.plan(HAND) if s.method in names]
-    cells = grid.table(HAND, settings)
+    cells = grid.cells(HAND, settings)
     own = np.concatenate([np.atleast_2d(forget[m]) for m in cells.method.unique()], axis=1)
     zero = np.zeros_like(own)
     zeros = dict.fromkeys(robustness.SPLITS, zero)
-    return robustness.Levels(
+    return robustness.LogPerplexities(
         cells,
         zeros | {"forget": own, "evaluation": zero + evaluation},
         zeros,
@@ -429,13 +432,13 @@ def test_the_grid_proper_on_all_documents_and_on_either_half(monkeypatch):
 
     def made(profile, settings, rows, baselines, seed, half):
         asked.append((rows, baselines, half))
-        cells = grid.table(profile, settings)
+        cells = grid.cells(profile, settings)
         zero = dict.fromkeys(robustness.SPLITS, np.zeros((3, len(cells))))
-        return robustness.Levels(cells, zero, zero, zero, np.zeros(len(cells)), 5)
+        return robustness.LogPerplexities(cells, zero, zero, zero, np.zeros(len(cells)), 5)
 
-    monkeypatch.setattr(grid, "collected", lambda profile, settings: len(settings))
-    monkeypatch.setattr(experiments, "measure_baselines", lambda profile: "baselines")
-    monkeypatch.setattr(robustness, "levels", made)
+    monkeypatch.setattr(grid, "grid_rows", lambda profile, settings: len(settings))
+    monkeypatch.setattr(pool, "measure_baselines", lambda profile: "baselines")
+    monkeypatch.setattr(robustness, "log_perplexities", made)
     found = evidence._grid.__wrapped__(profile)
     every = sum(s.retain_documents is None for s in grid.plan(profile))
     assert asked == [(every, "baselines", h) for h in (None, selection.SELECTION, selection.REPORT)] and list(found) == [None, 0, 1]
@@ -523,7 +526,7 @@ def baseline(domain, gaps, tokens=(10, 30, 20), split="approximate"):
 def proxied(monkeypatch, *parts):
     other = [baseline(d, (9, 9, 9), split=s) for d in HAND.domains for s in ("forget", "retain")]  # plays no part
     rows = pd.DataFrame(sum([*parts, *other], []))
-    monkeypatch.setattr(experiments, "measure_baselines", lambda profile: rows)
+    monkeypatch.setattr(pool, "measure_baselines", lambda profile: rows)
     return evidence.proxy(HAND)
 
 
@@ -573,7 +576,7 @@ def test_detected_is_the_method_that_is_least_on_average(monkeypatch):
         return higher(k.get((name, domain), {"retrained": 1, "target": 4, "oracle": 0}.get(name, 3)))
 
     monkeypatch.setattr(evidence, "_rows", lambda profile: staged(side))
-    found, seeds = evidence.detected(HAND)
+    found, seeds = evidence.least_detected(HAND)
     assert found.value == pytest.approx(0.25) and (found.n, seeds) == (4, 2)
     assert found.low <= 0.25 <= found.high
 
@@ -582,7 +585,7 @@ def test_detection_that_no_resample_changes(monkeypatch):
     """Every unlearned model's members are above, the retrained model's below: 1 less 0; but one method's tie: 1/2."""
     scores = {"retrained": -1.0, ASCENT: 0.0}
     monkeypatch.setattr(evidence, "_rows", lambda profile: staged(lambda name, _: ([scores.get(name, 1.0)] * 3, [0.0] * 3)))
-    assert evidence.detected(HAND)[0] == Interval(0.5, 0.5, 0.5, 3)
+    assert evidence.least_detected(HAND)[0] == Interval(0.5, 0.5, 0.5, 3)
 
 
 def test_documents_are_matched_whatever_their_order(monkeypatch):
@@ -605,7 +608,7 @@ def test_documents_are_matched_whatever_their_order(monkeypatch):
 def test_an_auc_may_fall_below_the_retrained_model_s(monkeypatch):
     scores = {"retrained": 1.0, ASCENT: -1.0}
     monkeypatch.setattr(evidence, "_rows", lambda profile: staged(lambda name, _: ([scores.get(name, 1.0)] * 3, [0.0] * 3)))
-    assert evidence.detected(HAND)[0] == Interval(-1.0, -1.0, -1.0, 3)
+    assert evidence.least_detected(HAND)[0] == Interval(-1.0, -1.0, -1.0, 3)
 
 
 def test_weighted_aucs_are_those_of_repeated_documents():
@@ -615,7 +618,7 @@ def test_weighted_aucs_are_those_of_repeated_documents():
     weights = [np.vstack([np.ones(n), generator.multinomial(n, [1 / n] * n, 5)]) for n in (6, 9)]
     found = evidence._auc([members, others], weights)
     expected = [
-        metrics.auc(*(np.repeat(x, w.astype(int)) for x, w in zip((members, others), pair, strict=True)))
+        membership.auc(*(np.repeat(x, w.astype(int)) for x, w in zip((members, others), pair, strict=True)))
         for pair in zip(*weights, strict=True)
     ]
     assert found.tolist() == pytest.approx(expected)

@@ -16,7 +16,7 @@ from unlearn_utils.core import efficiency, methods
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import models, training
 from unlearn_utils.profiles import PROFILES, Corpus, Pretraining, Shape, Unlearning
-from unlearn_utils.study import costs, inputs, probes, runs
+from unlearn_utils.study import costs, extra_measurements, single_run, study_documents
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = replace(
@@ -43,7 +43,7 @@ def store(tmp_path_factory):
         patch.setenv("UNLEARN_STORE", str(tmp_path_factory.mktemp("costs") / "store"))
         patch.delenv("UNLEARN_FRESH", raising=False)
         patch.setattr(models, "half_precision", lambda: False)
-        for function in (inputs.data, inputs.fingerprint, inputs.tokenizer):
+        for function in (study_documents.data, study_documents.fingerprint, study_documents.tokenizer):
             function.cache_clear()
         yield
 
@@ -51,8 +51,8 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(store):
     """One epoch of each method, and retraining, by name."""
-    steps = [costs.counted(TINY, "arxiv", m) for m in (*methods.METHODS, costs.RETRAINING)]
-    return probes.rows_of(steps).set_index("method")
+    steps = [costs.flops(TINY, "arxiv", m) for m in (*methods.METHODS, costs.RETRAINING)]
+    return extra_measurements.rows_of(steps).set_index("method")
 
 
 def one(step):
@@ -63,7 +63,7 @@ def one(step):
 
 def of_a_batch(rows, shape=TINY.shape):
     """FLOPs of one optimizer batch of training on so many documents of 48 tokens."""
-    model = models.build(shape, inputs.tokenizer(TINY), 0)
+    model = models.build(shape, study_documents.tokenizer(TINY), 0)
     model.set_attn_implementation("eager")
     sides = {"text": tokens.collate([list(range(48))] * rows, 1)}
     return efficiency.step_flops(model, training.pretraining_objective, sides)["flops_per_step"]
@@ -91,14 +91,14 @@ def test_half_of_the_documents_cost_half(store):
     """The batch divides both: twice as many equal batches."""
     pairwise = replace(TINY, unlearning=replace(TINY.unlearning, batch=1))
     for method in (ASCENT, KL):
-        half, full, same = (one(costs.counted(pairwise, "arxiv", method, n)) for n in (2, 4, None))
+        half, full, same = (one(costs.flops(pairwise, "arxiv", method, n)) for n in (2, 4, None))
         assert (half.tokens, full.tokens, same.tokens) == (2 * 48, 4 * 48, 4 * 48)
         assert (half.steps, full.steps, same.steps) == (2, 4, 4)
         assert 2 * half.flops == full.flops == same.flops and 2 * half.estimate == full.estimate
 
 
 def test_flops_grow_with_the_first_power_of_the_forget_set(store):
-    rows = [one(costs.counted(TINY, "arxiv", ASCENT, n)) for n in (1, 2, 3, 4)]
+    rows = [one(costs.flops(TINY, "arxiv", ASCENT, n)) for n in (1, 2, 3, 4)]
     found = efficiency.exponent([r.tokens for r in rows], [r.flops for r in rows])
     assert found.value == pytest.approx(1, abs=0.01) and found.n == 4
 
@@ -114,7 +114,7 @@ def test_methods_cost_their_passes(whole):
 
 def test_retraining_reads_every_document_but_the_forget_set_in_every_epoch(whole):
     row = whole.loc[costs.RETRAINING]
-    text = inputs.documents(TINY, inputs.training_parts(TINY, "arxiv"))
+    text = study_documents.tokenized(TINY, study_documents.training_parts(TINY, "arxiv"))
     assert ("arxiv", "forget") not in set(zip(text.domain, text.split, strict=True)) and len(text) == 6 + 4 + 6 + 6
     assert row.tokens == 3 * text.ids.map(len).sum() == 3 * 22 * 48
     assert row.steps == 17 and row.flops == 17 * of_a_batch(4)  # 66 documents, 4 at a time
@@ -124,14 +124,16 @@ def test_retraining_reads_every_document_but_the_forget_set_in_every_epoch(whole
 def test_epochs_are_of_retraining_alone(store, whole):
     """An epoch of unlearning is one epoch, whatever the recipe; a retraining of twice the epochs costs twice the tokens."""
     longer = replace(TINY, unlearning=replace(TINY.unlearning, epochs=5), pretraining=Pretraining(epochs=6, batch=4))
-    assert one(costs.counted(longer, "arxiv", ASCENT)).flops == whole.flops[ASCENT]
-    row = one(costs.counted(longer, "arxiv", costs.RETRAINING))
+    assert one(costs.flops(longer, "arxiv", ASCENT)).flops == whole.flops[ASCENT]
+    row = one(costs.flops(longer, "arxiv", costs.RETRAINING))
     assert row.tokens == 2 * whole.tokens[costs.RETRAINING] and row.steps == 33
 
 
 def test_a_larger_shape_is_counted_as_such(store, whole):
-    row = one(costs.counted(TINY, "arxiv", ASCENT, 3, WIDER))
-    assert row.parameters == models.parameters(models.build(WIDER, inputs.tokenizer(TINY), 0)) > 2 * whole.parameters[ASCENT]
+    row = one(costs.flops(TINY, "arxiv", ASCENT, 3, WIDER))
+    assert (
+        row.parameters == efficiency.parameter_count(models.build(WIDER, study_documents.tokenizer(TINY), 0)) > 2 * whole.parameters[ASCENT]
+    )
     assert row.flops == of_a_batch(3, WIDER) > 2 * of_a_batch(3) and row.steps == 1
 
 
@@ -140,15 +142,15 @@ def test_keys_of_costs_follow_what_changes_them_and_nothing_else(store):
         cases = [("arxiv", ASCENT), ("github", ASCENT), ("arxiv", DESCENT), ("arxiv", costs.RETRAINING), *more]
         return [make(TINY, *case).path for case in cases]
 
-    found = paths(costs.counted, ("arxiv", ASCENT, 2), ("arxiv", ASCENT, None, WIDER))
-    found += paths(costs.timed, ("arxiv", ASCENT, WIDER))
+    found = paths(costs.flops, ("arxiv", ASCENT, 2), ("arxiv", ASCENT, None, WIDER))
+    found += paths(costs.step_costs, ("arxiv", ASCENT, WIDER))
     changed = replace(TINY, unlearning=replace(TINY.unlearning, batch=2))
-    found += [costs.counted(changed, "arxiv", ASCENT).path, costs.timed(changed, "arxiv", ASCENT).path]
+    found += [costs.flops(changed, "arxiv", ASCENT).path, costs.step_costs(changed, "arxiv", ASCENT).path]
     assert len(set(found)) == len(found) == 13
     other = replace(TINY, name="other", resamples=7, seeds=9, workers=2, pretraining=Pretraining())
-    assert costs.counted(other, "arxiv", ASCENT).path == found[0]
-    assert costs.counted(other, "arxiv", costs.RETRAINING).path != found[3]
-    assert costs.counted(TINY, "arxiv", ASCENT, shape=TINY.shape).path == found[0]
+    assert costs.flops(other, "arxiv", ASCENT).path == found[0]
+    assert costs.flops(other, "arxiv", costs.RETRAINING).path != found[3]
+    assert costs.flops(TINY, "arxiv", ASCENT, shape=TINY.shape).path == found[0]
 
 
 # ---------------------------------------------------------------------------------------------- seconds and memory
@@ -176,7 +178,7 @@ def watched_training(monkeypatch):
 )
 def test_steps_are_measured_but_the_first(store, monkeypatch, method, size):
     lengths = watched_training(monkeypatch)
-    found = costs.measured(TINY, "arxiv", method)
+    found = costs.measured_step_costs(TINY, "arxiv", method)
     assert list(found) == ["method", "parameters", "seconds", "low", "high", "n", "growth_mb", "tokens"]
     assert (found["method"], found["n"], found["tokens"]) == (method, costs.STEPS - 1, size) and lengths == [costs.STEPS]
     assert 0 < found["low"] <= found["seconds"] <= found["high"] < math.inf
@@ -187,7 +189,7 @@ def test_no_more_steps_are_run_than_are_measured(store, monkeypatch):
     """Of a recipe of several epochs too."""
     lengths = watched_training(monkeypatch)
     for method in (ASCENT, costs.RETRAINING):
-        costs.measured(replace(TINY, unlearning=Unlearning(batch=1, epochs=2)), "arxiv", method)
+        costs.measured_step_costs(replace(TINY, unlearning=Unlearning(batch=1, epochs=2)), "arxiv", method)
     assert lengths == [costs.STEPS] * 2
 
 
@@ -195,7 +197,7 @@ def test_the_reference_is_read_in_each_measured_step(store, monkeypatch):
     """Its hidden states, were they kept from before, would not be part of a step's seconds."""
     seen, real = [], training.hidden_of
     monkeypatch.setattr(training, "hidden_of", lambda *args: seen.append(real(*args)) or seen[-1])
-    costs.measured(TINY, "arxiv", KL)
+    costs.measured_step_costs(TINY, "arxiv", KL)
     assert seen == [{}]
 
 
@@ -213,19 +215,19 @@ def test_seconds_are_measured_in_a_process_of_its_own(store, monkeypatch):
         raise AssertionError("measured here")
 
     monkeypatch.setattr(costs, "_runner", refuse)
-    step = costs.timed(TINY, "arxiv", ASCENT)
+    step = costs.step_costs(TINY, "arxiv", ASCENT)
     row = one(step)
     assert (row.method, row.n, row.tokens, row.parameters) == (ASCENT, costs.STEPS - 1, 3 * 48, 11600)
     assert 0 < row.low <= row.seconds <= row.high < math.inf and -SLACK <= row.growth_mb < math.inf
-    assert step.done() and one(costs.timed(TINY, "arxiv", ASCENT)) == row  # stored: not measured again
+    assert step.done() and one(costs.step_costs(TINY, "arxiv", ASCENT)) == row  # stored: not measured again
 
 
 def test_methods_read_what_their_runs_read(store):
     """The tokens of a measured step are of both sides where there are two."""
     for name, method in methods.METHODS.items():
         _, model, size = costs._runner(TINY, "arxiv", name, None)
-        assert size == 3 * 48 * (2 if method.retain else 1) and models.parameters(model) == 11600
-        assert bool(runs.sides(TINY, "arxiv", name)[1]) == bool(method.retain)
+        assert size == 3 * 48 * (2 if method.retain else 1) and efficiency.parameter_count(model) == 11600
+        assert bool(single_run.token_ids_of_sides(TINY, "arxiv", name)[1]) == bool(method.retain)
 
 
 # ---------------------------------------------------------------------------------------------- laws

@@ -23,8 +23,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from unlearn_utils.core import methods, objectives
-from unlearn_utils.engine import loop, models, training
+from unlearn_utils.core import efficiency, fused, methods
+from unlearn_utils.engine import distributed, models, trainer, training
 from unlearn_utils.profiles import Unlearning
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def one_run(folder, method, micro_batch=None, variant="corrected", tied=True, ch
     if lora:
         torch.manual_seed(0)
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
-    labels = None if methods.named(method).forget == "ascent" else [ids[::-1] for ids in FORGET]
+    labels = None if methods.get_method(method).forget == "ascent" else [ids[::-1] for ids in FORGET]
     recipe = Unlearning(
         **{"batch": 4, "epochs": 1, "learning_rate": 1e-3, "max_grad_norm": 0.5, "schedule": "cosine"} | recipe, variant=variant
     )
@@ -74,8 +74,10 @@ def compared(folder, *case):
 
     model, history = one_run(folder, *case, watch=watch)
     units = sum(isinstance(module, FSDPModule) for module in model.modules())
-    share = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters()) / models.parameters(model)
-    return {"weights": loop.gathered(model), "history": history, "seen": seen, "share": share, "units": units}
+    share = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters()) / efficiency.parameter_count(
+        model
+    )
+    return {"weights": distributed.gathered_state(model), "history": history, "seen": seen, "share": share, "units": units}
 
 
 def shard_on_cpu():
@@ -139,8 +141,8 @@ def compare_all(rank, folder, cases, out):
         under.add(torch.is_autocast_enabled("cpu"))
         return plain(*given)
 
-    under, plain = set(), objectives.hidden_states
-    objectives.hidden_states = hidden_states
+    under, plain = set(), fused.hidden_states
+    fused.hidden_states = hidden_states
     torch.save([compared(folder, *case) | {"autocast": list(under)} for case in cases], out / f"{rank}.pt")
 
 
@@ -160,7 +162,7 @@ def stop(rank, folder, out, stopper):
 def write(rank, folder, out, lora=False):
     """Checkpoints and the saved model go to a folder of the process's own."""
     model, _ = one_run(folder, "gradient_ascent", checkpoints=out / str(rank) / "checkpoints", lora=lora)
-    loop.save(model, out / str(rank) / "model")
+    models.save_from_all(model, out / str(rank) / "model")
 
 
 def resume(rank, folder, out, ending=None):
@@ -176,10 +178,10 @@ def resume(rank, folder, out, ending=None):
         if ending == (rank, "save", self.state.global_step):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    seen, plain = [], loop.Loop._save_rng_state
-    loop.Loop._save_rng_state = killed
+    seen, plain = [], trainer.ObjectiveTrainer._save_rng_state
+    trainer.ObjectiveTrainer._save_rng_state = killed
     model, history = one_run(folder, *LONG, checkpoints=out / "checkpoints", watch=watch, **LONGER)
-    state = loop.gathered(model)
+    state = distributed.gathered_state(model)
     if rank == 0:
         torch.save({"weights": state, "history": history, "seen": seen}, out / "end.pt")
 
@@ -256,7 +258,7 @@ def flat(state):
 
 def distance(folder, one, other, tied=True):
     """How far two ends of a run have come apart, as a share of the way from the beginning."""
-    start = flat(loop.gathered(models.load(folder / f"0-{tied}")))
+    start = flat(distributed.gathered_state(models.load(folder / f"0-{tied}")))
     return ((flat(one) - flat(other)).norm() / (flat(one) - start).norm()).item()
 
 
@@ -270,7 +272,7 @@ def losses(found):
 @pytest.mark.parametrize(("size", "processes"), [(1, 1), (1, 2), (2, 2), (4, 1), (2, 1), (1, 4)])
 @pytest.mark.parametrize("documents", [1, 4, 5, 8, 10, 11])
 def test_parts_of_all_processes_are_the_batches_of_one(size, processes, documents):
-    parts = loop.micro_batches(list(range(documents)), 4, size, processes)
+    parts = trainer.micro_batches(list(range(documents)), 4, size, processes)
     assert len(parts) % processes == 0
     each = 4 // size // processes  # micro-batches of a process in a full optimizer batch
     mine = [parts[rank::processes] for rank in range(processes)]
@@ -281,15 +283,15 @@ def test_parts_of_all_processes_are_the_batches_of_one(size, processes, document
 
 
 def test_parts_by_hand():
-    assert loop.micro_batches("abcdefghi", 4, 1, 2) == ["a", "b", "c", "d", "e", "f", "g", "h", "i", []]
-    assert loop.micro_batches("abcdefg", 4, 2, 2) == ["ab", "cd", "ef", "g"] and loop.micro_batches("abcde", 4, 4, 1) == ["abcd", "e"]
+    assert trainer.micro_batches("abcdefghi", 4, 1, 2) == ["a", "b", "c", "d", "e", "f", "g", "h", "i", []]
+    assert trainer.micro_batches("abcdefg", 4, 2, 2) == ["ab", "cd", "ef", "g"] and trainer.micro_batches("abcde", 4, 4, 1) == ["abcd", "e"]
 
 
 @pytest.mark.parametrize(("batch", "size", "processes"), [(4, 3, 1), (4, 1, 3), (4, 4, 2), (2, 1, 4), (4, -1, 1)])
 def test_a_batch_that_does_not_divide_is_refused(batch, size, processes):
     among = f" on each of {processes} processes" if processes > 1 else ""
     with pytest.raises(ValueError, match=f"^micro_batch {size}{among} does not divide the batch of {batch} documents$"):
-        loop.micro_batches([0] * 8, batch, size, processes)
+        trainer.micro_batches([0] * 8, batch, size, processes)
 
 
 def test_every_process_refuses_such_a_batch(folder, tmp_path):
@@ -300,10 +302,10 @@ def test_every_process_refuses_such_a_batch(folder, tmp_path):
 
 def test_nothing_is_predicted_in_an_idle_part():
     sides = training.paired("ascent_descent_general", FORGET, RETAIN, PAD_ID)([(0, 1)])
-    idle = loop.collated(lambda chosen: sides, [(0, 1)])([[]])
-    assert isinstance(idle, loop.Idle) and {(side["labels"] == -100).all().item() for side in idle.values()} == {True}
+    idle = trainer.collated(lambda chosen: sides, [(0, 1)])([[]])
+    assert isinstance(idle, trainer.Idle) and {(side["labels"] == -100).all().item() for side in idle.values()} == {True}
     assert all(torch.equal(idle[name]["input_ids"], side["input_ids"]) for name, side in sides.items())
-    assert loop.collated(lambda chosen: sides, [])([[(0, 1)]]) is sides
+    assert trainer.collated(lambda chosen: sides, [])([[(0, 1)]]) is sides
 
 
 # ---------------------------------------------------------------------------------------------- the same as one process
@@ -360,7 +362,7 @@ def test_only_the_first_process_writes_one_model_at_the_end(folder, pair, two_pr
     assert files(tmp_path / "0" / "model") == {"config.json", "generation_config.json", "model.safetensors"}
     kept = {Path(name).parts[1:] for name in files(tmp_path / "0" / "checkpoints")}
     assert {parts[0] for parts in kept} == {"checkpoint-3"} and ("checkpoint-3", "rng_state_1.pth") in kept
-    loaded = loop.gathered(AutoModelForCausalLM.from_pretrained(tmp_path / "0" / "model", dtype=torch.float32))
+    loaded = distributed.gathered_state(AutoModelForCausalLM.from_pretrained(tmp_path / "0" / "model", dtype=torch.float32))
     ended = two_processes[0][str(("gradient_ascent", None))]["weights"]
     assert set(loaded) == set(ended) and all(torch.equal(loaded[name], ended[name]) for name in ended)
 
@@ -371,7 +373,7 @@ def test_adapters_of_a_sharded_model_are_saved_alone(folder, tmp_path):
     assert files(tmp_path / "0" / "model") == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     one, _ = one_run(folder, "gradient_ascent", lora=True)
     loaded = PeftModel.from_pretrained(models.load(folder / "0-True"), tmp_path / "0" / "model")
-    one, loaded = (loop.gathered(model) for model in (one, loaded))
+    one, loaded = (distributed.gathered_state(model) for model in (one, loaded))
     assert set(one) == set(loaded) and sum("lora_B" in name for name in one) == 2 * 7
     assert all(value.abs().max() > 1e-4 for name, value in one.items() if "lora_B" in name)  # which begins at 0
     for name, value in one.items():
@@ -381,12 +383,12 @@ def test_adapters_of_a_sharded_model_are_saved_alone(folder, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_saved_model_in_a_type_of_its_own(folder, tmp_path, tied):
     model = models.load(folder / f"0-{tied}")
-    loop.save(model, tmp_path, torch.bfloat16)
+    models.save_from_all(model, tmp_path, torch.bfloat16)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert ("lm_head.weight" in file.keys()) is not tied and {file.get_tensor(k).dtype for k in file.keys()} == {torch.bfloat16}  # noqa: SIM118
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
     assert again.dtype == torch.bfloat16 and model.dtype == torch.float32
-    assert torch.equal(flat(loop.gathered(again)), flat(loop.gathered(model)).bfloat16().float())
+    assert torch.equal(flat(distributed.gathered_state(again)), flat(distributed.gathered_state(model)).bfloat16().float())
 
 
 def test_nothing_is_written_unless_asked(folder, tmp_path, monkeypatch):
@@ -410,7 +412,7 @@ def uninterrupted(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "half_precision", lambda: False)  # `float32` comes later than a module's fixtures
         model, history = one_run(folder, *LONG, **LONGER)
-    return {"weights": loop.gathered(model), "history": history}
+    return {"weights": distributed.gathered_state(model), "history": history}
 
 
 @pytest.mark.parametrize("name", ENDINGS)
@@ -444,10 +446,10 @@ def test_checkpoints_of_another_run_are_not_taken(folder, tmp_path, uninterrupte
     (own / "unfinished" / "checkpoint-14" / "rng_state_1.pth").touch()  # of a run of two processes that was killed
     other, history = one_run(folder, *LONG, checkpoints=tmp_path, **LONGER, learning_rate=2e-3)
     alone, expected = one_run(folder, *LONG, **LONGER, learning_rate=2e-3)
-    assert history == expected and torch.equal(flat(loop.gathered(other)), flat(loop.gathered(alone)))
+    assert history == expected and torch.equal(flat(distributed.gathered_state(other)), flat(distributed.gathered_state(alone)))
     assert len(list(tmp_path.iterdir())) == 2
     again, history = one_run(folder, *LONG, checkpoints=tmp_path, **LONGER)  # while its own are
-    assert history == uninterrupted["history"] and torch.equal(flat(loop.gathered(again)), flat(uninterrupted["weights"]))
+    assert history == uninterrupted["history"] and torch.equal(flat(distributed.gathered_state(again)), flat(uninterrupted["weights"]))
     assert files(own) == {f"checkpoint-14/{name}" for name in WRITTEN}
 
 

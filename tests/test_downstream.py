@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from unlearn_utils import profiles
-from unlearn_utils.app import commands, own, plans
+from unlearn_utils.app import commands, lora_adapters, model_files, settings
 from unlearn_utils.cache import store
 from unlearn_utils.engine import downstream, models
 from unlearn_utils.findings import reports
-from unlearn_utils.study import experiments, probes
+from unlearn_utils.study import extra_measurements, pool
 
 WORDS = np.random.default_rng(0).permutation([f"{a}{b}" for a in "bdfgkm" for b in ("a", "eo", "iuy", "oooo")]).tolist()
 QUESTIONS = [{"question": f"muons decay; line {n}", "choices": [*WORDS[n:], *WORDS[:n]][:4], "answer": n * n % 3} for n in range(24)]
@@ -138,7 +138,7 @@ def test_shots_are_drawn_by_the_seed(build, tokenizer, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's, of transformers
 def test_adapters_answer_too(build, model, tokenizer, folder):
     """New ones change nothing; others do."""
-    adapted = own.adapted(build(0, context=64), plans.Lora(2, 4.0), 0, own.Checkpoint("base", folder))
+    adapted = lora_adapters.adapted(build(0, context=64), settings.LoraSettings(2, 4.0), 0, model_files.Checkpoint("base", folder))
     rows, same = (answered(m, tokenizer, folder, "muons") for m in (model, adapted))
     assert same.equals(rows)
     for name, parameter in adapted.named_parameters():
@@ -309,9 +309,9 @@ def test_the_tasks_of_a_profile_compare_each_unlearned_model_with_the_target(bui
     monkeypatch.setenv("UNLEARN_STORE", str(tmp_path / "store"))
     load = downstream.load
     monkeypatch.setattr(downstream, "load", lambda names, include=folder: load(names, include))
-    monkeypatch.setattr(probes, "tokenizer", lambda profile: tokenizer)
-    steps = [store.Step("made", 1, {"seed": s}, lambda out, s=s: models.save(build(s, context=64), out)) for s in (0, 1)]
-    monkeypatch.setattr(experiments, "target", lambda profile: steps[0])
+    monkeypatch.setattr(extra_measurements, "tokenizer", lambda profile: tokenizer)
+    steps = [store.Artifact("made", 1, {"seed": s}, lambda out, s=s: models.save(build(s, context=64), out)) for s in (0, 1)]
+    monkeypatch.setattr(pool, "target", lambda profile: steps[0])
     profile = replace(profiles.GPU, tasks=("muons",), resamples=50)
     runs = pd.DataFrame({"method": ["m", "m"], "run": ["d", "d"], "seed": [0, 1], "entry": [steps[1]] * 2})
     found = reports.downstream_tasks(profile, runs, 0).set_index(["model", "measure"])
@@ -319,4 +319,4 @@ def test_the_tasks_of_a_profile_compare_each_unlearned_model_with_the_target(bui
     for measure in ("acc", "acc_norm"):
         before, after = (part[part.measure == measure].value.mean() for part in rows)
         assert found.value["target", measure] == before and found.value["m - target", measure] == pytest.approx(after - before)
-    assert len(found) == 4 and probes.answered(profile, steps[1]).done()
+    assert len(found) == 4 and extra_measurements.task_answers(profile, steps[1]).done()

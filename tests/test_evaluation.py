@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearn_utils.core import efficiency, metrics, objectives
+from unlearn_utils.core import efficiency, fused, membership, metrics
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import evaluation, models, training
 from unlearn_utils.profiles import Unlearning
@@ -39,8 +39,8 @@ def log_p(model, ids):
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_token_scores_are_those_of_the_full_logits(model, monkeypatch, batch):
-    monkeypatch.setattr(objectives, "CPU_LOGIT_BYTES", 4 * 300 * 7)  # 7 rows of logits at a time
-    monkeypatch.setattr(objectives, "CPU_ROWS", 1)
+    monkeypatch.setattr(fused, "CPU_LOGIT_BYTES", 4 * 300 * 7)  # 7 rows of logits at a time
+    monkeypatch.setattr(fused, "CPU_ROWS", 1)
     found = list(evaluation.token_scores(model, DOCUMENTS, PAD_ID, batch))
     assert len(found) == len(DOCUMENTS)
     for ids, scores in zip(DOCUMENTS, found, strict=True):
@@ -65,8 +65,8 @@ class Fixed(nn.Module):
 def test_mean_and_deviation_by_hand(monkeypatch):
     """p = (1/2, 1/4, 1/4): log2 p = -1, -2, -2; mean -1.5, deviation 0.5."""
     model = Fixed([0.5, 0.25, 0.25])
-    monkeypatch.setattr(objectives, "head_of", lambda m: objectives.Head(m.weight))
-    monkeypatch.setattr(objectives, "hidden_states", lambda m, ids, mask: torch.ones(*ids.shape, 1))
+    monkeypatch.setattr(fused, "head_of", lambda m: fused.Head(m.weight))
+    monkeypatch.setattr(fused, "hidden_states", lambda m, ids, mask: torch.ones(*ids.shape, 1))
     (scores,) = evaluation.token_scores(model, [[2, 0, 1, 0]], pad_id=2)
     bits = math.log(2)
     assert scores.log_probs == pytest.approx([-bits, -2 * bits, -bits], rel=1e-5)
@@ -130,10 +130,10 @@ def test_brief_is_measure_with_fewer_columns(model, tokenizer, float32, monkeypa
     """Whatever the batch (unequal lengths: padding) and however few rows of logits there are at a time."""
     rows = table(half_guessed)
     full = evaluation.measure(model, rows, tokenizer)
-    found = [evaluation.brief(model, rows, PAD_ID, batch) for batch in (1, 3, 16)]
-    monkeypatch.setattr(objectives, "CPU_LOGIT_BYTES", 4 * 300 * 7)  # 7 rows of logits at a time
-    monkeypatch.setattr(objectives, "CPU_ROWS", 1)
-    for part in (*found, evaluation.brief(model, rows, PAD_ID, 3)):
+    found = [evaluation.measure_briefly(model, rows, PAD_ID, batch) for batch in (1, 3, 16)]
+    monkeypatch.setattr(fused, "CPU_LOGIT_BYTES", 4 * 300 * 7)  # 7 rows of logits at a time
+    monkeypatch.setattr(fused, "CPU_ROWS", 1)
+    for part in (*found, evaluation.measure_briefly(model, rows, PAD_ID, 3)):
         assert list(part.columns) == ["id", "family", "split", *BRIEF] and part.index.tolist() == list(range(7))
         assert part[["id", "family", "split", "tokens", "correct"]].equals(full[["id", "family", "split", "tokens", "correct"]])
         for column in ("nll", "min_k_40"):
@@ -142,7 +142,7 @@ def test_brief_is_measure_with_fewer_columns(model, tokenizer, float32, monkeypa
 
 
 def test_brief_by_the_full_logits_of_each_document(model, float32, half_guessed):
-    for row, ids in zip(evaluation.brief(model, table(half_guessed), PAD_ID, batch=4).itertuples(), half_guessed, strict=True):
+    for row, ids in zip(evaluation.measure_briefly(model, table(half_guessed), PAD_ID, batch=4).itertuples(), half_guessed, strict=True):
         full = log_p(model, ids)
         true = full[np.arange(len(ids) - 1), ids[1:]]
         assert row.tokens == len(true) and row.correct == (full.argmax(1) == ids[1:]).sum() and row.nll == pytest.approx(-true.sum())
@@ -152,7 +152,7 @@ def test_brief_by_the_full_logits_of_each_document(model, float32, half_guessed)
 def test_brief_leaves_the_model_as_measure_does(model, float32):
     before = [p.detach().clone() for p in model.parameters()]
     model.train()
-    evaluation.brief(model, table(), PAD_ID)
+    evaluation.measure_briefly(model, table(), PAD_ID)
     assert not model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
@@ -162,7 +162,7 @@ def test_brief_runs_in_the_training_precision(model, monkeypatch):
     found = {}
     for half in (False, True):
         monkeypatch.setattr(models, "half_precision", lambda half=half: half)
-        found[half] = evaluation.brief(model, table(), PAD_ID)
+        found[half] = evaluation.measure_briefly(model, table(), PAD_ID)
     assert (found[True].nll != found[False].nll).all() and found[True].tokens.equals(found[False].tokens)
     assert (found[True].nll / found[True].tokens).tolist() == pytest.approx((found[False].nll / found[False].tokens).tolist(), abs=0.05)
 
@@ -171,10 +171,10 @@ def test_brief_counts_only_the_likeliest_token_as_correct(monkeypatch, float32):
     """Where two tokens are equally likely, one of them is predicted, as in `measure`."""
     tied = Fixed([0.4, 0.4, 0.2])
     tied.device = torch.device("cpu")
-    monkeypatch.setattr(objectives, "head_of", lambda m: objectives.Head(m.weight))
-    monkeypatch.setattr(objectives, "hidden_states", lambda m, ids, mask: torch.ones(*ids.shape, 1))
+    monkeypatch.setattr(fused, "head_of", lambda m: fused.Head(m.weight))
+    monkeypatch.setattr(fused, "hidden_states", lambda m, ids, mask: torch.ones(*ids.shape, 1))
     (expected,) = evaluation.token_scores(tied, [[2, 0, 1, 0, 1]], pad_id=2)
-    assert evaluation.brief(tied, table([[2, 0, 1, 0, 1]]), 2).correct.tolist() == [expected.correct.sum()] == [2]
+    assert evaluation.measure_briefly(tied, table([[2, 0, 1, 0, 1]]), 2).correct.tolist() == [expected.correct.sum()] == [2]
 
 
 def test_zlib_compresses_the_text_that_was_read(model, tokenizer, text):
@@ -182,7 +182,7 @@ def test_zlib_compresses_the_text_that_was_read(model, tokenizer, text):
     (ids,) = tokens.encode(tokenizer, [text], 32)
     (row,) = evaluation.measure(model, table([ids]), tokenizer).itertuples()
     read = tokenizer.decode(ids, skip_special_tokens=True)
-    assert text.startswith(read) and row.zlib == pytest.approx(metrics.zlib_score(row.nll / 31, read))
+    assert text.startswith(read) and row.zlib == pytest.approx(membership.zlib_score(row.nll / 31, read))
 
 
 def test_memorised_text_is_extracted(build, tokenizer, float32):
@@ -193,7 +193,7 @@ def test_memorised_text_is_extracted(build, tokenizer, float32):
     training.unlearn(memory, "random_label", ids, [], Unlearning(learning_rate=0.02, epochs=40, batch=1), PAD_ID, 0, labels=labels)
     (row,) = evaluation.measure(memory, table(ids), tokenizer).itertuples()
     assert row.correct == row.tokens == 11 and row.extraction == 1 and row.nll / row.tokens < 0.5
-    assert evaluation.continued(memory, [ids[0][:3]], 9, 0) == [ids[0][3:]]
+    assert evaluation.greedy_continuations(memory, [ids[0][:3]], 9, 0) == [ids[0][3:]]
 
 
 def test_continued_is_the_likeliest_token_step_by_step(model):
@@ -204,20 +204,20 @@ def test_continued_is_the_likeliest_token_step_by_step(model):
             best = log_p(model, [*ids, 0])[-1]
             ids.append(int(best[1:].argmax()) + 1)  # never the end, 0
         expected.append(ids[9:])
-    assert evaluation.continued(model, prompts, 6, PAD_ID) == expected
-    assert evaluation.continued(model, prompts[:1], 6, PAD_ID) == expected[:1]
+    assert evaluation.greedy_continuations(model, prompts, 6, PAD_ID) == expected
+    assert evaluation.greedy_continuations(model, prompts[:1], 6, PAD_ID) == expected[:1]
     with pytest.raises(ValueError, match="unequal lengths"):
-        evaluation.continued(model, DOCUMENTS[:2], 6, PAD_ID)
+        evaluation.greedy_continuations(model, DOCUMENTS[:2], 6, PAD_ID)
 
 
 def test_continued_always_has_the_asked_length(build):
     """Also where the end, 0, is the likeliest token."""
     ending, prompt = build(0), DOCUMENTS[0]
     with torch.no_grad():
-        hidden = objectives.hidden_states(ending, torch.tensor([prompt]))[0, -1]
+        hidden = fused.hidden_states(ending, torch.tensor([prompt]))[0, -1]
         ending.get_output_embeddings().weight[0] = 3 * hidden
     assert log_p(ending, [*prompt, 0])[-1].argmax() == 0
-    (found,) = evaluation.continued(ending, [prompt], 5, PAD_ID)
+    (found,) = evaluation.greedy_continuations(ending, [prompt], 5, PAD_ID)
     assert len(found) == 5 and 0 not in found
 
 
@@ -225,14 +225,14 @@ def test_divergences_are_those_of_the_full_logits(build, model):
     """KL from the reference to the model, not the other way, of each document alone."""
     other = build(1)
     both = [(log_p(model, ids), log_p(other, ids)) for ids in DOCUMENTS]
-    found = evaluation.divergences(model, other, DOCUMENTS, PAD_ID)
+    found = evaluation.kl_divergences(model, other, DOCUMENTS, PAD_ID)
     assert found == pytest.approx([(np.exp(p) * (p - q)).sum(1).mean() for q, p in both], rel=1e-4)
     assert found != pytest.approx([(np.exp(q) * (q - p)).sum(1).mean() for q, p in both], rel=1e-2)
     assert all(type(value) is float for value in found)
 
 
 def test_a_model_is_at_no_divergence_from_itself(build, model):
-    assert evaluation.divergences(model, build(0), DOCUMENTS, PAD_ID) == pytest.approx([0] * len(DOCUMENTS), abs=1e-6)
+    assert evaluation.kl_divergences(model, build(0), DOCUMENTS, PAD_ID) == pytest.approx([0] * len(DOCUMENTS), abs=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------- FLOPs
@@ -272,7 +272,7 @@ def test_flops_of_a_llama_by_hand(build, rows, time):
 def test_flops_of_a_wide_llama_are_about_6_n_d(build):
     model = eager(build, hidden=128, intermediate=320, heads=4)
     found = efficiency.step_flops(model, training.pretraining_objective, sides(2, 24))
-    assert found["estimate_per_step"] == 6 * models.parameters(model) * 48
+    assert found["estimate_per_step"] == 6 * efficiency.parameter_count(model) * 48
     assert found["flops_per_step"] == pytest.approx(found["estimate_per_step"], rel=0.05)
 
 
@@ -300,4 +300,4 @@ def test_flops_of_methods_by_their_passes(build):
 def test_padding_is_not_counted_as_tokens(build):
     batch = {"text": tokens.collate(documents([16, 4], 0), PAD_ID)}
     found = efficiency.step_flops(eager(build), training.pretraining_objective, batch)
-    assert found["tokens_per_step"] == 20 and found["estimate_per_step"] == 6 * models.parameters(build(0)) * 20
+    assert found["tokens_per_step"] == 20 and found["estimate_per_step"] == 6 * efficiency.parameter_count(build(0)) * 20

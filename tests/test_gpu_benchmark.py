@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from unlearn_utils.core import methods, objectives
+from unlearn_utils.core import efficiency, losses, methods
 from unlearn_utils.core.methods import METHODS
-from unlearn_utils.engine import models
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
 spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
@@ -42,7 +41,7 @@ def run(folder, *more):
 
 def toy_loss(model, data):
     """A loss that needs gradients of every layer."""
-    return sum(objectives.next_token_loss(model, side) for side in data.values())
+    return sum(losses.next_token_loss(model, side) for side in data.values())
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def test_one_row_a_method_with_its_tokens(result):
     assert [row["method"] for row in result["rows"]] == list(METHODS)
     for row in result["rows"]:
         assert (row["shape"], row["dtype"], row["sequence"], row["batch"]) == ("tiny", "float32", 32, 2)
-        assert row["parameters"] == models.parameters(gpu.build(TINY))
+        assert row["parameters"] == efficiency.parameter_count(gpu.build(TINY))
         assert row["forget_tokens"] == 64 and row["retain_tokens"] == 64 * (row["method"] in RETAIN)
         assert "AdamW" in row["optimizer"] and "error" not in row
 
@@ -151,17 +150,17 @@ def test_a_loss_that_is_not_finite_is_null():
 
 def test_yi_has_as_many_parameters():
     model = gpu.build(gpu.SHAPES["yi-6b"]._replace(device=torch.device("meta")))
-    assert 6.05e9 < models.parameters(model) < 6.07e9
+    assert 6.05e9 < efficiency.parameter_count(model) < 6.07e9
     # By hand: embedding and head; per layer q and o, k and v, three of the MLP, two norms; the last norm.
     d, ff, v, kv = 4096, 11008, 64_000, 4 * 128
-    assert models.parameters(model) == 2 * v * d + 32 * (2 * d * d + 2 * d * kv + 3 * d * ff + 2 * d) + d
+    assert efficiency.parameter_count(model) == 2 * v * d + 32 * (2 * d * d + 2 * d * kv + 3 * d * ff + 2 * d) + d
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and {p.device.type for p in model.parameters()} == {"meta"}
     assert model.config.rope_parameters["rope_theta"] == 5e6 and model.config.rms_norm_eps == 1e-5
 
 
 def test_medium_has_between_a_hundred_million_and_a_billion():
     model = gpu.build(gpu.SHAPES["medium"]._replace(device=torch.device("meta")))
-    assert 1e8 < models.parameters(model) < 1e9
+    assert 1e8 < efficiency.parameter_count(model) < 1e9
 
 
 def test_weights_and_documents_come_from_the_seed_alone():

@@ -9,12 +9,11 @@ import pandas as pd
 import pytest
 
 from unlearn_utils.cache import store
-from unlearn_utils.core import methods, metrics
+from unlearn_utils.core import membership, methods
 from unlearn_utils.engine import evaluation, models, training
 from unlearn_utils.findings import robustness
 from unlearn_utils.profiles import PROFILES, Corpus, Grid, Pretraining, Shape, Unlearning
-from unlearn_utils.study import experiments, grid, inputs, selection
-from unlearn_utils.study import runs as running
+from unlearn_utils.study import grid, pool, selection, single_run, study_documents
 from unlearn_utils.study.grid import Setting
 
 TINY = replace(
@@ -57,11 +56,11 @@ def world(tmp_path_factory):
             patch.delenv(name, raising=False)
         patch.setattr(training, "unlearn", unlearn)
         patch.setattr(models, "half_precision", lambda: False)
-        for function in (inputs.data, inputs.fingerprint, inputs.tokenizer):
+        for function in (study_documents.data, study_documents.fingerprint, study_documents.tokenizer):
             function.cache_clear()
-        rows = grid.collected(TINY, SETTINGS)
+        rows = grid.grid_rows(TINY, SETTINGS)
         patch.setattr(training, "unlearn", real)
-        yield {"given": dict(zip(SETTINGS, given, strict=True)), "rows": rows, "baselines": experiments.measure_baselines(TINY)}
+        yield {"given": dict(zip(SETTINGS, given, strict=True)), "rows": rows, "baselines": pool.measure_baselines(TINY)}
 
 
 def refuse(*args, **kwargs):
@@ -76,16 +75,16 @@ def rows_of(world, setting):
 
 
 def measured_documents(setting):
-    return inputs.documents(TINY, inputs.measured_parts([setting.domain]), 3)
+    return study_documents.tokenized(TINY, study_documents.measured_parts([setting.domain]), 3)
 
 
 def by_hand(setting, epochs, steps=None):
     """The model after a run of so many epochs, ended after so many steps."""
     recipe = replace(TINY.unlearning, learning_rate=setting.learning_rate, batch=setting.batch, retain_weight=setting.retain_weight)
-    start, few = experiments.target(TINY).folder(), setting.retain_documents
+    start, few = pool.target(TINY).folder(), setting.retain_documents
     recipe = replace(recipe, epochs=epochs)
-    found = running.run(TINY, start, setting.domain, setting.method, recipe, setting.seed, steps=steps, retain_documents=few)
-    return running.at(start, found[0])
+    found = single_run.run(TINY, start, setting.domain, setting.method, recipe, setting.seed, steps=steps, retain_documents=few)
+    return single_run.at(start, found[0])
 
 
 # ---------------------------------------------------------------------------------------------- the settings
@@ -140,7 +139,7 @@ def test_no_setting_comes_twice_and_every_combination_once(name):
     for kind, part in found.items():
         if kind in ("retain_weight", "retain_documents"):
             assert {s.method for s in part} == set(grid.WITH_RETAIN)
-    assert {s.learning_rate for s in found["retain_documents"]} == {grid.usual(profile)}
+    assert {s.learning_rate for s in found["retain_documents"]} == {grid.usual_rate(profile)}
     assert {s.retain_documents for s in found["retain_documents"]} == set(profile.grid.retain_documents)
 
 
@@ -151,14 +150,14 @@ def test_no_setting_comes_twice_and_every_combination_once(name):
 def test_the_usual_rate_is_the_nearest_by_ratio(own, rates, expected):
     """4e-4 is nearer to 1e-4 by difference, but to 1e-3 by ratio: 4 against 2.5."""
     profile = replace(TINY, unlearning=Unlearning(learning_rate=own), grid=replace(TINY.grid, learning_rates=rates))
-    assert grid.usual(profile) == expected
+    assert grid.usual_rate(profile) == expected
     turned = replace(profile, grid=replace(TINY.grid, learning_rates=rates[::-1]))
-    assert grid.usual(turned) == expected
+    assert grid.usual_rate(turned) == expected
 
 
 def test_the_usual_rate_of_laptop_and_study():
     """5e-4 lies a factor of 1.67 above 3e-4 and of 1.6 under 8e-4."""
-    assert [grid.usual(PROFILES[name]) for name in ("laptop", "study")] == [8e-4, 8e-4]
+    assert [grid.usual_rate(PROFILES[name]) for name in ("laptop", "study")] == [8e-4, 8e-4]
 
 
 @pytest.mark.parametrize("name", list(PROFILES))
@@ -171,7 +170,7 @@ def test_marks_of_the_profiles_fall_on_different_steps_within_the_run(name):
 
 
 def test_a_table_has_a_row_for_each_setting_and_mark():
-    found = grid.table(TINY, [ASCENT, FEW])
+    found = grid.cells(TINY, [ASCENT, FEW])
     assert list(found.columns) == ["domain", "method", "learning_rate", "batch", "retain_weight", "seed", "retain_documents", "epoch"]
     assert found.epoch.tolist() == [0.5, 1.0, 2.0] * 2 and found.method.tolist() == [ASCENT.method] * 3 + [FEW.method] * 3
     assert found.retain_documents.isna().tolist() == [True] * 3 + [False] * 3 and found.retain_documents[3:].tolist() == [2] * 3
@@ -180,7 +179,7 @@ def test_a_table_has_a_row_for_each_setting_and_mark():
 @pytest.mark.parametrize(("name", "cells"), [("laptop", 42 * 4), ("study", 126 * 7)])
 def test_goal_cells_are_those_in_which_nothing_else_is_varied(name, cells):
     profile = PROFILES[name]
-    table = grid.table(profile, grid.plan(profile))
+    table = grid.cells(profile, grid.plan(profile))
     mask = grid.goal_cells(table, profile)
     assert mask.dtype == bool and mask.sum() == cells
     assert mask.tolist() == [True] * cells + [False] * (len(table) - cells)  # the plan starts with the grid proper
@@ -208,11 +207,11 @@ def test_a_run_has_a_row_for_each_mark_and_document(world, setting):
 @pytest.mark.parametrize("setting", [ASCENT, FEW, LABELS, WEIGHED], ids=lambda s: s.method)
 def test_the_last_mark_is_that_of_a_run_to_its_step(world, setting):
     """Trained anew with the same recipe and measured in full; for one method also at the first mark, which is on the way."""
-    steps, documents, tok = STEPS[setting.batch], measured_documents(setting), inputs.tokenizer(TINY)
+    steps, documents, tok = STEPS[setting.batch], measured_documents(setting), study_documents.tokenizer(TINY)
     for mark in [0.5, 2.0] if setting is FEW else [2.0]:
         model = by_hand(setting, 2, steps[mark])
         rows, full = rows_of(world, setting).query("epoch == @mark"), evaluation.measure(model, documents, tok)
-        brief = evaluation.brief(model, documents, tok.pad_token_id)
+        brief = evaluation.measure_briefly(model, documents, tok.pad_token_id)
         for found in (full, brief):
             assert rows.id.tolist() == found.id.tolist() and rows.correct.tolist() == found.correct.tolist()
             for column in ("nll", "min_k_40"):
@@ -220,14 +219,14 @@ def test_the_last_mark_is_that_of_a_run_to_its_step(world, setting):
 
 
 def test_after_an_epoch_a_run_is_the_run_of_one_epoch(world):
-    found = evaluation.brief(by_hand(ASCENT, 1), measured_documents(ASCENT), inputs.tokenizer(TINY).pad_token_id)
+    found = evaluation.measure_briefly(by_hand(ASCENT, 1), measured_documents(ASCENT), study_documents.tokenizer(TINY).pad_token_id)
     rows = rows_of(world, ASCENT)
     assert rows[rows.epoch == 1].nll.tolist() == pytest.approx(found.nll.tolist(), rel=1e-6)
     assert rows[rows.epoch == 2].nll.tolist() != pytest.approx(found.nll.tolist(), rel=1e-2)
 
 
 def test_a_run_is_given_its_setting_and_only_so_many_retain_documents(world):
-    retain = {d: list(inputs.documents(TINY, [(d, "retain")]).ids) for d in ("arxiv", "github", "general")}
+    retain = {d: list(study_documents.tokenized(TINY, [(d, "retain")]).ids) for d in ("arxiv", "github", "general")}
     expected = {
         ASCENT: [],
         DESCENT: retain["github"],
@@ -238,7 +237,7 @@ def test_a_run_is_given_its_setting_and_only_so_many_retain_documents(world):
     }
     for setting, given in world["given"].items():
         assert given["retain"] == expected[setting] and len(expected[setting]) in (0, 2, 6)
-        assert given["forget"] == list(inputs.documents(TINY, [(setting.domain, "forget")]).ids)
+        assert given["forget"] == list(study_documents.tokenized(TINY, [(setting.domain, "forget")]).ids)
         own = {"learning_rate": setting.learning_rate, "batch": setting.batch, "retain_weight": setting.retain_weight, "epochs": 2}
         assert given["method"] == setting.method and given["recipe"] == replace(TINY.unlearning, **own)
     all_of_them, few = (rows_of(world, s).nll.tolist() for s in (DESCENT, FEW))
@@ -247,12 +246,12 @@ def test_a_run_is_given_its_setting_and_only_so_many_retain_documents(world):
 
 def test_marks_that_fall_on_one_step_are_both_there(world):
     """4 documents, 4 at a time: half an epoch and an epoch both end at step 1, the first possible."""
-    rows = pd.read_parquet(grid.ran(TINY, replace(ASCENT, batch=4)).folder() / "rows.parquet")
+    rows = pd.read_parquet(grid.grid_run(TINY, replace(ASCENT, batch=4)).folder() / "rows.parquet")
     assert rows[["epoch", "step"]].drop_duplicates().values.tolist() == [[0.5, 1], [1.0, 1], [2.0, 2]]
 
 
 def test_a_run_s_key_follows_its_setting_and_what_it_reads(world):
-    first = grid.ran(TINY, DESCENT)
+    first = grid.grid_run(TINY, DESCENT)
     changed = {
         "domain": "arxiv",
         "method": "gradient_ascent",
@@ -263,17 +262,17 @@ def test_a_run_s_key_follows_its_setting_and_what_it_reads(world):
         "retain_documents": 2,
     }
     assert list(changed) == list(Setting.__dataclass_fields__)
-    others = [grid.ran(TINY, replace(DESCENT, **{name: value})) for name, value in changed.items()]
+    others = [grid.grid_run(TINY, replace(DESCENT, **{name: value})) for name, value in changed.items()]
     others += [
-        grid.ran(replace(TINY, grid=replace(TINY.grid, marks=(0.5, 2.0))), DESCENT),
-        grid.ran(replace(TINY, corpus=replace(TINY.corpus, measured=2)), DESCENT),
-        grid.ran(replace(TINY, pretraining=Pretraining()), DESCENT),
-        grid.ran(replace(TINY, unlearning=replace(TINY.unlearning, max_grad_norm=9.0)), DESCENT),
+        grid.grid_run(replace(TINY, grid=replace(TINY.grid, marks=(0.5, 2.0))), DESCENT),
+        grid.grid_run(replace(TINY, corpus=replace(TINY.corpus, measured=2)), DESCENT),
+        grid.grid_run(replace(TINY, pretraining=Pretraining()), DESCENT),
+        grid.grid_run(replace(TINY, unlearning=replace(TINY.unlearning, max_grad_norm=9.0)), DESCENT),
     ]
     assert len({step.path for step in (first, *others)}) == 1 + len(others)
     same = replace(TINY, workers=2, resamples=9, seeds=7, unlearning=replace(TINY.unlearning, learning_rate=1.0, batch=3, epochs=5))
     same = replace(same, grid=replace(TINY.grid, learning_rates=(1.0,), domains=("github",), seeds=3, retain_documents=()))
-    assert grid.ran(same, DESCENT).path == first.path  # what the rest of the grid is does not matter to a run
+    assert grid.grid_run(same, DESCENT).path == first.path  # what the rest of the grid is does not matter to a run
     assert pickle.loads(pickle.dumps(first)).path == first.path
 
 
@@ -283,7 +282,7 @@ def test_a_run_s_key_follows_its_setting_and_what_it_reads(world):
 def test_collected_rows_are_those_of_the_runs_in_order(world):
     rows, start = world["rows"], 0
     for setting in SETTINGS:
-        own = pd.read_parquet(grid.ran(TINY, setting).folder() / "rows.parquet")
+        own = pd.read_parquet(grid.grid_run(TINY, setting).folder() / "rows.parquet")
         part = rows[start : start + len(own)]
         start += len(own)
         assert part.nll.tolist() == own.nll.tolist() and part.source.tolist() == own.domain.tolist()
@@ -295,11 +294,11 @@ def test_collected_rows_are_those_of_the_runs_in_order(world):
 def test_a_second_call_computes_nothing(world, monkeypatch):
     for place, name in ((training, "pretrain"), (training, "unlearn"), (evaluation, "measure"), (evaluation, "brief"), (models, "load")):
         monkeypatch.setattr(place, name, refuse)
-    pd.testing.assert_frame_equal(grid.collected(TINY, SETTINGS), world["rows"])
-    some = grid.collected(TINY, [FEW, ASCENT])
+    pd.testing.assert_frame_equal(grid.grid_rows(TINY, SETTINGS), world["rows"])
+    some = grid.grid_rows(TINY, [FEW, ASCENT])
     assert some.nll.tolist() == pd.concat([rows_of(world, FEW), rows_of(world, ASCENT)]).nll.tolist()
     with pytest.raises(AssertionError, match="computed again"):
-        grid.collected(TINY, [replace(ASCENT, seed=5)])
+        grid.grid_rows(TINY, [replace(ASCENT, seed=5)])
 
 
 # ---------------------------------------------------------------------------------------------- levels of real runs, and divergence
@@ -307,13 +306,13 @@ def test_a_second_call_computes_nothing(world, monkeypatch):
 
 @pytest.fixture(scope="module")
 def found(world):
-    return robustness.levels(TINY, SETTINGS, world["rows"], world["baselines"], 0)
+    return robustness.log_perplexities(TINY, SETTINGS, world["rows"], world["baselines"], 0)
 
 
 @pytest.mark.parametrize("half", [None, selection.SELECTION, selection.REPORT])
 def test_levels_are_the_log_perplexities_of_the_rows(world, half):
-    found = robustness.levels(TINY, SETTINGS, world["rows"], world["baselines"], 0, half)
-    known = {name: experiments.by_run(TINY, world["baselines"], name) for name in ("target", "retrained")}
+    found = robustness.log_perplexities(TINY, SETTINGS, world["rows"], world["baselines"], 0, half)
+    known = {name: pool.baseline_rows(TINY, world["baselines"], name) for name in ("target", "retrained")}
     for i, cell in enumerate(found.cells.itertuples()):
         setting = Setting(*cell[1:7], None if cell.retain_documents is pd.NA else int(cell.retain_documents))
         rows = grid.half_of(rows_of(world, setting), half)
@@ -326,7 +325,7 @@ def test_levels_are_the_log_perplexities_of_the_rows(world, half):
                 assert getattr(found, name)[split][0, i] == pytest.approx(selection.log_perplexity(own, split))
         if len(rows):
             scores = [rows[rows.split == s].min_k_40 for s in ("forget", "approximate")]
-            assert found.auc[i] == metrics.auc(*scores)
+            assert found.auc[i] == membership.auc(*scores)
     assert len(found.cells) == len(SETTINGS) * 3 and found.own["forget"].shape == (21, 18)
 
 
@@ -334,7 +333,7 @@ def test_levels_are_the_log_perplexities_of_the_rows(world, half):
 def test_a_run_has_diverged_past_ten_times_a_guess(nll, expected):
     """Of 400 tokens, so past a log of 8.29: (4,000 + 40) / 200 is, (800 + 40) / 200 is not; one NaN makes it so."""
     rows = pd.DataFrame({"split": ["forget", "forget", "retain"], "nll": [nll, 40.0, np.nan], "tokens": [100, 100, 100]})
-    assert running.has_diverged(TINY, rows) is expected
+    assert single_run.has_diverged(TINY, rows) is expected
 
 
 def test_a_run_that_diverges_ends_there_and_its_later_cells_are_infinite(world, found):
@@ -342,7 +341,7 @@ def test_a_run_that_diverges_ends_there_and_its_later_cells_are_infinite(world, 
     levels = {mark: selection.log_perplexity(part, "forget") for mark, part in rows.groupby("epoch")}
     *before, last = levels
     assert last < 2 and levels[last] > np.log(10 * 400) and all(levels[mark] < np.log(10 * 400) for mark in before)
-    assert store.cost(grid.ran(TINY, DIVERGING).folder())["steps"] == STEPS[1][last]
+    assert store.cost(grid.grid_run(TINY, DIVERGING).folder())["steps"] == STEPS[1][last]
     at = (found.cells.learning_rate == 0.1).to_numpy()
     part = found.of(at)
     for split in robustness.SPLITS:
@@ -358,8 +357,8 @@ def test_a_run_that_diverges_ends_there_and_its_later_cells_are_infinite(world, 
 def test_a_run_that_breaks_at_once_is_infinite_from_its_first_mark(world):
     """At 1e30 nothing is a number after two steps, the first mark: its rows are there, but they say nothing."""
     broken = replace(ASCENT, learning_rate=1e30)
-    rows = grid.collected(TINY, [broken])
+    rows = grid.grid_rows(TINY, [broken])
     assert set(rows.step) == {2} and rows.nll.isna().any()
-    found = robustness.levels(TINY, [broken], rows, world["baselines"], 0)
+    found = robustness.log_perplexities(TINY, [broken], rows, world["baselines"], 0)
     assert np.isposinf(found.own["forget"]).all() and np.isnan(found.auc).all()
     assert not robustness.acceptable(found).any() and np.isposinf(robustness.by_proxy(found)).all()

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from unlearn_utils import __main__, profiles
-from unlearn_utils.core import tables
+from unlearn_utils.cache import paths
+from unlearn_utils.core import efficiency, tables
 from unlearn_utils.data import hub, tokens
 from unlearn_utils.engine import downstream, models
 from unlearn_utils.findings import reports
 from unlearn_utils.runner import notebooks
-from unlearn_utils.study import costs, experiments, grid, inputs, runs, selection
+from unlearn_utils.study import costs, grid, pool, selection, single_run, study_documents, unlearning
 
 METHOD = "ascent_descent_in_distribution"
 GPU, PAPER = (replace(p, seeds=1, resamples=40) for p in (profiles.GPU, profiles.PAPER))
@@ -41,7 +42,7 @@ def mirror(tmp_path_factory, text):
 def test_members_are_forgotten_or_retained_and_non_members_unseen(mirror):
     files = {side: mirror / hub.MIMIR / "cache_100_200_1000_512" / side / "github_ngram_13_0.8.jsonl" for side in ("train", "test")}
     members, others = ({json.loads(line) for line in file.read_text().splitlines()} for file in files.values())
-    found = inputs.data(GPU)
+    found = study_documents.data(GPU)
     forget, approximate, retain = (set(found["github"][s]["text"]) for s in ("forget", "approximate", "retain"))
     assert forget | retain == members and not forget & retain and approximate <= others
     assert len(forget) == len(approximate) == 16 and list(found) == ["arxiv", "github", "general"]
@@ -49,11 +50,11 @@ def test_members_are_forgotten_or_retained_and_non_members_unseen(mirror):
 
 
 def test_whole_documents_are_cut_into_chunks_that_keep_their_document(mirror):
-    table = inputs.documents(PAPER, [("arxiv", "forget"), ("general", "evaluation")])
+    table = study_documents.tokenized(PAPER, [("arxiv", "forget"), ("general", "evaluation")])
     long = table[table.family == table.family[table.id.str.endswith("/1")].iloc[0]]
-    text = inputs.data(PAPER)["arxiv"]["forget"].to_pandas().set_index("family").text[long.family.iloc[0]]
+    text = study_documents.data(PAPER)["arxiv"]["forget"].to_pandas().set_index("family").text[long.family.iloc[0]]
     assert list(map(len, long.ids))[:-1] == [4096] * (len(long) - 1) and len(long) > 1
-    tok = inputs.tokenizer(PAPER)
+    tok = study_documents.tokenizer(PAPER)
     assert sum(long.ids, []) == [tok.bos_token_id, *tok(text, add_special_tokens=False)["input_ids"]]
     assert table.id.is_unique and table.groupby("family")["rank"].nunique().eq(1).all()
     assert tokens.cut(range(9), 4) == [[0, 1, 2, 3], [4, 5, 6, 7]] and tokens.cut(range(4), 9) == [] and tokens.cut([], 9) == []
@@ -67,15 +68,15 @@ def test_books_come_from_a_folder_of_ones_own(tmp_path, monkeypatch):
             (tmp_path / "books" / split / f"{letter}.txt").write_text(f"The book {letter}.")
     assert profiles.profile("paper").domains == ("arxiv", "github")
     monkeypatch.setenv("UNLEARN_BOOKS", str(tmp_path))
-    found = inputs.data(profiles.profile("paper"))
+    found = study_documents.data(profiles.profile("paper"))
     assert sorted(found["books"]["forget"]["text"]) == ["The book a.", "The book b."] and profiles.profile("gpu").domains == GPU.domains
 
 
 def test_a_chunk_that_is_to_be_forgotten_is_not_retained(monkeypatch):
     monkeypatch.setattr(
-        runs, "documents", lambda profile, parts: pd.DataFrame({"ids": {"forget": [[1, 2], [3]], "retain": [[3], [4]]}[parts[0][1]]})
+        single_run, "documents", lambda profile, parts: pd.DataFrame({"ids": {"forget": [[1, 2], [3]], "retain": [[3], [4]]}[parts[0][1]]})
     )
-    assert runs.sides(GPU, "arxiv", METHOD) == ([[1, 2], [3]], [[4]])
+    assert single_run.token_ids_of_sides(GPU, "arxiv", METHOD) == ([[1, 2], [3]], [[4]])
 
 
 @pytest.mark.parametrize("profile", [GPU, PAPER], ids=lambda p: p.name)
@@ -87,7 +88,7 @@ def test_pinned_revisions_are_commits(profile):
 def test_results_of_one_model_and_text_are_not_those_of_another():
     other = [replace(GPU, hub=replace(GPU.hub, revision="0" * 40)), replace(GPU, corpus=replace(GPU.corpus, pairs=3))]
     other += [replace(GPU, shape=replace(GPU.shape, context=64)), replace(GPU, corpus=replace(GPU.corpus, whole=True))]
-    steps = [experiments.measured(p, experiments.target(p)).path for p in (GPU, *other)]
+    steps = [pool.measurements(p, pool.target(p)).path for p in (GPU, *other)]
     assert len(set(steps)) == 5
 
 
@@ -120,13 +121,13 @@ def test_a_mirror_that_lacks_something_is_named(mirror, monkeypatch, tmp_path, c
     file = next(tmp_path.rglob("test/arxiv_*.jsonl"))
     file.unlink()
     with pytest.raises(FileNotFoundError, match=f"{file}: no such file; MIMIR has one for each domain"):
-        inputs.data(replace(GPU, name="fresh"))
+        study_documents.data(replace(GPU, name="fresh"))
 
 
 def test_what_a_published_model_cannot_give_is_refused():
     with pytest.raises(ValueError, match=r"EleutherAI/pythia-1.4b cannot be trained again here: the profile gpu has no retrained model"):
-        experiments.retrained(GPU, "arxiv")
-    assert experiments.histories(GPU).empty and list(experiments.train_baselines(GPU)) == ["target"]
+        pool.retrained(GPU, "arxiv")
+    assert pool.histories(GPU).empty and list(pool.train_baselines(GPU)) == ["target"]
 
 
 # ---------------------------------------------------------------------------------------------- the stand-in
@@ -144,7 +145,7 @@ def test_approximate_retraining_by_hand():
     ]
     table = pd.DataFrame(rows, columns=["id", "split", "rank"]).assign(family=lambda t: t.id, domain="d", run="d", model="target")
     table["nll"], table["tokens"] = np.arange(6.0), np.arange(10, 16)
-    found = experiments.stand_in(table)
+    found = pool.approximate_retraining(table)
     assert found.id.tolist() == table.id.tolist() and found.split.tolist() == table.split.tolist()
     assert found.nll.tolist() == [4, 3, 3, 3, 4, 5] and found.tokens.tolist() == [14, 13, 13, 13, 14, 15]
 
@@ -160,7 +161,7 @@ def test_a_forget_document_of_several_chunks_shares_what_an_unseen_document_has(
     ]
     table = pd.DataFrame(rows, columns=["id", "family", "split"]).assign(rank=0, domain="d", run="d", model="target")
     table["nll"], table["tokens"], table["min_k_40"] = [1.0, 1, 6, 9, 15], [9, 9, 10, 20, 30], [0.0, 0, -1, -2, -6]
-    found = experiments.stand_in(table)[:2]
+    found = pool.approximate_retraining(table)[:2]
     assert found.id.tolist() == ["a/0", "a/1"] and found.nll.tolist() == [15, 15] and found.tokens.tolist() == [30, 30]
     assert found.min_k_40.tolist() == [-3, -3]
 
@@ -168,8 +169,8 @@ def test_a_forget_document_of_several_chunks_shares_what_an_unseen_document_has(
 @pytest.fixture(scope="module")
 def staged():
     """One method on both domains, under every model."""
-    found = experiments.unlearn_all(SMALL, [METHOD])
-    return found, reports.staged(SMALL, found)
+    found = unlearning.unlearn_all(SMALL, [METHOD])
+    return found, reports.report_rows(SMALL, found)
 
 
 def test_retraining_is_not_available_and_its_stand_in_is_what_the_target_does_to_unseen_text(staged):
@@ -185,36 +186,36 @@ def test_retraining_is_not_available_and_its_stand_in_is_what_the_target_does_to
     far = reports.distances(SMALL, rows, 0)
     assert far[far.model == "retrained"]["value"].isna().all() and far[far.model != "retrained"]["value"].notna().all()
     assert reports.divergences(SMALL, runs_, 0)["value"].isna().all() and reports.quality(SMALL, rows, 0).wilcoxon_p.isna().all()
-    auc = tables.membership(rows[rows.domain != "general"], ["model", "run"], ["Min-40%"], 0, 20).set_index("model")["value"]
+    auc = tables.auc_table(rows[rows.domain != "general"], ["model", "run"], ["Min-40%"], 0, 20).set_index("model")["value"]
     assert np.isnan(auc["retrained"]).all() and (auc["approximate retraining"] == 0.5).all()
     assert len(reports.ranking(SMALL, rows, 0)) == 1 and set(reports.continuations(SMALL, runs_).model) == {"target", "unlearned"}
 
 
 def test_an_unlearned_model_is_written_in_the_published_type_and_did_change(staged):
     runs_, _ = staged
-    folder, chosen = runs_.entry[1].folder(), experiments.chosen_steps(runs_).practitioner[1]
-    before, after = models.load(experiments.target(SMALL).folder()), models.load(folder)
+    folder, chosen = runs_.entry[1].folder(), unlearning.chosen_steps(runs_).practitioner[1]
+    before, after = models.load(pool.target(SMALL).folder()), models.load(folder)
     assert models.stored_dtype(folder) == torch.float16 and chosen > 0
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
 
 def test_cost_of_training_is_computed_and_cost_of_unlearning_counted():
-    found = pd.concat([pd.read_parquet(costs.counted(GPU, "arxiv", m).folder() / "rows.parquet") for m in (costs.RETRAINING, METHOD)])
+    found = pd.concat([pd.read_parquet(costs.flops(GPU, "arxiv", m).folder() / "rows.parquet") for m in (costs.RETRAINING, METHOD)])
     training, ours = found.to_dict("records")
     assert training["flops"] == 6 * training["parameters"] * GPU.hub.tokens and np.isnan(training["steps"])
     assert ours["steps"] == 2 and 0.5 < ours["flops"] / ours["estimate"] < 3 and ours["tokens"] < 16 * 512
     shape = replace(profiles.sized(32, 1), vocabulary=500, context=32)
-    (row,) = pd.read_parquet(costs.counted(GPU, "arxiv", METHOD, 8, shape).folder() / "rows.parquet").to_dict("records")
-    assert row["parameters"] == models.parameters(models.build(shape, inputs.tokenizer(GPU), 0))
+    (row,) = pd.read_parquet(costs.flops(GPU, "arxiv", METHOD, 8, shape).folder() / "rows.parquet").to_dict("records")
+    assert row["parameters"] == efficiency.parameter_count(models.build(shape, study_documents.tokenizer(GPU), 0))
 
 
 def test_the_grid_is_measured_against_the_stand_in():
     setting = grid.Setting("arxiv", METHOD, 1e-3, 8)
-    rows = grid.collected(SMALL, [setting])
+    rows = grid.grid_rows(SMALL, [setting])
     from unlearn_utils.findings import robustness
 
-    found = robustness.levels(SMALL, [setting], rows, experiments.measure_baselines(SMALL), 0)
-    target = experiments.by_run(SMALL, experiments.measure_baselines(SMALL), "target").query("run == 'arxiv'")
+    found = robustness.log_perplexities(SMALL, [setting], rows, pool.measure_baselines(SMALL), 0)
+    target = pool.baseline_rows(SMALL, pool.measure_baselines(SMALL), "target").query("run == 'arxiv'")
     assert found.retrained["forget"][0, 0] == pytest.approx(selection.log_perplexity(target, "approximate"), abs=1e-12)
     assert np.isfinite(robustness.gap(found)).all()
 
@@ -227,9 +228,9 @@ def test_notebooks_run_on_a_published_model(tmp_path, monkeypatch, capsys, profi
     """By the runner, as `./run_all.sh gpu` would."""
     (tmp_path / "notebooks").mkdir()
     for name in names:
-        shutil.copy(notebooks.ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
+        shutil.copy(paths.PROJECT / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
     monkeypatch.setenv("UNLEARN_FIGURES", str(tmp_path / "figures"))
-    monkeypatch.setenv("PYTHONPATH", str(notebooks.ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(paths.PROJECT))
     assert notebooks.run(tmp_path, profile) == 0, capsys.readouterr().err
     text = (tmp_path / "runs" / profile / f"{names[-1]}.ipynb").read_text()
     assert "not available" in text and "approximate retraining" in text

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, apply_rotary_pos_emb
 
-from unlearn_utils.core import objectives
+from unlearn_utils.core import fused, losses
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import layers, models, training
 
@@ -61,7 +61,7 @@ def test_a_quickened_model_has_the_states_and_gradients_of_the_plain_one(build, 
         torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3, generator=torch.Generator().manual_seed(n))
     quick, counted = quickened(plain, monkeypatch), batch["attention_mask"].bool()
     assert kinds(quick) == {layers.QuickNorm, layers.QuickAttention}
-    hidden = [objectives.hidden_states(m, batch["input_ids"], batch["attention_mask"])[counted] for m in (plain, quick)]
+    hidden = [fused.hidden_states(m, batch["input_ids"], batch["attention_mask"])[counted] for m in (plain, quick)]
     torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-4, atol=1e-5)
     [(h * random(*h.shape, dtype=torch.float32)).sum().backward() for h in hidden]
     theirs, ours = ({name: p.grad for name, p in m.named_parameters()} for m in (plain, quick))
@@ -78,7 +78,7 @@ def test_a_quickened_model_without_gradients_is_transformers_own(build, monkeypa
         plain, ours = (m.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False) for m in (build(0), quick))
     assert torch.equal(plain, ours)
     with pytest.raises(TypeError):
-        objectives.hidden_states(quick, BATCH["input_ids"])
+        fused.hidden_states(quick, BATCH["input_ids"])
 
 
 def test_a_quickened_model_takes_gradients_through_a_cache(build, monkeypatch):
@@ -108,7 +108,7 @@ def test_a_model_does_not_diverge_from_itself_in_bfloat16(build, monkeypatch, ba
     states = torch.nn.utils.rnn.pad_sequence(list(kept.values()), batch_first=True)
     for sides in (batch, batch | {"reference_hidden": states}):
         with torch.autocast("cpu", torch.bfloat16):
-            loss = objectives.kl_loss(model, reference, sides)
+            loss = losses.kl_loss(model, reference, sides)
         grads = torch.autograd.grad(loss, list(model.parameters()))
         assert loss == 0 and not any(g.count_nonzero() for g in grads)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearn_utils.core import methods, objectives, replacement
+from unlearn_utils.core import fused, losses, methods, replacement
 from unlearn_utils.core.methods import METHODS, Method, unlearning_loss
 
 VOCABULARY = 64
@@ -81,8 +81,8 @@ def test_the_paper_s_seven_in_order():
 @pytest.mark.parametrize("name", [m.name for m in METHODS.values() if m.retain])
 def test_sides_of_one_length_share_a_forward_pass(world, monkeypatch, name, extra, passes):
     model, reference, forget, retain = world
-    seen, original = [], objectives.hidden_states
-    monkeypatch.setattr(objectives, "hidden_states", lambda m, *batch: seen.append(m) or original(m, *batch))
+    seen, original = [], fused.hidden_states
+    monkeypatch.setattr(fused, "hidden_states", lambda m, *batch: seen.append(m) or original(m, *batch))
     loss = unlearning_loss(name, model, forget, padded(retain, extra), reference)
     assert seen.count(model) == passes
     with_two = unlearning_loss(name, model, padded(forget, 1), retain, reference)
@@ -164,7 +164,7 @@ def test_official_ascent_and_descent_average_signed_sequence_means(world):
     single = unlearning_loss("ascent_descent_general", model, rows(forget, [0]), rows(retain, [1]), variant="official")
     torch.testing.assert_close(single, (r[1] - f[0]) / 2, **CLOSE)  # each side weighs 1/2 ...
     both = unlearning_loss("ascent_kl_general", model, rows(forget, [0]), rows(retain, [1]), reference, "official")
-    official_kl = objectives.official_kl_loss(model, reference, rows(retain, [1]))
+    official_kl = losses.official_kl_loss(model, reference, rows(retain, [1]))
     torch.testing.assert_close(both, official_kl - f[0], **CLOSE)  # ... but with KL each weighs 1
 
 
@@ -215,7 +215,7 @@ def test_adversarial_labels_come_from_the_original_model(world):
 def test_an_own_method_needs_no_registration(world):
     model, reference, forget, retain = world
     own = Method("own", "Random labels + KL", "random_label", "kl", "general")
-    plain = objectives.next_token_loss(model, forget) + objectives.kl_loss(model, reference, retain)
+    plain = losses.next_token_loss(model, forget) + losses.kl_loss(model, reference, retain)
     torch.testing.assert_close(unlearning_loss(own, model, forget, retain, reference), plain)
 
 

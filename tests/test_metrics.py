@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from unlearn_utils.core import metrics
+from unlearn_utils.core import intervals, membership, metrics
 
 
 def rng(seed=0):
@@ -35,60 +35,60 @@ TABLE = np.array([[-1.0, -4.0], [-2.0, -8.0], [-3.0, -2.0], [-6.0, -1.0]])  # 4 
     ("k", "expected"), [(0.2, [-6, -8]), (0.5, [-4.5, -6]), (0.6, [-4.5, -6]), (0.75, [-11 / 3, -14 / 3]), (1, [-3, -3.75])]
 )
 def test_min_k_by_hand(k, expected):
-    assert [metrics.min_k(column, k) for column in TABLE.T] == pytest.approx(expected)
+    assert [membership.min_k(column, k) for column in TABLE.T] == pytest.approx(expected)
 
 
 def test_min_k_keeps_the_last_token():
-    assert metrics.min_k([-1.0, -1.0, -9.0], 0.2) == -9
+    assert membership.min_k([-1.0, -1.0, -9.0], 0.2) == -9
 
 
 def test_min_k_counts_whole_tokens_despite_rounding():
     """0.29 * 100 is a hair under 29 in floating point."""
-    assert metrics.min_k(np.arange(100.0), 0.29) == pytest.approx(14)
+    assert membership.min_k(np.arange(100.0), 0.29) == pytest.approx(14)
 
 
 def test_min_k_plus_plus_by_hand():
     # standardised: (-1 + 2)/1 = 1, (-4 + 2)/2 = -1, sigma 0 -> 0, (-5 + 2)/1 = -3
-    assert metrics.min_k_plus_plus([-1, -4, 0, -5], [-2, -2, 0, -2], [1, 2, 0, 1], 0.5) == pytest.approx(-2)
-    assert metrics.min_k_plus_plus(TABLE[:, 0], np.zeros(4), np.ones(4), 0.5) == metrics.min_k(TABLE[:, 0], 0.5)
+    assert membership.min_k_plus_plus([-1, -4, 0, -5], [-2, -2, 0, -2], [1, 2, 0, 1], 0.5) == pytest.approx(-2)
+    assert membership.min_k_plus_plus(TABLE[:, 0], np.zeros(4), np.ones(4), 0.5) == membership.min_k(TABLE[:, 0], 0.5)
 
 
 def test_zlib_score_divides_by_compressed_bytes():
     text = "abc" * 50
-    assert metrics.zlib_score(2.0, text) == -2 / len(zlib.compress(text.encode()))
-    assert metrics.zlib_score(1.0, text) > metrics.zlib_score(2.0, text)  # higher = member
+    assert membership.zlib_score(2.0, text) == -2 / len(zlib.compress(text.encode()))
+    assert membership.zlib_score(1.0, text) > membership.zlib_score(2.0, text)  # higher = member
 
 
 def test_auc_by_hand():
-    assert metrics.auc([3, 1], [2, 0]) == 0.75
-    assert metrics.auc([1, 1], [1, 0]) == 0.75  # two ties of four pairs
-    assert metrics.auc([0, 1], [2, 3]) == 0  # not folded
-    assert metrics.auc([5], [5]) == 0.5
+    assert membership.auc([3, 1], [2, 0]) == 0.75
+    assert membership.auc([1, 1], [1, 0]) == 0.75  # two ties of four pairs
+    assert membership.auc([0, 1], [2, 3]) == 0  # not folded
+    assert membership.auc([5], [5]) == 0.5
 
 
 def test_auc_and_tpr_agree_with_sklearn():
     members, others = rng(1).integers(0, 12, 60) + 1, rng(2).integers(0, 12, 40)  # many ties
     truth, scores = np.r_[np.ones(60), np.zeros(40)], np.r_[members, others]
-    assert metrics.auc(members, others) == pytest.approx(roc_auc_score(truth, scores))
+    assert membership.auc(members, others) == pytest.approx(roc_auc_score(truth, scores))
     fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
     for level in (0, 0.05, 0.1, 0.25, 0.6, 1):
-        assert metrics.tpr_at_fpr(members, others, level) == pytest.approx(tpr[fpr <= level + 1e-12].max())
+        assert membership.tpr_at_fpr(members, others, level) == pytest.approx(tpr[fpr <= level + 1e-12].max())
 
 
 def test_tpr_by_hand():
-    assert metrics.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0.25) == 0.5  # threshold above 1 lets 2 pass; 1 itself must not exceed it
-    assert metrics.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0) == 0.5
-    assert metrics.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0.5) == 0.75
+    assert membership.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0.25) == 0.5  # threshold above 1 lets 2 pass; 1 itself must not exceed it
+    assert membership.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0) == 0.5
+    assert membership.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0.5) == 0.75
     with pytest.raises(ValueError, match="4 non-members cannot tell"):
-        metrics.tpr_at_fpr([1], [1, 2, 3, 4], 0.1)
+        membership.tpr_at_fpr([1], [1, 2, 3, 4], 0.1)
 
 
 def test_priv_leak_by_hand():
-    assert metrics.priv_leak(0.5, 0.5) == 0
-    assert metrics.priv_leak(0.9, 0.5) == pytest.approx(-80)  # still a member: under-unlearned
-    assert metrics.priv_leak(0.25, 0.5) == pytest.approx(50)
+    assert membership.priv_leak(0.5, 0.5) == 0
+    assert membership.priv_leak(0.9, 0.5) == pytest.approx(-80)  # still a member: under-unlearned
+    assert membership.priv_leak(0.25, 0.5) == pytest.approx(50)
     with pytest.raises(ValueError, match="undefined"):
-        metrics.priv_leak(0.5, 1.0)
+        membership.priv_leak(0.5, 1.0)
 
 
 @pytest.mark.parametrize(("correct", "expected"), [("1111", 1), ("0111", 0.75), ("1011", 0.5), ("1110", 0), ("0000", 0), ("1", 1)])
@@ -127,16 +127,16 @@ def test_forget_quality_by_hand_and_by_scipy():
 
 def test_bootstrap_repeats_with_the_generator():
     data = rng(0).normal(size=30)
-    one, two, other = (metrics.bootstrap(np.mean, data, generator=rng(s)) for s in (1, 1, 2))
+    one, two, other = (intervals.bootstrap(np.mean, data, generator=rng(s)) for s in (1, 1, 2))
     assert one == two and one != other
     assert one.value == data.mean() and one.low < one.value < one.high and one.n == 30
-    aucs = [metrics.bootstrap_auc(data, data - 0.5, rng(s)) for s in (1, 1, 2)]
+    aucs = [membership.bootstrap_auc(data, data - 0.5, rng(s)) for s in (1, 1, 2)]
     assert aucs[0] == aucs[1] != aucs[2]
 
 
 def test_bootstrap_of_a_mean_is_its_standard_error():
     data = rng(0).normal(size=400)
-    interval = metrics.bootstrap(np.mean, data, generator=rng(1), level=0.9)
+    interval = intervals.bootstrap(np.mean, data, generator=rng(1), level=0.9)
     assert interval.high - interval.low == pytest.approx(2 * stats.norm.ppf(0.95) * data.std() / 20, rel=0.1)
 
 
@@ -144,32 +144,32 @@ def test_bootstrap_covers():
     """Of 200 intervals at 80%, 160 +- 3 standard deviations (17) hold the true mean; a mean of 40 costs a little."""
     hits = 0
     for seed in range(200):
-        low, high = metrics.bootstrap(np.mean, rng(seed).normal(size=40), generator=rng(1000 + seed), resamples=200, level=0.8)[1:3]
+        low, high = intervals.bootstrap(np.mean, rng(seed).normal(size=40), generator=rng(1000 + seed), resamples=200, level=0.8)[1:3]
         hits += low < 0 < high
     assert 140 <= hits <= 177
 
 
 def test_bootstrap_keeps_pairs_together():
     a = rng(0).normal(size=50)
-    paired = metrics.bootstrap(lambda x, y: (x - y).mean(), a, a - 1, generator=rng(1), resamples=50)
+    paired = intervals.bootstrap(lambda x, y: (x - y).mean(), a, a - 1, generator=rng(1), resamples=50)
     assert paired[:3] == pytest.approx((1, 1, 1))
-    apart = metrics.bootstrap(lambda x, y: x.mean() - y.mean(), a, a - 1, generator=rng(1), resamples=50, paired=False)
+    apart = intervals.bootstrap(lambda x, y: x.mean() - y.mean(), a, a - 1, generator=rng(1), resamples=50, paired=False)
     assert apart.high - apart.low > 0.3
 
 
 def test_bootstrap_unpaired_takes_unequal_lengths():
-    interval = metrics.bootstrap(metrics.auc, [3, 4, 5, 6], [1, 2], generator=rng(1), resamples=20, paired=False)
+    interval = intervals.bootstrap(membership.auc, [3, 4, 5, 6], [1, 2], generator=rng(1), resamples=20, paired=False)
     assert interval == (1, 1, 1, 2)
     with pytest.raises(ValueError, match="unequal lengths"):
-        metrics.bootstrap(metrics.auc, [3, 4, 5, 6], [1, 2], generator=rng(1))
+        intervals.bootstrap(membership.auc, [3, 4, 5, 6], [1, 2], generator=rng(1))
 
 
 def test_clusters_stay_together():
     """Ten copies of each of 20 documents carry the information of 20."""
     data, clusters = rng(0).normal(size=20), [f"unit {i}" for i in range(20)]
-    alone = metrics.bootstrap(np.mean, data, generator=rng(1))
-    copies = metrics.bootstrap(np.mean, np.repeat(data, 10), generator=rng(1), clusters=np.repeat(clusters, 10))
-    naive = metrics.bootstrap(np.mean, np.repeat(data, 10), generator=rng(1))
+    alone = intervals.bootstrap(np.mean, data, generator=rng(1))
+    copies = intervals.bootstrap(np.mean, np.repeat(data, 10), generator=rng(1), clusters=np.repeat(clusters, 10))
+    naive = intervals.bootstrap(np.mean, np.repeat(data, 10), generator=rng(1))
     assert copies.n == 20 and naive.n == 200
     assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=0.15)
     assert naive.high - naive.low < 0.5 * (copies.high - copies.low)
@@ -177,7 +177,7 @@ def test_clusters_stay_together():
 
 def test_cluster_members_are_drawn_whole():
     seen = []
-    metrics.bootstrap(lambda x: seen.append(np.bincount(x, minlength=5)) or 0, [0, 1, 2, 3, 4], generator=rng(0), clusters=list("abaca"))
+    intervals.bootstrap(lambda x: seen.append(np.bincount(x, minlength=5)) or 0, [0, 1, 2, 3, 4], generator=rng(0), clusters=list("abaca"))
     for counts in seen[:-1]:  # the last call is the statistic itself
         assert counts[0] == counts[2] == counts[4] and counts[[0, 1, 3]].sum() == 3
 
@@ -186,16 +186,16 @@ def test_cluster_members_are_drawn_whole():
 def test_bootstrap_auc_equals_the_plain_bootstrap(clustered):
     members, others = rng(1).integers(0, 9, 60) + 2, rng(2).integers(0, 9, 40)  # many ties
     clusters = (np.sqrt(np.arange(60) * 4).astype(int), np.arange(40) // 4) if clustered else None  # of unequal sizes
-    fast = metrics.bootstrap_auc(members, others, rng(3), resamples=4000, clusters=clusters)
-    plain = metrics.bootstrap(metrics.auc, members, others, generator=rng(4), resamples=4000, paired=False, clusters=clusters)
+    fast = membership.bootstrap_auc(members, others, rng(3), resamples=4000, clusters=clusters)
+    plain = intervals.bootstrap(membership.auc, members, others, generator=rng(4), resamples=4000, paired=False, clusters=clusters)
     assert fast.value == plain.value and fast.n == plain.n == (10 if clustered else 40)
     assert fast.low == pytest.approx(plain.low, abs=0.01) and fast.high == pytest.approx(plain.high, abs=0.01)
 
 
 def test_bootstrap_auc_in_several_blocks(monkeypatch):
-    monkeypatch.setattr(metrics, "BLOCK", 35)  # 3 resamples of 10 documents at a time
-    assert list(metrics._blocks(8, 10)) == [3, 3, 2]
-    interval = metrics.bootstrap_auc([3, 4, 5, 6, 7], [1, 2, 1, 2, 1], rng(0), resamples=8)
+    monkeypatch.setattr(intervals, "BLOCK", 35)  # 3 resamples of 10 documents at a time
+    assert list(intervals.blocks(8, 10)) == [3, 3, 2]
+    interval = membership.bootstrap_auc([3, 4, 5, 6, 7], [1, 2, 1, 2, 1], rng(0), resamples=8)
     assert interval == (1, 1, 1, 5)
 
 
@@ -204,20 +204,20 @@ EMPTY = {
     "perplexity without tokens": lambda: metrics.perplexity([0.0], [0]),
     "perplexity, unequal": lambda: metrics.perplexity([1.0, 2.0], [1]),
     "perplexity per sequence": lambda: metrics.perplexity_per_sequence([1.0, 0.0], [2, 0]),
-    "min-k": lambda: metrics.min_k([], 0.2),
-    "min-k in percent": lambda: metrics.min_k([-1.0], 20),
-    "min-k++": lambda: metrics.min_k_plus_plus([-1.0, -2.0], [0.0], [1.0], 0.2),
-    "zlib": lambda: metrics.zlib_score(1.0, ""),
-    "auc": lambda: metrics.auc([], [1.0]),
-    "tpr": lambda: metrics.tpr_at_fpr([1.0], [], 0.1),
+    "min-k": lambda: membership.min_k([], 0.2),
+    "min-k in percent": lambda: membership.min_k([-1.0], 20),
+    "min-k++": lambda: membership.min_k_plus_plus([-1.0, -2.0], [0.0], [1.0], 0.2),
+    "zlib": lambda: membership.zlib_score(1.0, ""),
+    "auc": lambda: membership.auc([], [1.0]),
+    "tpr": lambda: membership.tpr_at_fpr([1.0], [], 0.1),
     "extraction strength": lambda: metrics.extraction_strength([]),
     "ROUGE-L": lambda: metrics.rouge_l([1], []),
     "forget quality": lambda: metrics.forget_quality([], []),
     "forget quality, unequal": lambda: metrics.forget_quality([1.0], [1.0, 2.0]),
-    "bootstrap": lambda: metrics.bootstrap(np.mean, [], generator=rng()),
-    "bootstrap of nothing": lambda: metrics.bootstrap(np.mean, generator=rng()),
-    "bootstrap, clusters": lambda: metrics.bootstrap(np.mean, [1.0, 2.0], generator=rng(), clusters=[1]),
-    "bootstrap_auc": lambda: metrics.bootstrap_auc([1.0], [], rng()),
+    "bootstrap": lambda: intervals.bootstrap(np.mean, [], generator=rng()),
+    "bootstrap of nothing": lambda: intervals.bootstrap(np.mean, generator=rng()),
+    "bootstrap, clusters": lambda: intervals.bootstrap(np.mean, [1.0, 2.0], generator=rng(), clusters=[1]),
+    "bootstrap_auc": lambda: membership.bootstrap_auc([1.0], [], rng()),
 }
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPTNeoXConfig, GraniteConfig, LlamaConfig
 
-from unlearn_utils.core import objectives, replacement
-from unlearn_utils.core.objectives import Head
+from unlearn_utils.core import fused, losses, replacement
+from unlearn_utils.core.fused import Head
 
 VOCABULARY, WIDTH = 64, 16
 SHAPE = dict(vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=8)
@@ -63,8 +63,8 @@ HEADS = {"plain": {}, "scale": {"scale": 0.3}, "softcap": {"softcap": 2.0}, "bot
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks of 3 rows, so that every loss here crosses several."""
-    monkeypatch.setattr(objectives, "CPU_LOGIT_BYTES", 3 * 4 * VOCABULARY)
-    monkeypatch.setattr(objectives, "CPU_ROWS", 1)
+    monkeypatch.setattr(fused, "CPU_LOGIT_BYTES", 3 * 4 * VOCABULARY)
+    monkeypatch.setattr(fused, "CPU_ROWS", 1)
 
 
 def leaves(dtype=torch.float64, bias=True, **choices):
@@ -79,9 +79,9 @@ def terms():
     fixed, head = random(10, WIDTH, seed=5, dtype=torch.float64), Head(random(VOCABULARY, WIDTH, seed=6, dtype=torch.float64), softcap=4.0)
     p = plain_logits(fixed, head).softmax(-1)
     return {
-        "cross-entropy": (objectives.true_token(targets), lambda log_q: F.nll_loss(log_q, targets, reduction="none")),
-        "KL": (objectives.divergence(fixed, head), lambda log_q: (p * (p.log() - log_q)).sum(-1)),
-        "official KL": (objectives.official_divergence(fixed, head, 1e-2), lambda log_q: -(p * (log_q.exp() + 1e-2).log()).sum(-1)),
+        "cross-entropy": (fused.true_token(targets), lambda log_q: F.nll_loss(log_q, targets, reduction="none")),
+        "KL": (fused.divergence(fixed, head), lambda log_q: (p * (p.log() - log_q)).sum(-1)),
+        "official KL": (fused.official_divergence(fixed, head, 1e-2), lambda log_q: -(p * (log_q.exp() + 1e-2).log()).sum(-1)),
     }
 
 
@@ -93,7 +93,7 @@ def test_fused_loss_and_gradients_equal_the_plain_ones(name, choices, bias):
     weights = random(10, seed=7, dtype=torch.float64)
     parameters = [hidden, head.weight] + ([head.bias] if bias else [])
     expected = (weights * plain(plain_logits(hidden, head).log_softmax(-1))).sum()
-    loss = objectives.fused_loss(hidden, head, term, weights)
+    loss = fused.fused_loss(hidden, head, term, weights)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
     ours, theirs = torch.autograd.grad(2 * loss, parameters), torch.autograd.grad(2 * expected, parameters)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -105,46 +105,46 @@ def test_gradcheck(name):
     hidden, weight, bias = (x.detach()[:8].requires_grad_() for x in (hidden, head.weight, head.bias))
     fixed, term = random(8, WIDTH, seed=8, dtype=torch.float64), None
     if name == "cross-entropy":
-        term = objectives.true_token(torch.arange(8))
+        term = fused.true_token(torch.arange(8))
     else:
-        make = {"KL": objectives.divergence, "official KL": objectives.official_divergence}[name]
+        make = {"KL": fused.divergence, "official KL": fused.official_divergence}[name]
         term = make(fixed, Head(random(8, WIDTH, seed=9, dtype=torch.float64)))
-    assert torch.autograd.gradcheck(lambda h, w, b: objectives.fused_loss(h, Head(w, b, 1.3, 2.5), term), (hidden, weight, bias))
+    assert torch.autograd.gradcheck(lambda h, w, b: fused.fused_loss(h, Head(w, b, 1.3, 2.5), term), (hidden, weight, bias))
 
 
 def test_only_what_needs_a_gradient_gets_one(monkeypatch):
     hidden, head = leaves()
     frozen = Head(head.weight.detach())
-    objectives.fused_loss(hidden, frozen, objectives.true_token(torch.arange(10))).backward()
+    fused.fused_loss(hidden, frozen, fused.true_token(torch.arange(10))).backward()
     assert hidden.grad is not None and frozen.weight.grad is None
-    monkeypatch.delattr(objectives, "_accumulate")  # without gradients none is computed
+    monkeypatch.delattr(fused, "_accumulate")  # without gradients none is computed
     with torch.no_grad():
-        assert objectives.fused_loss(hidden, head, objectives.true_token(torch.arange(10))) > 0
+        assert fused.fused_loss(hidden, head, fused.true_token(torch.arange(10))) > 0
 
 
 @pytest.mark.parametrize(("vocabulary", "rows"), [(64, 16384), (2048, 512), (32000, 96), (64000, 65), (256000, 16), (10**7, 1)])
 def test_a_chunk_of_logits_fits_the_budget(vocabulary, rows, monkeypatch):
     """4 MiB; at large vocabularies 96 rows or as many as fit 16 MiB."""
     monkeypatch.undo()  # the real budget
-    assert objectives.chunk_rows(vocabulary, torch.device("cpu")) == rows
+    assert fused.chunk_rows(vocabulary, torch.device("cpu")) == rows
     assert rows == 1 or rows * vocabulary * 4 <= 16 * 2**20
-    assert objectives.chunk_rows(vocabulary, torch.device("cuda")) == max(1, 256 * 2**20 // (4 * vocabulary))
+    assert fused.chunk_rows(vocabulary, torch.device("cuda")) == max(1, 256 * 2**20 // (4 * vocabulary))
 
 
 def test_logits_are_made_chunk_by_chunk(monkeypatch):
-    seen, original = [], objectives._logits
-    monkeypatch.setattr(objectives, "_logits", lambda rows, *rest: seen.append(len(rows)) or original(rows, *rest))
+    seen, original = [], fused._logits
+    monkeypatch.setattr(fused, "_logits", lambda rows, *rest: seen.append(len(rows)) or original(rows, *rest))
     hidden, head = leaves()
-    objectives.fused_loss(hidden, head, objectives.true_token(torch.arange(10)))
+    fused.fused_loss(hidden, head, fused.true_token(torch.arange(10)))
     assert seen == [3, 3, 3, 1]
 
 
 def test_bf16_autocast_multiplies_in_bf16_and_sums_in_float32():
     hidden, head = leaves(torch.float32, bias=False)
-    term = objectives.true_token(torch.arange(10))
-    exact = objectives.fused_loss(hidden, head, term)
+    term = fused.true_token(torch.arange(10))
+    exact = fused.fused_loss(hidden, head, term)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = objectives.fused_loss(hidden, head, term)
+        loss = fused.fused_loss(hidden, head, term)
         narrow = F.linear(hidden, head.weight)
     assert narrow.dtype == torch.bfloat16 and loss.dtype == torch.float32
     torch.testing.assert_close(loss, F.cross_entropy(narrow.float(), torch.arange(10), reduction="sum"))
@@ -157,8 +157,8 @@ def test_bf16_autocast_multiplies_in_bf16_and_sums_in_float32():
 def test_a_mean_keeps_its_digits_in_bfloat16():
     """1 / 1021 is not a number of bfloat16."""
     hidden, head = leaves(torch.bfloat16, bias=False)
-    term = objectives.true_token(torch.arange(10))
-    of_sum, of_mean = (torch.autograd.grad(objectives.fused_loss(hidden, head, term) / n, [hidden, head.weight]) for n in (1, 1021))
+    term = fused.true_token(torch.arange(10))
+    of_sum, of_mean = (torch.autograd.grad(fused.fused_loss(hidden, head, term) / n, [hidden, head.weight]) for n in (1, 1021))
     for one, mean in zip(of_sum, of_mean, strict=True):
         assert one.dtype == torch.bfloat16 and torch.equal(mean, (one.float() / 1021).bfloat16())
 
@@ -169,7 +169,7 @@ def test_the_reference_s_logits_are_multiplied_like_the_model_s(choices, bias):
     """In bfloat16, too, KL to itself is 0."""
     hidden, head = leaves(torch.float32, bias=bias, **choices)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = objectives.fused_loss(hidden, head, objectives.divergence(hidden.detach(), head))
+        loss = fused.fused_loss(hidden, head, fused.divergence(hidden.detach(), head))
     assert loss == 0 and not torch.autograd.grad(loss, hidden)[0].any()
 
 
@@ -181,30 +181,30 @@ def test_fused_loss_equals_the_framework_s(family):
     model, batch = tiny(family), padded(batch_of(), 2)
     batch["labels"][0, 2] = -100
     expected = model(**batch).loss
-    loss = objectives.next_token_loss(model, batch)
+    loss = losses.next_token_loss(model, batch)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradients(loss, model), gradients(expected, model), rtol=1e-4, atol=1e-5)
 
 
 def test_head_reads_scale_softcap_and_bias():
-    assert objectives.head_of(tiny())[1:] == (None, 1.0, None)
-    assert objectives.head_of(tiny("cohere, scaled")).scale == 3.0
-    assert objectives.head_of(tiny("granite, divided")).scale == 4.0
-    assert objectives.head_of(tiny("gemma2, soft-capped")).softcap == 0.5
+    assert fused.head_of(tiny())[1:] == (None, 1.0, None)
+    assert fused.head_of(tiny("cohere, scaled")).scale == 3.0
+    assert fused.head_of(tiny("granite, divided")).scale == 4.0
+    assert fused.head_of(tiny("gemma2, soft-capped")).softcap == 0.5
     model = tiny()
     model.lm_head = torch.nn.Linear(WIDTH, VOCABULARY)
-    assert objectives.head_of(model).bias is model.lm_head.bias
+    assert fused.head_of(model).bias is model.lm_head.bias
 
 
 def test_lora_adapters_are_seen_and_refused_on_the_head():
     peft = pytest.importorskip("peft")
-    batch, plain = batch_of(), objectives.next_token_loss(tiny(), batch_of())
+    batch, plain = batch_of(), losses.next_token_loss(tiny(), batch_of())
     model = peft.get_peft_model(tiny(), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    loss = objectives.next_token_loss(model, batch)
+    loss = losses.next_token_loss(model, batch)
     torch.testing.assert_close(loss, model(**batch).loss)
     assert abs(loss - plain) > 1e-4
     with pytest.raises(ValueError, match="plain linear layer"):
-        objectives.head_of(peft.get_peft_model(tiny(), peft.LoraConfig(r=2, target_modules=["lm_head"])))
+        fused.head_of(peft.get_peft_model(tiny(), peft.LoraConfig(r=2, target_modules=["lm_head"])))
 
 
 @pytest.mark.parametrize("loss_of", ["next token", "KL"])
@@ -212,7 +212,7 @@ def test_padding_never_changes_a_loss(loss_of):
     model, reference, batch = tiny(), tiny(seed=1), batch_of()
 
     def loss(b):
-        return objectives.next_token_loss(model, b) if loss_of == "next token" else objectives.kl_loss(model, reference, b)
+        return losses.next_token_loss(model, b) if loss_of == "next token" else losses.kl_loss(model, reference, b)
 
     ours, theirs = loss(batch), loss(padded(batch, 4))
     torch.testing.assert_close(ours, theirs)
@@ -221,25 +221,25 @@ def test_padding_never_changes_a_loss(loss_of):
 
 def test_counts_divide_the_sum():
     model, batch = tiny(), batch_of(3, 7)  # 18 predicted tokens
-    mean = objectives.next_token_loss(model, batch)
-    torch.testing.assert_close(objectives.next_token_loss(model, batch, 18), mean)
-    torch.testing.assert_close(objectives.next_token_loss(model, batch, 36), mean / 2)
+    mean = losses.next_token_loss(model, batch)
+    torch.testing.assert_close(losses.next_token_loss(model, batch, 18), mean)
+    torch.testing.assert_close(losses.next_token_loss(model, batch, 36), mean / 2)
 
 
 def test_a_batch_without_predicted_tokens_costs_nothing():
     model, batch = tiny(), batch_of()
     batch["labels"][:] = -100
-    loss = objectives.next_token_loss(model, batch)
+    loss = losses.next_token_loss(model, batch)
     assert loss.item() == 0
     assert all(not g.any() for g in gradients(loss, model).values())
 
 
 def test_kl_is_zero_to_itself_positive_to_others_and_spares_the_reference():
     model, reference, batch = tiny(), tiny(seed=1), padded(batch_of(), 2)
-    assert abs(objectives.kl_loss(model, model, batch).item()) < 1e-6
+    assert abs(losses.kl_loss(model, model, batch).item()) < 1e-6
     log_p, log_q = (m(**batch).logits.log_softmax(-1)[:, :-1] for m in (reference, model))
     expected = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)[batch["labels"][:, 1:] != -100].mean()
-    loss = objectives.kl_loss(model, reference, batch)
+    loss = losses.kl_loss(model, reference, batch)
     assert loss > 0.1
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -251,18 +251,18 @@ def test_the_reference_s_hidden_states_may_come_with_the_batch(monkeypatch):
     model, reference, batch = tiny(), tiny(seed=1), padded(batch_of(), 2)
     with torch.no_grad():
         fixed = reference.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-    official = objectives.official_kl_loss(model, reference, batch)
-    expected = objectives.kl_loss(model, reference, batch)
+    official = losses.official_kl_loss(model, reference, batch)
+    expected = losses.kl_loss(model, reference, batch)
     theirs = gradients(expected, model)
     monkeypatch.setattr(reference.model, "forward", None)  # reading it would fail
-    torch.testing.assert_close(objectives.official_kl_loss(model, reference, batch | {"reference_hidden": fixed}), official)
+    torch.testing.assert_close(losses.official_kl_loss(model, reference, batch | {"reference_hidden": fixed}), official)
     fixed = fixed.clone()
     fixed[:, -2:] = 1e3
-    loss = objectives.kl_loss(model, reference, batch | {"reference_hidden": fixed})
+    loss = losses.kl_loss(model, reference, batch | {"reference_hidden": fixed})
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradients(loss, model), theirs)
-    own = objectives.hidden_states(model, batch["input_ids"], batch["attention_mask"]).detach()
-    other = objectives.kl_loss(model, reference, batch | {"reference_hidden": own})
+    own = fused.hidden_states(model, batch["input_ids"], batch["attention_mask"]).detach()
+    other = losses.kl_loss(model, reference, batch | {"reference_hidden": own})
     assert abs(other - expected) > 1e-2  # it is the states that count
 
 
@@ -270,18 +270,18 @@ def test_official_kl_is_a_cross_entropy_over_every_position():
     model, reference, batch = tiny(), tiny(seed=1), padded(batch_of(), 2)
     p, q = (m(**batch).logits.softmax(-1) for m in (reference, model))
     expected = -(p * (q + 1e-12).log()).sum(-1).mean()
-    loss = objectives.official_kl_loss(model, reference, batch)
+    loss = losses.official_kl_loss(model, reference, batch)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradients(loss, model), gradients(expected, model), rtol=1e-4, atol=1e-6)
-    assert abs(objectives.official_kl_loss(model, reference, padded(batch, 3)) - loss) > 1e-3  # padding does change this one
+    assert abs(losses.official_kl_loss(model, reference, padded(batch, 3)) - loss) > 1e-3  # padding does change this one
 
 
 def test_official_epsilon_kills_the_gradient_where_q_underflows():
     hidden = torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True)
     head = Head(torch.tensor([[60.0], [0.0]], dtype=torch.float64))  # q = (1, e^-60), p = (e^-60, 1)
     fixed = Head(-head.weight)
-    (corrected,) = torch.autograd.grad(objectives.fused_loss(hidden, head, objectives.divergence(hidden.detach(), fixed)), hidden)
-    (official,) = torch.autograd.grad(objectives.fused_loss(hidden, head, objectives.official_divergence(hidden.detach(), fixed)), hidden)
+    (corrected,) = torch.autograd.grad(fused.fused_loss(hidden, head, fused.divergence(hidden.detach(), fixed)), hidden)
+    (official,) = torch.autograd.grad(fused.fused_loss(hidden, head, fused.official_divergence(hidden.detach(), fixed)), hidden)
     assert corrected.item() == pytest.approx(60)
     assert abs(official.item()) < 1e-10
 

@@ -28,8 +28,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from unlearn_utils.app import cards, commands, own, plans, terminal
-from unlearn_utils.core import methods, objectives
+from unlearn_utils.app import cards, commands, model_files, settings, terminal, user_documents, user_run
+from unlearn_utils.core import losses, methods
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import models, training
 from unlearn_utils.profiles import Unlearning
@@ -141,7 +141,7 @@ def test_every_kind_of_model_unlearns_and_loads(kind, method, documents, tokeniz
     again = AutoTokenizer.from_pretrained(out)
     assert again("muons")["input_ids"] == tok("muons")["input_ids"]
     assert (again.pad_token, again.bos_token, again.eos_token) == (tok.pad_token, tok.bos_token, tok.eos_token)
-    chunks = own.chunks(own.read(documents["forget"]), "forget", tok, 32, 300).ids
+    chunks = user_documents.chunks(user_documents.read(documents["forget"]), "forget", tok, 32, 300).ids
     results = pd.read_csv(out / "results.csv")
     for name, model in {"before": old, "after": new}.items():
         assert value(results, name, "forget", "perplexity") == pytest.approx(plain_perplexity(model, chunks), rel=1e-3)
@@ -157,17 +157,17 @@ def test_the_other_terms_run_too(method, llama, documents, tmp_path):
 
 def test_softcapped_attention_is_kept(tokenizer, tmp_path):
     """Gemma 2: fused attention would drop the soft-capping."""
-    base = own.find(str(hub_folder(tmp_path / "base", "gemma2", tokenizer)))
-    assert own.load(base).config._attn_implementation == "eager"
+    base = model_files.find(str(hub_folder(tmp_path / "base", "gemma2", tokenizer)))
+    assert model_files.load(base).config._attn_implementation == "eager"
 
 
 def test_a_head_that_is_not_understood_is_refused(llama, monkeypatch):
-    base = own.find(str(llama))
-    own.load(base)
-    real = own.objectives.head_of
-    monkeypatch.setattr(own.objectives, "head_of", lambda model: real(model)._replace(scale=1.5))
+    base = model_files.find(str(llama))
+    model_files.load(base)
+    real = model_files.objectives.head_of
+    monkeypatch.setattr(model_files.objectives, "head_of", lambda model: real(model)._replace(scale=1.5))
     with pytest.raises(ValueError, match="output head"):
-        own.load(base)
+        model_files.load(base)
 
 
 # ---------------------------------------------------------------------------------------------- documents
@@ -190,27 +190,31 @@ class Words:
 def test_chunks_by_hand():
     """Context 6. 0: 13 tokens with the opening one, so 6 + 6 and a last of 1, dropped; 1: 11 so 6 + 5; 2: 3 tokens, so nothing."""
     words = [" ".join(map(str, range(start, start + n))) for start, n in ((10, 12), (30, 10), (50, 2))]
-    found = own.chunks(table(*words), "forget", Words(bos=1), 6, 99)
+    found = user_documents.chunks(table(*words), "forget", Words(bos=1), 6, 99)
     assert list(found.ids) == [[1, *range(10, 15)], [*range(15, 21)], [1, *range(30, 35)], [*range(35, 40)]]
     assert list(found.name) == ["0.txt", "0.txt", "1.txt", "1.txt"] and found.family.nunique() == 2 and found.id.is_unique
-    assert list(own.chunks(table(*words), "forget", Words(), 6, 99).ids) == [[*range(10, 16)], [*range(16, 22)], [*range(30, 36)]]
+    assert list(user_documents.chunks(table(*words), "forget", Words(), 6, 99).ids) == [
+        [*range(10, 16)],
+        [*range(16, 22)],
+        [*range(30, 36)],
+    ]
 
 
 def test_a_copy_counts_as_one_document():
     words = " ".join(map(str, range(9)))
-    assert own.chunks(table(words, words), "forget", Words(), 9, 99).family.nunique() == 1
+    assert user_documents.chunks(table(words, words), "forget", Words(), 9, 99).family.nunique() == 1
 
 
 def test_ids_beyond_the_embedding_are_refused():
     with pytest.raises(ValueError, match=r"1\.txt: .* id 40, the model has 40 embeddings"):
-        own.chunks(table("1 2 3 4 39", "5 6 7 8 40"), "forget", Words(), 9, 40)
+        user_documents.chunks(table("1 2 3 4 39", "5 6 7 8 40"), "forget", Words(), 9, 40)
 
 
 def test_files_are_read_in_sorted_order_with_their_hashes(documents):
-    found = own.read(documents["forget"])
+    found = user_documents.read(documents["forget"])
     assert [n.rsplit("/", 1)[1] for n in found.name] == ["b.md", "c.jsonl:1", "c.jsonl:2", "secret_plan.txt"]
     assert found.sha256[0] == hashlib.sha256(text("quark", 1, 3).encode()).hexdigest()
-    assert list(own.read(documents["retain"]).text) == [text("lepton", n, n + 1) for n in range(4)]
+    assert list(user_documents.read(documents["retain"]).text) == [text("lepton", n, n + 1) for n in range(4)]
 
 
 def test_intervals_count_documents_not_chunks(llama, documents, tmp_path, capsys):
@@ -230,7 +234,7 @@ def test_auc_is_that_of_the_lowest_log_probabilities(llama, documents, tmp_path)
     scores = {}
     for side in ("forget", "unseen"):
         scores[side] = []
-        for ids in own.chunks(own.read(documents[side]), side, tok, 32, 300).ids:
+        for ids in user_documents.chunks(user_documents.read(documents[side]), side, tok, 32, 300).ids:
             with torch.no_grad():
                 logs = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
             scores[side].append(logs.sort().values[: max(1, int(0.4 * len(logs)))].mean().item())
@@ -245,7 +249,7 @@ def test_padding_never_counts(tokens_of, documents, tokenizer, tmp_path):
     tok = tokens_of(tokenizer)
     base = hub_folder(tmp_path / "base", "llama", tok)
     unlearn(base, documents, tmp_path / "out", "gradient_ascent", "--float32", "--batch", 13)
-    chunks = own.chunks(own.read(documents["forget"]), "forget", tok, 32, 300).ids
+    chunks = user_documents.chunks(user_documents.read(documents["forget"]), "forget", tok, 32, 300).ids
     assert len(set(map(len, chunks))) > 1
     sums, counts = zip(*(plain_nll(AutoModelForCausalLM.from_pretrained(base), ids) for ids in chunks[:13]), strict=True)
     loss = json.loads((tmp_path / "out" / "run.json").read_text())["history"][0]["loss"]
@@ -254,10 +258,10 @@ def test_padding_never_counts(tokens_of, documents, tokenizer, tmp_path):
 
 def test_padding_is_the_end_token_where_there_is_none(llama, tokenizer, tmp_path):
     """Here the end token has id 1; without one, token 0 pads."""
-    assert own.tokenizer_of(own.find(str(llama))).pad_token_id == tokenizer.pad_token_id
+    assert model_files.tokenizer_of(model_files.find(str(llama))).pad_token_id == tokenizer.pad_token_id
     for given, expected in (({"eos_token": tokens.PAD}, 1), ({}, 0)):
         PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, **given).save_pretrained(tmp_path)
-        assert own.tokenizer_of(own.Checkpoint("own", tmp_path)).pad_token_id == expected
+        assert model_files.tokenizer_of(model_files.Checkpoint("own", tmp_path)).pad_token_id == expected
 
 
 # ---------------------------------------------------------------------------------------------- precision
@@ -266,12 +270,12 @@ def test_padding_is_the_end_token_where_there_is_none(llama, tokenizer, tmp_path
 @pytest.mark.parametrize("bf16", [False, True])
 def test_small_updates_survive_training_of_a_bfloat16_model(bf16, tokenizer, tmp_path):
     """AdamW's first step moves a weight by the learning rate, 1e-6. In bfloat16 a weight of 0.01 and that much more are one number."""
-    base = own.find(str(hub_folder(tmp_path / "base", "llama", tokenizer, torch.bfloat16)))
-    sets = {"forget": own.chunks(table(text("quark", 0, 3)), "forget", tokenizer, 32, 300)}
+    base = model_files.find(str(hub_folder(tmp_path / "base", "llama", tokenizer, torch.bfloat16)))
+    sets = {"forget": user_documents.chunks(table(text("quark", 0, 3)), "forget", tokenizer, 32, 300)}
     size = len(sets["forget"])
-    run = plans.Run("gradient_ascent", Unlearning(learning_rate=1e-6, batch=size), size, 0, None, False, bf16)
-    model, _, history = own.unlearned(base, sets, run, own.tokenizer_of(base), lambda step, model: None)
-    old = dict(own.load(base).named_parameters())
+    run = settings.RunSettings("gradient_ascent", Unlearning(learning_rate=1e-6, batch=size), size, 0, None, False, bf16)
+    model, _, history = user_run.load_and_unlearn(base, sets, run, model_files.tokenizer_of(base), lambda step, model: None)
+    old = dict(model_files.load(base).named_parameters())
     moved = torch.cat([(p.detach() - old[name])[old[name].abs() > 0.01] for name, p in model.named_parameters()]).abs()
     moved = moved[moved > 0]  # but for embeddings of tokens that do not occur
     assert len(history) == 1 and len(moved) > 1000 and moved.median().item() == pytest.approx(1e-6, rel=0.1)
@@ -306,7 +310,7 @@ def test_the_record_holds_every_setting_and_no_name(llama, documents, tmp_path):
     expected = {"method": "ascent_kl_general", "retain_weight": 0.5, "seed": 3, "batch": 6, "micro_batch": 2, "epochs": 1, "context": 32}
     expected |= {"learning_rate": 2e-5, "model": llama.name, "commit": None, "dtype": "float32", "lora": None, "merge": False}
     assert expected.items() <= run.items() and run["bf16"] is models.half_precision() and len(run["history"]) == 3
-    assert run["documents"] == {k: list(own.read(p).sha256) for k, p in documents.items()}
+    assert run["documents"] == {k: list(user_documents.read(p).sha256) for k, p in documents.items()}
     assert run["versions"]["torch"] == torch.__version__
     for file in ("run.json", "README.md", "results.csv", "config.json"):
         written = (out / file).read_text()
@@ -329,7 +333,7 @@ def test_the_card_says_what_was_done(llama, documents, tmp_path):
         "| learning_rate | 0.0001 | given |",
         "| epochs | 1 | the released code of arXiv 2402.15159 uses it |",
         "| batch | 4 | ours |",
-        own.read(documents["forget"]).sha256[2],
+        user_documents.read(documents["forget"]).sha256[2],
         "Unlearning is approximate",
         "Membership inference may still find the documents",
         "never shown to be without",
@@ -370,9 +374,9 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
 
 
 def test_micro_batches_give_the_same_model(llama, documents, tmp_path, monkeypatch):
-    read, real = [], objectives.next_token_sum
+    read, real = [], losses.next_token_sum
     monkeypatch.setattr(
-        objectives, "next_token_sum", lambda model, batch, *rest: read.append(len(batch["labels"])) or real(model, batch, *rest)
+        losses, "next_token_sum", lambda model, batch, *rest: read.append(len(batch["labels"])) or real(model, batch, *rest)
     )
     for out, size in (("whole", 4), ("parts", 1)):
         read.clear()
@@ -481,7 +485,7 @@ def test_evaluate_measures_two_models_on_the_same_chunks(llama, other, documents
     given = ["--documents", docs, "--unseen", str(documents["unseen"]), "--context", "32", "--out", str(csv)]
     assert commands.main(["evaluate", "--model", str(llama), "--against", str(other), *given]) == 0
     results, tok = pd.read_csv(csv), AutoTokenizer.from_pretrained(llama)
-    chunks = own.chunks(own.read(documents["retain"]), "documents", tok, 32, 300).ids
+    chunks = user_documents.chunks(user_documents.read(documents["retain"]), "documents", tok, 32, 300).ids
     plain = {f: plain_perplexity(AutoModelForCausalLM.from_pretrained(f).eval(), chunks) for f in (llama, other)}
     for folder, expected in plain.items():
         assert value(results, str(folder), "documents", "perplexity") == pytest.approx(expected, rel=1e-4)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from test_own import KINDS, arguments, bare, hub_folder, text, unlearn, value, write_documents
 from transformers import AutoModelForCausalLM
 
-from unlearn_utils.app import commands, own, plans
-from unlearn_utils.core import methods, objectives
+from unlearn_utils.app import commands, lora_adapters, model_files, settings, user_documents, user_run
+from unlearn_utils.core import fused, losses, methods
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import training
 from unlearn_utils.profiles import Unlearning
@@ -41,8 +41,11 @@ def folders(tmp_path_factory, tokenizer):
 
 def adapted(folder, rank=4, noise=0.05):
     """A model with adapters that already change it: new ones add nothing."""
-    base = own.find(str(folder))
-    model, generator = own.adapted(own.load(base), plans.Lora(rank, 2.0 * rank), 0, base), torch.Generator().manual_seed(1)
+    base = model_files.find(str(folder))
+    model, generator = (
+        lora_adapters.adapted(model_files.load(base), settings.LoraSettings(rank, 2.0 * rank), 0, base),
+        torch.Generator().manual_seed(1),
+    )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=noise, generator=generator)
@@ -67,7 +70,7 @@ def test_adapters_sit_on_every_linear_layer_but_the_head(kind, folders):
     linear = {n for n, m in AutoModelForCausalLM.from_pretrained(folders(kind)).named_modules() if type(m).__name__ in ("Linear", "Conv1D")}
     head = next(n for n, m in base.named_modules() if m is base.get_output_embeddings())
     assert {n.removeprefix("base_model.model.") for n in layers} == linear - {head} and all("lora_" in name for name in trained)
-    assert isinstance(objectives.head_of(model).weight, torch.nn.Parameter) and not objectives.head_of(model).weight.requires_grad
+    assert isinstance(fused.head_of(model).weight, torch.nn.Parameter) and not fused.head_of(model).weight.requires_grad
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,9 +79,9 @@ def test_kl_from_the_model_s_own_original_is_that_from_a_copy(kind, folders):
     found = []
     for separate in (False, True):
         model = adapted(folders(kind)).train()
-        reference = own.load(own.find(str(folders(kind)))) if separate else own.Original(model)
+        reference = model_files.load(model_files.find(str(folders(kind)))) if separate else lora_adapters.WithoutAdapters(model)
         torch.manual_seed(0)
-        loss = objectives.kl_loss(model, reference, batch())
+        loss = losses.kl_loss(model, reference, batch())
         loss.backward()
         assert model.training and all(p.requires_grad == ("lora_" in n) for n, p in model.named_parameters())
         found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -94,9 +97,9 @@ def test_a_run_with_the_model_s_own_original_is_that_with_a_copy(folders, monkey
         monkeypatch.setattr(training.models, "half_precision", lambda bf16=bf16: bf16)
         runs = []
         for separate in (False, True):
-            base = own.find(str(folders("llama")))
-            model = own.adapted(own.load(base), plans.Lora(4, 8.0), 0, base)
-            reference = copy.deepcopy(own.load(base)) if separate else own.Original(model)
+            base = model_files.find(str(folders("llama")))
+            model = lora_adapters.adapted(model_files.load(base), settings.LoraSettings(4, 8.0), 0, base)
+            reference = copy.deepcopy(model_files.load(base)) if separate else lora_adapters.WithoutAdapters(model)
             recipe = Unlearning(learning_rate=1e-2, batch=3, epochs=3)
             history = training.unlearn(model, "ascent_kl_in_distribution", forget, retain, recipe, 1, 0, reference)
             runs.append((history, torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])))
@@ -104,7 +107,7 @@ def test_a_run_with_the_model_s_own_original_is_that_with_a_copy(folders, monkey
         assert ours == theirs and torch.equal(one, other) and len(ours) == 3
 
 
-@pytest.mark.parametrize(("lora", "loads"), [(None, 2), (plans.Lora(2, 4.0), 1)])
+@pytest.mark.parametrize(("lora", "loads"), [(None, 2), (settings.LoraSettings(2, 4.0), 1)])
 def test_kl_with_lora_loads_no_second_model(lora, loads, folders, tokenizer, monkeypatch, tmp_path):
     """Models are made by from_pretrained alone, and the one that comes back is the only one with the base's weights."""
     real, count = AutoModelForCausalLM.from_pretrained, []
@@ -112,14 +115,14 @@ def test_kl_with_lora_loads_no_second_model(lora, loads, folders, tokenizer, mon
     given = []
     real_run = training.unlearn
     monkeypatch.setattr(training, "unlearn", lambda *a, **k: given.append(a[7]) or real_run(*a, **k))
-    base = own.find(str(folders("llama")))
+    base = model_files.find(str(folders("llama")))
     sets = {}
     for n, name in enumerate(("forget", "retain")):
         (tmp_path / f"{name}.md").write_text(text(name, n, 3))
-        sets[name] = own.chunks(own.read(tmp_path / f"{name}.md"), name, tokenizer, 32, 300)
-    run = plans.Run("ascent_kl_in_distribution", Unlearning(), 4, 0, lora, False, False)
-    model, _, _ = own.unlearned(base, sets, run, own.tokenizer_of(base), lambda step, model: None)
-    assert len(count) == loads and isinstance(given[0], own.Original) is (lora is not None)
+        sets[name] = user_documents.chunks(user_documents.read(tmp_path / f"{name}.md"), name, tokenizer, 32, 300)
+    run = settings.RunSettings("ascent_kl_in_distribution", Unlearning(), 4, 0, lora, False, False)
+    model, _, _ = user_run.load_and_unlearn(base, sets, run, model_files.tokenizer_of(base), lambda step, model: None)
+    assert len(count) == loads and isinstance(given[0], lora_adapters.WithoutAdapters) is (lora is not None)
     if lora:
         assert list(given[0].parameters()) == [] and given[0].get_output_embeddings() is model.get_base_model().get_output_embeddings()
 
@@ -158,22 +161,22 @@ def test_merged_weights_are_plain_and_equal_the_adapters(kind, dtype, folders, d
     assert new.keys() == old.keys() and {t.dtype for t in new.values()} == {dtype}
     merged, original = (AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in (tmp_path / "merged", base))
     base_of = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    adapters = own.PeftModel.from_pretrained(base_of, tmp_path / "adapters")
+    adapters = model_files.PeftModel.from_pretrained(base_of, tmp_path / "adapters")
     apart, moved = (logits(merged) - logits(adapters)).norm(), (logits(merged) - logits(original)).norm()
     assert moved > 0 and apart < (0.1 if dtype == torch.bfloat16 else 1e-4) * moved
 
 
 def test_adapters_train_in_float32_on_a_bfloat16_base(folders):
-    base = own.find(str(folders("llama", torch.bfloat16)))
-    model = own.adapted(own.load(base, torch.bfloat16), plans.Lora(2, 4.0), 0, base)
+    base = model_files.find(str(folders("llama", torch.bfloat16)))
+    model = lora_adapters.adapted(model_files.load(base, torch.bfloat16), settings.LoraSettings(2, 4.0), 0, base)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
 def test_adapters_follow_the_seed_and_leave_the_global_generator(folders):
     before = torch.get_rng_state()
-    base = own.find(str(folders("llama")))
-    found = [own.adapted(own.load(base), plans.Lora(2, 4.0), seed, base) for seed in (0, 0, 1)]
+    base = model_files.find(str(folders("llama")))
+    found = [lora_adapters.adapted(model_files.load(base), settings.LoraSettings(2, 4.0), seed, base) for seed in (0, 0, 1)]
     one, again, other = (torch.cat([p.flatten() for n, p in m.named_parameters() if "lora_A" in n]) for m in found)
     assert torch.equal(one, again) and not torch.equal(one, other) and torch.equal(before, torch.get_rng_state())
 

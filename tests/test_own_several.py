@@ -21,8 +21,8 @@ from test_distributed import CONFIGS, ROOT, files, sharded, together
 from test_own import arguments, hub_folder, write_documents
 from transformers import PreTrainedModel
 
-from unlearn_utils.app import cards, commands, own
-from unlearn_utils.engine import loop, models
+from unlearn_utils.app import cards, commands, model_files
+from unlearn_utils.engine import models, trainer
 
 KL = "ascent_kl_in_distribution"
 WEIGHTS = 1e-2  # tolerance: share of the way that the weights went. They differ by 3e-4 at most, where AdamW scales up small gradients
@@ -185,8 +185,8 @@ def fails(rank, where, which, name, error):
 
 
 STAGES = {
-    "the first reads": (0, own, "chunks", ValueError("the reason")),
-    "the second loads": (1, own, "load", OSError("the reason")),
+    "the first reads": (0, model_files, "chunks", ValueError("the reason")),
+    "the second loads": (1, model_files, "load", OSError("the reason")),
     "the first saves": (0, PreTrainedModel, "save_pretrained", OSError("the reason")),
     "the second measures": (1, cards, "measured", FloatingPointError("the reason")),
     "the first names": (0, cards.os, "replace", OSError("the reason")),
@@ -223,14 +223,14 @@ def test_a_batch_that_does_not_divide(more, said, llama, documents, tmp_path):
 def exhausted(rank):
     """The second process alone is out of memory, in its second step."""
     if rank == 1:
-        plain = loop.Loop.training_step
+        plain = trainer.ObjectiveTrainer.training_step
 
         def step(self, *given):
             if self.state.global_step == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return plain(self, *given)
 
-        loop.Loop.training_step = step
+        trainer.ObjectiveTrainer.training_step = step
 
 
 def test_memory_that_ends_in_one_process_is_said_by_it(llama, documents, tmp_path):

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from unlearn_utils.core import metrics
+from unlearn_utils.core import membership, metrics
 from unlearn_utils.engine import attacks, evaluation, models
 from unlearn_utils.findings import reports
 from unlearn_utils.profiles import DOMAINS, PROFILES, Corpus, Pretraining, Shape, Unlearning
-from unlearn_utils.study import experiments, inputs, probes, selection
+from unlearn_utils.study import extra_measurements, pool, selection, study_documents, unlearning
 
 TINY = replace(
     PROFILES["smoke"],
@@ -38,16 +38,16 @@ def runs(tmp_path_factory):
         patch.setenv("UNLEARN_STORE", str(tmp_path_factory.mktemp("probes") / "store"))
         patch.delenv("UNLEARN_FRESH", raising=False)
         patch.setattr(models, "half_precision", lambda: False)
-        patch.setattr(probes, "PROMPT", 20)
-        patch.setattr(probes, "LENGTH", 10)
-        for function in (inputs.data, inputs.fingerprint, inputs.tokenizer):
+        patch.setattr(extra_measurements, "PROMPT", 20)
+        patch.setattr(extra_measurements, "LENGTH", 10)
+        for function in (study_documents.data, study_documents.fingerprint, study_documents.tokenizer):
             function.cache_clear()
-        yield experiments.unlearn_all(TINY, [METHOD])
+        yield unlearning.unlearn_all(TINY, [METHOD])
 
 
 @pytest.fixture(scope="module")
 def rows(runs):
-    return reports.staged(TINY, runs)
+    return reports.report_rows(TINY, runs)
 
 
 def read(step):
@@ -64,12 +64,16 @@ def log_p(step, ids):
 
 
 def test_continuations_and_their_scores_are_those_of_the_tokens(runs):
-    step, documents = experiments.target(TINY), inputs.documents(TINY, [("arxiv", "forget")])
-    found, tok, model = read(probes.continued(TINY, step, "arxiv")), inputs.tokenizer(TINY), models.load(step.path)
+    step, documents = pool.target(TINY), study_documents.tokenized(TINY, [("arxiv", "forget")])
+    found, tok, model = (
+        read(extra_measurements.greedy_continuations(TINY, step, "arxiv")),
+        study_documents.tokenizer(TINY),
+        models.load(step.path),
+    )
     assert found.id.tolist() == documents.id.tolist() and set(found.run) == {"arxiv"}
     assert found["rank"].tolist() == documents["rank"].tolist() and found.family.tolist() == documents.family.tolist()
     for row, ids in zip(found.itertuples(), documents.ids, strict=True):
-        (follows,) = evaluation.continued(model, [ids[:20]], 10, tok.pad_token_id)
+        (follows,) = evaluation.greedy_continuations(model, [ids[:20]], 10, tok.pad_token_id)
         assert (row.prompt, row.document, row.text) == tuple(map(tok.decode, (ids[1:20], ids[20:30], follows)))
         assert row.prompt + row.document == tok.decode(ids[1:30])
         assert row.rouge_l == metrics.rouge_l(follows, ids[20:30]) and row.exact_prefix == metrics.exact_prefix(follows, ids[20:30])
@@ -77,32 +81,34 @@ def test_continuations_and_their_scores_are_those_of_the_tokens(runs):
 
 def test_scores_of_continuations_by_hand(runs, monkeypatch, tmp_path):
     """A model that writes the truth, then nothing of it, then its first three tokens, then all but the first."""
-    truth = [ids[20:30] for ids in inputs.documents(TINY, [("github", "forget")]).ids]
+    truth = [ids[20:30] for ids in study_documents.tokenized(TINY, [("github", "forget")]).ids]
     written = [truth[0], [1] * 10, truth[2][:3] + [1] * 7, [1] + truth[3][1:]]
-    monkeypatch.setattr(evaluation, "continued", lambda *args: written)
-    probes._make_continued(TINY, experiments.target(TINY), "github", tmp_path)
+    monkeypatch.setattr(evaluation, "greedy_continuations", lambda *args: written)
+    extra_measurements._make_greedy_continuations(TINY, pool.target(TINY), "github", tmp_path)
     found = pd.read_parquet(tmp_path / "rows.parquet")
     assert found.exact_prefix.tolist() == [10, 0, 3, 0] and found.rouge_l.tolist() == pytest.approx([1, 0, 0.3, 0.9])
 
 
 def test_documents_that_are_too_short_are_not_continued(runs, monkeypatch, tmp_path):
     whole = replace(TINY, shape=replace(TINY.shape, context=1000))
-    documents = inputs.documents(whole, [("arxiv", "forget")])
+    documents = study_documents.tokenized(whole, [("arxiv", "forget")])
     lengths = sorted(map(len, documents.ids))
     assert lengths[0] < lengths[1]
-    monkeypatch.setattr(probes, "PROMPT", lengths[1] - 4)
-    monkeypatch.setattr(probes, "LENGTH", 4)
-    probes._make_continued(whole, experiments.target(TINY), "arxiv", tmp_path)
+    monkeypatch.setattr(extra_measurements, "PROMPT", lengths[1] - 4)
+    monkeypatch.setattr(extra_measurements, "LENGTH", 4)
+    extra_measurements._make_greedy_continuations(whole, pool.target(TINY), "arxiv", tmp_path)
     found = pd.read_parquet(tmp_path / "rows.parquet")
     assert found.id.tolist() == documents.id[documents.ids.map(len) >= lengths[1]].tolist() and len(found) == 3
 
 
 def test_keys_of_looks_follow_model_domain_and_lengths(runs, monkeypatch):
-    target, other = experiments.target(TINY), experiments.retrained(TINY, "arxiv")
-    looks = [probes.continued(TINY, m, d).path for m in (target, other) for d in TINY.domains]
-    looks += [probes.diverged(TINY, *pair, "arxiv").path for pair in ((target, other), (other, target), (other, other))]
-    monkeypatch.setattr(probes, "LENGTH", 11)
-    looks.append(probes.continued(TINY, target, "arxiv").path)
+    target, other = pool.target(TINY), pool.retrained(TINY, "arxiv")
+    looks = [extra_measurements.greedy_continuations(TINY, m, d).path for m in (target, other) for d in TINY.domains]
+    looks += [
+        extra_measurements.kl_from_retrained(TINY, *pair, "arxiv").path for pair in ((target, other), (other, target), (other, other))
+    ]
+    monkeypatch.setattr(extra_measurements, "LENGTH", 11)
+    looks.append(extra_measurements.greedy_continuations(TINY, target, "arxiv").path)
     assert len(set(looks)) == len(looks) == 8
 
 
@@ -111,10 +117,10 @@ def test_keys_of_looks_follow_model_domain_and_lengths(runs, monkeypatch):
 
 def test_divergences_are_those_of_the_full_logits(runs):
     """KL from the retrained model to the other, a mean over predicted tokens, on the report half without retain text."""
-    model, retrained = runs.entry[0], experiments.retrained(TINY, "arxiv")
-    found = read(probes.diverged(TINY, model, retrained, "arxiv"))
+    model, retrained = runs.entry[0], pool.retrained(TINY, "arxiv")
+    found = read(extra_measurements.kl_from_retrained(TINY, model, retrained, "arxiv"))
     assert found.groupby("split").size().to_dict() == {"forget": 2, "approximate": 2, "evaluation": 2} and set(found.run) == {"arxiv"}
-    documents = inputs.documents(TINY, inputs.measured_parts(["arxiv"])).set_index("id")
+    documents = study_documents.tokenized(TINY, study_documents.measured_parts(["arxiv"])).set_index("id")
     assert set(found["rank"] % 2) == {1} and not found.isna().any(axis=None)
     for row in found.itertuples():
         p, q = (log_p(step, documents.ids[row.id]) for step in (retrained, model))
@@ -122,8 +128,8 @@ def test_divergences_are_those_of_the_full_logits(runs):
 
 
 def test_a_model_does_not_diverge_from_itself(runs):
-    step = experiments.retrained(TINY, "arxiv")
-    assert read(probes.diverged(TINY, step, step, "arxiv")).kl.tolist() == pytest.approx([0] * 6, abs=1e-6)
+    step = pool.retrained(TINY, "arxiv")
+    assert read(extra_measurements.kl_from_retrained(TINY, step, step, "arxiv")).kl.tolist() == pytest.approx([0] * 6, abs=1e-6)
 
 
 def test_mean_divergences_of_every_model(runs):
@@ -132,20 +138,20 @@ def test_mean_divergences_of_every_model(runs):
     compared.append(("retrained again", "", "github"))
     assert found[KEYS].values.tolist() == [[*key, s] for key in compared for s in ("forget", "approximate", "evaluation")]
     looks = {
-        ("target", "github"): (experiments.target(TINY), "github"),
+        ("target", "github"): (pool.target(TINY), "github"),
         ("unlearned", "arxiv"): (runs.entry[0], "arxiv"),
-        ("retrained again", "github"): (experiments.noise_floor(TINY), "github"),
+        ("retrained again", "github"): (pool.noise_floor(TINY), "github"),
     }
     for (name, run), (model, domain) in looks.items():
-        rows = read(probes.diverged(TINY, model, experiments.retrained(TINY, domain), domain))
+        rows = read(extra_measurements.kl_from_retrained(TINY, model, pool.retrained(TINY, domain), domain))
         part = found[(found.model == name) & (found.run == run)].set_index("split")
         assert part["value"].to_dict() == pytest.approx(rows.groupby("split").kl.mean().to_dict())
     assert set(found.measure) == {"KL"} and (found.low <= found.value).all() and (found.value <= found.high).all()
 
 
 def test_rows_of_several_looks(runs):
-    target = experiments.target(TINY)
-    found = probes.rows_of([probes.continued(TINY, target, d) for d in TINY.domains])
+    target = pool.target(TINY)
+    found = extra_measurements.rows_of([extra_measurements.greedy_continuations(TINY, target, d) for d in TINY.domains])
     assert list(dict.fromkeys(found.run)) == list(TINY.domains) and found.index.tolist() == list(range(len(found)))
 
 
@@ -197,8 +203,8 @@ def test_staged_rows_are_those_of_their_models(runs, rows):
     assert own.get_group("unlearned")[["nll", "min_k_40"]].to_numpy() == pytest.approx(means)
     assert np.ptp([part[part.rule == "practitioner"].nll.sum() for part in seeds]) > 0
     assert own.get_group("unlearned (oracle)").nll.tolist() == seeds[0][seeds[0].rule == "oracle"].nll.tolist()
-    for name, step in (("target", experiments.target(TINY)), ("retrained again", experiments.noise_floor(TINY))):
-        known = read(experiments.measured(TINY, step)).query("domain in ('github', 'general') and rank % 2 == 1")
+    for name, step in (("target", pool.target(TINY)), ("retrained again", pool.noise_floor(TINY))):
+        known = read(pool.measurements(TINY, step)).query("domain in ('github', 'general') and rank % 2 == 1")
         assert own.get_group(name).nll.tolist() == known.nll.tolist()
 
 
@@ -260,19 +266,19 @@ def test_continuations_of_the_three_models(runs):
     assert found.groupby(["model", "run"], sort=False).size().to_dict() == {
         (m, d): 4 for d in TINY.domains for m in ("target", "unlearned", "retrained")
     }
-    for name, step in (("unlearned", runs.entry[1]), ("retrained", experiments.retrained(TINY, "github"))):
-        known = read(probes.continued(TINY, step, "github"))
+    for name, step in (("unlearned", runs.entry[1]), ("retrained", pool.retrained(TINY, "github"))):
+        known = read(extra_measurements.greedy_continuations(TINY, step, "github"))
         part = found[(found.model == name) & (found.run == "github")]
         assert part.text.tolist() == known.text.tolist() and part.rouge_l.tolist() == known.rouge_l.tolist()
 
 
 def test_continuations_of_every_method(runs):
     """Of two methods on one domain both are kept, each with its own; target and retrained model once."""
-    other = experiments.unlearned(TINY, "arxiv", METHOD, learning_rate=1e-2, epochs=1)  # stands for another method
+    other = unlearning.unlearning_run(TINY, "arxiv", METHOD, learning_rate=1e-2, epochs=1)  # stands for another method
     both = pd.DataFrame({"method": [METHOD, OTHER], "run": "arxiv", "seed": 0, "entry": [runs.entry[0], other]})
     found = reports.continuations(TINY, both)
     assert found.groupby("model").size().to_dict() == {"target": 4, "unlearned": 8, "retrained": 4}
-    known = [read(probes.continued(TINY, step, "arxiv")).text.tolist() for step in both.entry]
+    known = [read(extra_measurements.greedy_continuations(TINY, step, "arxiv")).text.tolist() for step in both.entry]
     assert found[found.model == "unlearned"].method.tolist() == [METHOD] * 4 + [OTHER] * 4
     assert found[found.model == "unlearned"].text.tolist() == known[0] + known[1] and known[0] != known[1]
 
@@ -283,14 +289,14 @@ def test_the_blind_attack_is_on_the_report_half_of_each_domain(runs):
     found = reports.blind(three, 0)
     assert found.run.tolist() == list(DOMAINS) and set(found.model) == {"no model (blind)"} and set(found.measure) == {"AUC"}
     for row in found.itertuples():
-        splits = [inputs.data(three)[row.run][s].to_pandas() for s in ("forget", "approximate")]
+        splits = [study_documents.data(three)[row.run][s].to_pandas() for s in ("forget", "approximate")]
         forget, other = (s[s["rank"] % 2 == 1] for s in splits)
         assert len(forget) == 2 and row.n == 2
-        assert row.value == metrics.auc(*attacks.blind_scores(list(forget.text), list(other.text), list(forget["rank"]), seed=0))
+        assert row.value == membership.auc(*attacks.blind_scores(list(forget.text), list(other.text), list(forget["rank"]), seed=0))
         assert 0 <= row.low <= row.value <= row.high <= 1 and not math.isnan(row.value)
     pd.testing.assert_frame_equal(found, reports.blind(three, 0))
 
 
 def test_halves_in_a_report_are_the_half_that_no_rule_saw(runs, rows):
-    seen = experiments.collected(runs, "trajectory")
+    seen = unlearning.rows_of_runs(runs, "trajectory")
     assert set(seen.id).isdisjoint(rows.id) and set(seen["rank"] % 2) == {selection.SELECTION}

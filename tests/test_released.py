@@ -5,11 +5,11 @@ from dataclasses import fields, replace
 import pandas as pd
 import pytest
 
-from unlearn_utils.cache.store import Step
+from unlearn_utils.cache.store import Artifact
 from unlearn_utils.core import methods
 from unlearn_utils.engine import training
 from unlearn_utils.profiles import PROFILES, Unlearning
-from unlearn_utils.study import experiments, released, runs
+from unlearn_utils.study import released_code, single_run, unlearning
 
 SMOKE, LAPTOP = PROFILES["smoke"], PROFILES["laptop"]
 TRAINED = {name: profile for name, profile in PROFILES.items() if not profile.hub}  # whose documents are here
@@ -25,7 +25,7 @@ DIFFERS = {  # fields in which the official run differs from the corrected one
 
 def recipes(profile, defect):
     """The method, the corrected and the official recipe."""
-    method, *choices = released.pairs(profile)[defect]
+    method, *choices = released_code.pairs(profile)[defect]
     return method, *(replace(profile.unlearning, **chosen) for chosen in choices)
 
 
@@ -52,8 +52,8 @@ def test_each_official_run_has_the_defect_of_its_number(defect):
 
 
 def test_every_pair_has_a_name_and_every_switch_a_pair():
-    assert list(released.pairs(LAPTOP)) == list(released.NAMES) == list(DIFFERS)
-    assert set(methods.REPRODUCIBLE) <= {int(name[0]) for name in released.NAMES}
+    assert list(released_code.pairs(LAPTOP)) == list(released_code.NAMES) == list(DIFFERS)
+    assert set(methods.REPRODUCIBLE) <= {int(name[0]) for name in released_code.NAMES}
 
 
 @pytest.mark.parametrize("profile", TRAINED.values(), ids=TRAINED)
@@ -89,10 +89,10 @@ def test_runs_are_those_of_the_pairs_trained_together(monkeypatch):
         asked.append((profile, domain, method, choices))
         return len(asked)
 
-    monkeypatch.setattr(experiments, "unlearned", unlearned)
-    monkeypatch.setattr(released, "side_by_side", lambda profile, steps: together.append(steps))
-    found = released.runs(SMOKE, "github")
-    expected = [(m, choices) for m, *both in released.pairs(SMOKE).values() for choices in both]
+    monkeypatch.setattr(unlearning, "unlearning_run", unlearned)
+    monkeypatch.setattr(released_code, "side_by_side", lambda profile, steps: together.append(steps))
+    found = released_code.trained_runs(SMOKE, "github")
+    expected = [(m, choices) for m, *both in released_code.pairs(SMOKE).values() for choices in both]
     assert [(m, choices) for _, _, m, choices in asked] == expected and {a[:2] for a in asked} == {(SMOKE, "github")}
     assert list(found) == [(defect, code) for defect in DIFFERS for code in ("corrected", "official")]
     assert together == [list(found.values())] == [list(range(1, 13))]
@@ -105,7 +105,7 @@ def test_trajectories_say_whose_they_are(tmp_path, monkeypatch):
         return lambda folder: pd.DataFrame({"step": [0, 1], "nll": [x, x + 1.0]}).to_parquet(folder / "trajectory.parquet")
 
     keys = [("1 shifted labels", "corrected"), ("1 shifted labels", "official"), ("7 random labels", "official")]
-    found = released.trajectories({key: Step("toy", 1, {"x": i}, make(10.0 * i)) for i, key in enumerate(keys)})
+    found = released_code.trajectories({key: Artifact("toy", 1, {"x": i}, make(10.0 * i)) for i, key in enumerate(keys)})
     assert found[["defect", "code", "step", "nll"]].values.tolist() == [[*k, s, 10.0 * i + s] for i, k in enumerate(keys) for s in (0, 1)]
 
 
@@ -120,7 +120,7 @@ def measured(defect, **steps):
 
 def last(rows, defect, profile=LAPTOP):
     """The steps compared (official, corrected) and the one that is named; two rows each, of this defect."""
-    official, corrected, step = released.last(profile, rows, defect)
+    official, corrected, step = released_code.last(profile, rows, defect)
     for part, code in ((official, "official"), (corrected, "corrected")):
         assert set(part.defect) == {defect} and set(part.code) == {code} and part.id.tolist() == [0, 1]
         assert part.nll.tolist() == [100 * part.step.iloc[0], 100 * part.step.iloc[0] + 1]
@@ -155,7 +155,7 @@ def test_the_last_step_that_both_reached(corrected, official, expected):
         (range(16), range(13), (12, 6, 6)),  # the official run diverged after 12 of its 30 steps
         (range(16), range(14), (12, 6, 6)),
         (range(5), range(31), (8, 4, 4)),
-        (runs.watched_steps(15), runs.watched_steps(30), (30, 15, 15)),  # as they are watched
+        (single_run.watched_steps(15), single_run.watched_steps(30), (30, 15, 15)),  # as they are watched
     ],
 )
 def test_defect_4_is_compared_after_the_same_share_of_the_epoch(corrected, official, expected):

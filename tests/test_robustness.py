@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from unlearn_utils.findings import robustness
-from unlearn_utils.findings.robustness import SPLITS, Levels
+from unlearn_utils.findings.robustness import SPLITS, LogPerplexities
 from unlearn_utils.profiles import PROFILES, Grid, Unlearning
 from unlearn_utils.study import grid, selection
 from unlearn_utils.study.grid import Setting
@@ -76,7 +76,7 @@ def levels(runs, half=None, known=BASELINES, seed=0, profile=PROFILE):
     """Of rows in any order."""
     rows = pd.concat([of_run(*run) for run in runs.items()], ignore_index=True)
     rows, known = (frame.sample(frac=1, random_state=i) for i, frame in enumerate((rows, known)))
-    return robustness.levels(profile, list(runs), rows, known, seed, half)
+    return robustness.log_perplexities(profile, list(runs), rows, known, seed, half)
 
 
 ARXIV, GITHUB = Setting("arxiv", "gradient_ascent", 1e-3, 2), Setting("github", "gradient_ascent", 1e-3, 2)
@@ -100,7 +100,7 @@ def test_levels_have_a_row_for_the_value_and_each_resample():
     found = levels({ARXIV: BOTH, GITHUB: {mark: measured("github", 1) for mark in (0.5, 1.0)}})
     for part in (found.own, found.retrained, found.target):
         assert tuple(part) == SPLITS and all(x.shape == (1 + 60, 4) for x in part.values())
-    assert found.auc.shape == (4,) and found.cells[grid.COLUMNS].equals(grid.table(PROFILE, [ARXIV, GITHUB]))
+    assert found.auc.shape == (4,) and found.cells[grid.COLUMNS].equals(grid.cells(PROFILE, [ARXIV, GITHUB]))
 
 
 def test_n_is_the_number_of_families_of_the_smallest_split():
@@ -234,7 +234,7 @@ def made(cells, own, target=None, retrained=None, auc=None, n=5):
     draws = max(np.atleast_2d(x).shape[0] for x in own.values())
     own = {s: np.array(np.broadcast_to(own.get(s, 0.0), (draws, len(table))), float) for s in SPLITS}
     parts = [{s: np.full((draws, len(table)), float((part or {}).get(s, 0))) for s in SPLITS} for part in (retrained, target)]
-    return Levels(table, own, *parts, np.full(len(table), 0.5) if auc is None else np.array(auc, float), n)
+    return LogPerplexities(table, own, *parts, np.full(len(table), 0.5) if auc is None else np.array(auc, float), n)
 
 
 def test_gap_and_rise_by_hand():
@@ -350,7 +350,7 @@ def test_shares_without_gradient_ascent_say_nothing_of_it():
 def test_the_interval_of_what_is_infinite_is_infinite():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert robustness.interval(np.full(9, np.inf), 3) == {"value": np.inf, "low": np.inf, "high": np.inf, "n": 3}
+        assert robustness.interval_columns(np.full(9, np.inf), 3) == {"value": np.inf, "low": np.inf, "high": np.inf, "n": 3}
 
 
 # ---------------------------------------------------------------------------------------------- what a rule of tuning costs
@@ -395,7 +395,7 @@ def joined(*parts, order=slice(None)):
     """Levels side by side, their cells in another order."""
     sides = [{s: np.hstack([getattr(p, name)[s] for p in parts])[:, order] for s in SPLITS} for name in ("own", "retrained", "target")]
     table = pd.concat([p.cells for p in parts], ignore_index=True).iloc[order].reset_index(drop=True)
-    return Levels(table, *sides, np.concatenate([p.auc for p in parts])[order], min(p.n for p in parts))
+    return LogPerplexities(table, *sides, np.concatenate([p.auc for p in parts])[order], min(p.n for p in parts))
 
 
 def rows_of(table, **wanted):
@@ -413,7 +413,7 @@ def test_regrets_by_hand():
 
     The proxy is met exactly by the cell past the bound, and next by (4e-3, 0.5); at the usual rate by (1e-3, 1).
     """
-    assert grid.usual(PROFILE) == 1e-3
+    assert grid.usual_rate(PROFILE) == 1e-3
     table = robustness.regrets(PROFILE, FIRST, cells([1.2, 2.4, 2.8, 2.0]))
     assert rows_of(table, method="gradient_ascent", domain="arxiv") == {
         PROXY: (4e-3, 0.5, 0.1),

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from unlearn_utils import __main__
+from unlearn_utils.cache import paths
 from unlearn_utils.runner import expected, notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +69,7 @@ def test_help():
 
 
 def test_command_line_says_what_is_wrong_in_one_line(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
     assert [__main__.main(["run", "huge"]), __main__.main(["run", "smoke"]), __main__.main(["expect"])] == [2, 2, 2]
     assert [line[:7] for line in capsys.readouterr().err.splitlines()] == ["error: "] * 3
 

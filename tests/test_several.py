@@ -15,7 +15,7 @@ from test_distributed import sharded, together
 
 from unlearn_utils import profiles
 from unlearn_utils.data import hub, tokens
-from unlearn_utils.study import experiments, several
+from unlearn_utils.study import everything, pool, unlearning
 
 METHOD = "ascent_kl_in_distribution"
 SHORT, RECIPE = replace(profiles.PAPER.shape, context=512), profiles.Unlearning(learning_rate=3e-4, batch=2)
@@ -24,9 +24,9 @@ PROFILE = replace(profiles.PAPER, unlearning=RECIPE, shape=SHORT)
 
 def filled(rank, out):
     """Fills the target's measurements, a run, and its repetition; then once more, when nothing is missing."""
-    steps = [experiments.measured(PROFILE, experiments.target(PROFILE)), experiments.unlearned(PROFILE, "github", METHOD)]
-    steps.append(experiments.repeated(PROFILE, "github", METHOD, 1))
-    made = [several.fill(step) for step in [*steps, *steps]]
+    steps = [pool.measurements(PROFILE, pool.target(PROFILE)), unlearning.unlearning_run(PROFILE, "github", METHOD)]
+    steps.append(unlearning.repeated_run(PROFILE, "github", METHOD, 1))
+    made = [everything.fill(step) for step in [*steps, *steps]]
     (out / f"{rank}.json").write_text(json.dumps([made, [str(step.path) for step in steps]]))
 
 
@@ -70,8 +70,8 @@ def test_several_processes_give_what_one_gives(stores, way):
 
 
 def test_a_batch_that_does_not_divide_is_named_before_anything_is_trained(monkeypatch):
-    monkeypatch.setattr(several.loop, "place", lambda: SimpleNamespace(num_processes=8))
-    monkeypatch.setattr(several.released, "documents", lambda *_: range(70))
-    several.check(profiles.PAPER)  # a quarter of 70 is 17, of which 16 are taken
+    monkeypatch.setattr(everything.loop, "place", lambda: SimpleNamespace(num_processes=8))
+    monkeypatch.setattr(everything.released, "documents", lambda *_: range(70))
+    everything.check(profiles.PAPER)  # a quarter of 70 is 17, of which 16 are taken
     with pytest.raises(ValueError, match=r"profile paper: batches of \[2\] do not divide among 8 processes"):
-        several.check(replace(PROFILE, unlearning=replace(RECIPE, batch=16), grid=replace(PROFILE.grid, batches=(2,))))
+        everything.check(replace(PROFILE, unlearning=replace(RECIPE, batch=16), grid=replace(PROFILE.grid, batches=(2,))))

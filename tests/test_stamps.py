@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from unlearn_utils.cache import paths
 from unlearn_utils.runner import stamps
 
 CELLS = [("markdown", "# 03 · Words", []), ("code", 'PROFILE = "laptop"', ["parameters"]), ("code", "print(1)", [])]
@@ -113,7 +114,7 @@ def test_minutes_of_every_notebook_in_order(root):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "file.txt"
-    stamps.write(path, "naïve")
+    paths.write_whole(path, "naïve")
     with pytest.raises(UnicodeEncodeError):
-        stamps.write(path, "half \ud800")
+        paths.write_whole(path, "half \ud800")
     assert path.read_text(encoding="utf-8") == "naïve"

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from unlearn_utils import profiles
-from unlearn_utils.cache import store
-from unlearn_utils.cache.store import Step
+from unlearn_utils.cache import paths, store
+from unlearn_utils.cache.store import Artifact
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def step(calls=None, name="toy", version=1, extra=None, **settings):
         (out / "weights" / "w.bin").write_bytes(bytes(range(256)))
         return extra
 
-    return Step(name, version, settings, make)
+    return Artifact(name, version, settings, make)
 
 
 def test_a_step_is_made_once_and_found_again():
@@ -65,7 +65,7 @@ def test_the_key_follows_every_setting_the_name_and_the_version():
 
 
 def test_the_key_is_the_same_on_every_machine(folder):
-    assert Step("pretrained", 1, {"seed": 0}, None).path == folder / "pretrained" / "49246ec177784657"
+    assert Artifact("pretrained", 1, {"seed": 0}, None).path == folder / "pretrained" / "49246ec177784657"
 
 
 def test_settings_must_be_json():
@@ -74,11 +74,11 @@ def test_settings_must_be_json():
 
 
 def test_the_store_s_folder(monkeypatch, tmp_path):
-    assert store.root() == tmp_path / "store"
+    assert paths.store_folder() == tmp_path / "store"
     monkeypatch.delenv("UNLEARN_STORE")
-    assert store.root() == store.ROOT / "runs" / "store"
+    assert paths.store_folder() == paths.PROJECT / "runs" / "store"
     monkeypatch.setenv("UNLEARN_STORE", "")
-    assert store.root() == store.ROOT / "runs" / "store"
+    assert paths.store_folder() == paths.PROJECT / "runs" / "store"
 
 
 def test_a_step_that_fails_leaves_no_entry_and_the_next_call_makes_it(folder):
@@ -167,7 +167,7 @@ print(Step("toy", 1, {"x": 1}, make).folder())
 
 
 def start(log, seconds):
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(log), str(seconds)], cwd=store.ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", WORKER, str(log), str(seconds)], cwd=paths.PROJECT, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(log):
@@ -182,7 +182,7 @@ def test_two_processes_that_want_the_same_entry_make_it_once(tmp_path):
     found = {run.communicate(timeout=30)[0] for run in runs}
     assert all(run.returncode == 0 for run in runs) and len(found) == 1
     assert log.read_text() == "made\n"
-    entry = Step("toy", 1, {"x": 1}, None)
+    entry = Artifact("toy", 1, {"x": 1}, None)
     assert entry.done() and (entry.path / "whole").exists()
 
 

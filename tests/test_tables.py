@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from unlearn_utils.cache import paths
 from unlearn_utils.core import methods, tables
 from unlearn_utils.findings import plots
 
@@ -92,7 +93,7 @@ def test_membership_by_hand():
         }
     )
     rows["zlib"] = -rows.min_k_20
-    found = tables.membership(rows, ["domain"], ["Min-20%", "zlib"], resamples=50)
+    found = tables.auc_table(rows, ["domain"], ["Min-20%", "zlib"], resamples=50)
     # 9 and 8 beat all 4; 5 beats 0 and -1 and ties with 5; 1 beats 0 and -1
     assert found.measure.tolist() == ["AUC Min-20%", "AUC zlib"] and found.value.tolist() == [12.5 / 16, 3.5 / 16]
     assert found.n.tolist() == [4, 4] and (found.low <= found.value).all() and (found.value <= found.high).all()
@@ -101,7 +102,7 @@ def test_membership_by_hand():
 def test_membership_sees_a_difference_only_where_there_is_one():
     for shift, low, high in ((0, 0.35, 0.65), (1.0, 0.95, 1.0)):
         rows = pd.concat([many(50, 0, 1), many(50, shift, 2, split="approximate")])
-        (row,) = tables.membership(rows, ["model"], ["loss"], resamples=200).itertuples()
+        (row,) = tables.auc_table(rows, ["model"], ["loss"], resamples=200).itertuples()
         assert low <= row.value <= high and (row.low < 0.5 < row.high) == (shift == 0)
 
 
@@ -118,31 +119,31 @@ def scored(members=MEMBERS, others=OTHERS, model="m"):
 @pytest.mark.parametrize(("fpr", "share"), [(0, 0.2), (0.1, 0.4), (0.2, 0.5), (0.5, 0.6), (1, 1.0)])
 def test_detected_by_hand(fpr, share):
     """10 x 10. At 10% one non-member, the 9, may pass, so that the threshold is 8: 8.5, 9, 9.5 and 20 are found, the 8 is not."""
-    (row,) = tables.detected(scored(), ["model"], "Min-40%", fpr, resamples=50).itertuples()
+    (row,) = tables.tpr_table(scored(), ["model"], "Min-40%", fpr, resamples=50).itertuples()
     assert (row.value, row.n, row.model, row.measure) == (share, 10, "m", f"TPR at {fpr:.0%} FPR, Min-40%")
     assert 0 <= row.low <= row.high <= 1
 
 
 def test_detected_is_of_each_group_in_order():
     rows = pd.concat([scored(model="b"), scored([10] * 10, model="a"), scored([-1] * 10, model="c")])
-    found = tables.detected(rows, ["model"], "Min-40%", 0.1, resamples=50)
+    found = tables.tpr_table(rows, ["model"], "Min-40%", 0.1, resamples=50)
     assert list(found.columns) == ["model", "measure", "value", "low", "high", "n"]
     assert found.model.tolist() == ["b", "a", "c"] and found.value.tolist() == [0.4, 1, 0]
     assert found[["low", "high"]].values.tolist()[1:] == [[1, 1], [0, 0]] and found.low[0] < 0.4 < found.high[0]
 
 
 def test_detected_repeats_with_the_seed_and_refuses_a_rate_that_is_too_fine():
-    one, again, other = (tables.detected(scored(), ["model"], "Min-40%", 0.1, seed=s, resamples=30) for s in (0, 0, 1))
+    one, again, other = (tables.tpr_table(scored(), ["model"], "Min-40%", 0.1, seed=s, resamples=30) for s in (0, 0, 1))
     pd.testing.assert_frame_equal(one, again)
     assert one.value[0] == other.value[0] and one[["low", "high"]].values.tolist() != other[["low", "high"]].values.tolist()
     with pytest.raises(ValueError, match="10 non-members"):
-        tables.detected(scored(), ["model"], "Min-40%", 0.05)
+        tables.tpr_table(scored(), ["model"], "Min-40%", 0.05)
 
 
 def test_detected_resamples_families_not_documents():
     """Each side is one family of ten documents: every resample is the sample itself."""
     rows = scored().assign(family=lambda r: r.split)
-    (row,) = tables.detected(rows, ["model"], "Min-40%", 0.1, resamples=30).itertuples()
+    (row,) = tables.tpr_table(rows, ["model"], "Min-40%", 0.1, resamples=30).itertuples()
     assert (row.value, row.low, row.high, row.n) == (0.4, 0.4, 0.4, 1)
 
 
@@ -232,10 +233,10 @@ def trajectory_data():
 
 
 def test_the_figures_folder_follows_the_environment(folder, monkeypatch):
-    assert plots.figures() == folder and folder.is_dir()
+    assert paths.figures_folder() == folder and folder.is_dir()
     monkeypatch.delenv("UNLEARN_FIGURES")
-    monkeypatch.setattr(plots, "ROOT", folder)
-    assert plots.figures() == folder / "figures"
+    monkeypatch.setattr(paths, "PROJECT", folder)
+    assert paths.figures_folder() == folder / "figures"
 
 
 def test_a_figure_is_saved_in_the_same_bytes_every_time(folder):

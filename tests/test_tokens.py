@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from unlearn_utils.core import efficiency
 from unlearn_utils.data import tokens
 from unlearn_utils.data.tokens import END, PAD
 from unlearn_utils.engine import models
@@ -110,7 +111,7 @@ def test_the_seed_alone_decides_the_weights(tokenizer):
 def test_the_shape_and_the_tied_head_counted_once(tokenizer):
     model = models.build(SHAPE, tokenizer, 0)
     attention, mlp, norms = 4 * 16 * 16, 3 * 16 * 24, 2 * 16
-    assert models.parameters(model) == 300 * 16 + 2 * (attention + mlp + norms) + 16
+    assert efficiency.parameter_count(model) == 300 * 16 + 2 * (attention + mlp + norms) + 16
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert (model.config.pad_token_id, model.config.bos_token_id) == (tokenizer.pad_token_id, tokenizer.bos_token_id)
@@ -124,7 +125,7 @@ def test_a_saved_model_loads_with_equal_logits(build, tmp_path):
         assert torch.equal(loaded(ids).logits, model(ids).logits)
         loaded.set_attn_implementation("eager")
         torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
-    assert not loaded.training and models.parameters(loaded) == models.parameters(model)
+    assert not loaded.training and efficiency.parameter_count(loaded) == efficiency.parameter_count(model)
 
 
 def test_only_safetensors_are_written(build, tmp_path):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import get_cosine_schedule_with_warmup
 
-from unlearn_utils.core import methods, objectives
+from unlearn_utils.core import fused, losses, methods
 from unlearn_utils.core.methods import METHODS
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import optimizers, training
@@ -501,13 +501,13 @@ def test_a_batch_holds_the_kept_states_beside_their_documents(build):
 
 def reads_of(reference, monkeypatch):
     """Counts how often the reference is read."""
-    real, reads = objectives.hidden_states, []
+    real, reads = fused.hidden_states, []
 
     def hidden_states(model, *rest):
         reads.extend([1] * (model is reference))
         return real(model, *rest)
 
-    monkeypatch.setattr(objectives, "hidden_states", hidden_states)
+    monkeypatch.setattr(fused, "hidden_states", hidden_states)
     return reads
 
 
@@ -621,7 +621,7 @@ def test_a_step_of_pretraining_is_one_of_its_optimizers(build):
     model, plain = build(0), build(0)
     training.pretrain(model, FORGET + RETAIN, recipe, PAD_ID, seed=0)
     batch = tokens.collate(FORGET + RETAIN, PAD_ID)
-    objectives.next_token_loss(plain, batch).backward()
+    losses.next_token_loss(plain, batch).backward()
     torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
     optimizers.muon_and_adamw(plain, recipe.muon_learning_rate, recipe.adamw_learning_rate).step()
     assert distance(build, plain, model) < 1e-3

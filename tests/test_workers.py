@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from unlearn_utils.cache import workers
-from unlearn_utils.cache.store import Step
+from unlearn_utils.cache.store import Artifact
 from unlearn_utils.profiles import PROFILES
 
 TWO = replace(PROFILES["smoke"], workers=2)
@@ -24,7 +24,7 @@ def steps(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "1")  # given back afterwards
 
     def made(n):
-        return [Step("toy", 1, {"x": x}, lambda folder: (folder / "process").write_text(str(os.getpid())) and None) for x in range(n)]
+        return [Artifact("toy", 1, {"x": x}, lambda folder: (folder / "process").write_text(str(os.getpid())) and None) for x in range(n)]
 
     return made
 
@@ -58,7 +58,7 @@ def test_what_another_process_is_filling_is_left_for_last(steps, monkeypatch):
     made[0].path.parent.mkdir(parents=True)
     lock = FileLock(f"{made[0].path}.lock")
     lock.acquire()
-    real = Step.fill
+    real = Artifact.fill
 
     def fill(step, wait=True):
         if wait and lock.is_locked:  # the second round has begun
@@ -66,7 +66,7 @@ def test_what_another_process_is_filling_is_left_for_last(steps, monkeypatch):
             lock.release()
         real(step, wait)
 
-    monkeypatch.setattr(Step, "fill", fill)
+    monkeypatch.setattr(Artifact, "fill", fill)
     workers.side_by_side(TWO, made)
     assert order == [[False, True, True]] and all(s.done() for s in made)
 

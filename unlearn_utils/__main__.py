@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from unlearn_utils.app import commands as own
+from unlearn_utils.app import commands
 
 MARKS = ("<!-- claims: python -m unlearn_utils claims --readme -->", "<!-- end of claims -->")  # in the README
 
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     compute = commands.add_parser("compute", help="train what a profile's notebooks need; in several processes with accelerate launch")
     compute.add_argument("profile", help="gpu or paper")
     compute.set_defaults(call=everything)
-    own.add(commands)
+    commands.add(commands)
     claims = commands.add_parser("claims", help="print each claim with its measured value and verdict, as notebook 14 left them")
     claims.add_argument("profile", nargs="?", default="laptop", help="laptop, study, smoke, gpu or paper")
     claims.add_argument("--readme", action="store_true", help="write the table into README.md")
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. A mistake of the user's is one line on stderr and exit code 2."""
     options = parser().parse_args(arguments)
     if hasattr(options, "call"):  # a command for the user's own documents and models
-        return own.run(options)
+        return commands.run(options)
     try:
         return dispatch(options)
     except (ValueError, FileNotFoundError) as error:
@@ -59,24 +59,25 @@ def dispatch(options: argparse.Namespace) -> int:
         return 0
     if options.command == "fetch":
         return fetch(options.profile)
+    from unlearn_utils.cache import paths
     from unlearn_utils.runner import expected, notebooks
 
     if options.command == "claims":
         return claims(options.profile, options.readme)
     if options.command == "expect":
-        expected.expect(notebooks.ROOT)
+        expected.expect(paths.PROJECT)
         return 0
     if options.command == "step":
         return notebooks.step(options.root, options.profile, options.path, options.label, options.cores)
-    return notebooks.run(notebooks.ROOT, options.profile, options.only, options.start, options.fresh)
+    return notebooks.run(paths.PROJECT, options.profile, options.only, options.start, options.fresh)
 
 
 def everything(options: argparse.Namespace) -> None:
     """Trains what a profile's notebooks need, alone or as one of several processes."""
     from unlearn_utils import profiles
-    from unlearn_utils.study import several
+    from unlearn_utils.study import everything
 
-    several.compute(profiles.profile(options.profile))
+    everything.compute(profiles.profile(options.profile))
 
 
 def fetch(name: str) -> int:
@@ -101,18 +102,19 @@ def claims(profile: str, readme: bool) -> int:
     import pandas as pd
 
     from unlearn_utils import profiles
-    from unlearn_utils.findings import claims as stated
+    from unlearn_utils.cache import paths
+    from unlearn_utils.findings import claims
     from unlearn_utils.runner import notebooks
 
     profiles.profile(profile)
-    path = notebooks.figures(notebooks.ROOT, profile) / "table14_claims.csv"
+    path = notebooks.figures(paths.PROJECT, profile) / "table14_claims.csv"
     if not path.exists():
         raise FileNotFoundError(f"no {path}: execute ./run_all.sh {profile} --only 14 first")
-    text = stated.markdown(pd.read_csv(path, dtype={"notebook": str}))
+    text = claims.markdown(pd.read_csv(path, dtype={"notebook": str}))
     if not readme:
         print(text, end="")
         return 0
-    file = notebooks.ROOT / "README.md"
+    file = paths.PROJECT / "README.md"
     before, start, rest = file.read_text(encoding="utf-8").partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not (start and end):

@@ -19,10 +19,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from unlearn_utils.app import own, plans
+from unlearn_utils.app import model_files, settings, user_documents, user_run
 from unlearn_utils.core import methods, tables
 from unlearn_utils.data import tokens
-from unlearn_utils.engine import loop
+from unlearn_utils.engine import distributed, models
 
 TERMS = {
     "ascent": "minus the cross-entropy of the forget text",
@@ -60,10 +60,10 @@ def whole(out: Path) -> Iterator[Path]:
 
     Raises ValueError if `out` is in use.
     """
-    part = loop.first(lambda: begun(out))
+    part = distributed.on_main_process(lambda: begun(out))
     try:
         yield part
-        loop.first(lambda: os.replace(part, out))
+        distributed.on_main_process(lambda: os.replace(part, out))
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -79,38 +79,44 @@ def begun(out: Path) -> Path:
     return part
 
 
-def save(model: nn.Module, base: own.Checkpoint, folder: Path) -> None:
+def save(model: nn.Module, base: model_files.Checkpoint, folder: Path) -> None:
     """Writes config and weights in the type that they had on disk, or float32 adapters; every process calls it."""
     if isinstance(model, PeftModel):
-        loop.save(model, folder, save_embedding_layers=False)
+        models.save_from_all(model, folder, save_embedding_layers=False)
     else:
-        loop.save(model, folder, own.stored_dtype(base))
+        models.save_from_all(model, folder, model_files.stored_dtype(base))
 
 
-def finish(base: own.Checkpoint, merge: bool, folder: Path) -> float | None:
+def finish(base: model_files.Checkpoint, merge: bool, folder: Path) -> float | None:
     """Adds the tokenizer to what `save` wrote, and the adapters to the weights, if they shall merge.
 
     Returns the share of weights that then differ from the base model's, which rounding to 16 bits lowers; None for adapters.
     Raises FloatingPointError if no weight differs.
     """
     AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False).save_pretrained(folder)  # as it was, without our padding
-    stored, adapters = own.stored_dtype(base), list(folder.glob("adapter_*"))
+    stored, adapters = model_files.stored_dtype(base), list(folder.glob("adapter_*"))
     if adapters and not merge:
         return None
     if merge:  # in float32: rounded once, at the end
-        own.load(base._replace(adapters=folder)).merge_and_unload().to(stored).save_pretrained(folder)
+        model_files.load(base._replace(adapters=folder)).merge_and_unload().to(stored).save_pretrained(folder)
         for file in adapters:
             file.unlink()
-    new, old = (dict(own.load(found, stored).named_parameters()) for found in (own.Checkpoint("the new model", folder), base))
+    new, old = (
+        dict(model_files.load(found, stored).named_parameters()) for found in (model_files.Checkpoint("the new model", folder), base)
+    )
     changed = sum(int((weight != old[name]).sum()) for name, weight in new.items())
     if not changed:
         raise FloatingPointError(f"no weight changed, once rounded to {stored}: raise --learning-rate or --epochs. Nothing was written")
     return changed / sum(weight.numel() for weight in new.values())
 
 
-def measured(folder: Path, sets: own.Sets, run: plans.Run, base: own.Checkpoint, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
+def measured(
+    folder: Path, sets: user_documents.Sets, run: settings.RunSettings, base: model_files.Checkpoint, tokenizer: PreTrainedTokenizerBase
+) -> pd.DataFrame:
     """Rows of measurements of what was saved. Raises FloatingPointError if a probability is not finite: the run diverged."""
-    rows = own.measure(own.load(own.find(str(folder)), plans.weight_dtype(run, own.stored_dtype(base))), sets, tokenizer)
+    rows = user_run.measure(
+        model_files.load(model_files.find(str(folder)), settings.weight_dtype(run, model_files.stored_dtype(base))), sets, tokenizer
+    )
     if not np.isfinite(rows.nll).all():
         raise FloatingPointError("the run diverged: not every probability is finite; lower --learning-rate. Nothing was written")
     return rows
@@ -125,7 +131,7 @@ def results(parts: Sequence[pd.DataFrame], members: str) -> pd.DataFrame:
     table = [tables.summarise(rows, ["model", "split"], ["perplexity", "accuracy"])]
     if "unseen" in set(rows.split):
         sides = rows[rows.split.isin([members, "unseen"])]
-        found = tables.membership(sides.replace({"split": {members: "forget", "unseen": "approximate"}}), ["model"], ["Min-40%"])
+        found = tables.auc_table(sides.replace({"split": {members: "forget", "unseen": "approximate"}}), ["model"], ["Min-40%"])
         table.append(found.assign(split=f"{members} against unseen"))
     return pd.concat(table, ignore_index=True)
 
@@ -154,16 +160,20 @@ def stated_license(folder: Path) -> dict[str, str]:
     return {"license": "unknown"} | {k: data[k] for k in ("license", "license_name", "license_link") if data.get(k)}
 
 
-def record(base: own.Checkpoint, run: plans.Run, texts: own.Sets, sets: own.Sets, **more) -> dict:
+def record(base: model_files.Checkpoint, run: settings.RunSettings, texts: user_documents.Sets, sets: user_documents.Sets, **more) -> dict:
     """What run.json holds: origin, settings, hashes of each set's documents, versions. No path: one may tell what was forgotten.
 
     texts: of `own.read`; sets: of `own.chunks`. What was so short that no chunk is left of it counts as left out, not as forgotten.
     """
     settings = asdict(run)
-    origin = {"model": base.name if base.commit else base.folder.name, "commit": base.commit, "dtype": str(own.stored_dtype(base))[6:]}
+    origin = {
+        "model": base.name if base.commit else base.folder.name,
+        "commit": base.commit,
+        "dtype": str(model_files.stored_dtype(base))[6:],
+    }
     used = {name: list(dict.fromkeys(found.family)) for name, found in sets.items()}
     left_out = {name: [h for h in found.sha256 if h not in used[name]] for name, found in texts.items()}
-    more |= {"processes": loop.place().num_processes}
+    more |= {"processes": distributed.process_state().num_processes}
     return origin | settings.pop("recipe") | settings | more | {"documents": used, "left_out": left_out, "versions": versions()}
 
 
@@ -185,7 +195,7 @@ def weights(run: Mapping) -> str:
 
 def card(run: Mapping, results: pd.DataFrame, license: Mapping[str, str], chosen: Sequence[str]) -> str:
     """README.md: YAML front matter, then what was done, with what, what was measured, and the limits."""
-    method = methods.named(run["method"])
+    method = methods.get_method(run["method"])
     data = ModelCardData(base_model=run["model"], library_name="transformers", tags=["unlearning", method.name], **license)
     read = "\n".join(f"- {name}: {len(hashes)} documents" for name, hashes in run["documents"].items())
     forgotten = "\n".join(run["documents"]["forget"])

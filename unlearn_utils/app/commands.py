@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearn_utils.app import utility
+from unlearn_utils.app import task_commands
 from unlearn_utils.app.terminal import fail, interrupted, progress, quiet, say, show
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from unlearn_utils.app import own
-    from unlearn_utils.app.plans import Lora, Run
+    from unlearn_utils.app import user_documents
+    from unlearn_utils.app.settings import LoraSettings, RunSettings
 
 DEFAULTS = {"learning_rate": 2e-5, "epochs": 1, "batch": 4, "retain_weight": 1.0}  # `cards.SOURCES` says where they come from
 DOCUMENTS = "a .txt, .md, .py, .tex, .jsonl or .parquet file (column text or content), or a folder of them"
@@ -36,7 +36,7 @@ def add(commands) -> None:
     for command in (one, several):
         which = command.add_mutually_exclusive_group(required=True)
         which.add_argument("--documents", type=Path, metavar="PATH", help=DOCUMENTS)
-        utility.add(command, which)
+        task_commands.add(command, which)
         command.add_argument("--unseen", type=Path, metavar="PATH", help="documents that no model has seen, for membership inference")
         command.add_argument("--context", type=int, help="tokens of a chunk; default: 4096, or what the models read")
         command.add_argument("--out", type=Path, metavar="CSV", help="a file to write, tidy")
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """Runs the chosen command. A mistake of the user's is one line on stderr and exit code 2; a run that cannot end well, exit code 1."""
     with quiet(), interrupted():
-        from unlearn_utils.engine import loop
+        from unlearn_utils.engine import distributed
 
         try:
             options.call(options)
@@ -89,43 +89,43 @@ def run(options: argparse.Namespace) -> int:
             return fail(error, 2)
         except (MemoryError, FloatingPointError) as error:
             return fail(error, 1)
-        loop.leave()
+        distributed.leave()
     return 0
 
 
 # ---------------------------------------------------------------------------------------------- unlearn
 
 
-def lora_of(text: str | None) -> Lora | None:
+def lora_of(text: str | None) -> LoraSettings | None:
     """`rank=8` or `rank=8,alpha=16`. Raises ValueError for anything else."""
-    from unlearn_utils.app.plans import Lora
+    from unlearn_utils.app.settings import LoraSettings
 
     if text is None:
         return None
     found = re.fullmatch(r"rank=([1-9]\d*)(?:,alpha=([1-9]\d*))?", text)
     if not found:
         raise ValueError(f"--lora {text}: expected rank=8 or rank=8,alpha=16, whole numbers above 0")
-    return Lora(int(found[1]), float(found[2] or 2 * int(found[1])))
+    return LoraSettings(int(found[1]), float(found[2] or 2 * int(found[1])))
 
 
-def run_of(options: argparse.Namespace) -> Run:
+def run_of(options: argparse.Namespace) -> RunSettings:
     """The settings as given, or their defaults. Raises ValueError for one that cannot be."""
-    from unlearn_utils.app.plans import Run
+    from unlearn_utils.app.settings import RunSettings
     from unlearn_utils.core import methods
-    from unlearn_utils.engine import loop, models
+    from unlearn_utils.engine import distributed, models
     from unlearn_utils.profiles import Unlearning
 
-    method, lora = methods.named(options.method), lora_of(options.lora)
+    method, lora = methods.get_method(options.method), lora_of(options.lora)
     values = {name: default if (given := getattr(options, name)) is None else given for name, default in DEFAULTS.items()}
     recipe = Unlearning(**values)
-    processes = loop.place().num_processes
+    processes = distributed.process_state().num_processes
     if recipe.batch % processes:
         raise ValueError(f"--batch {recipe.batch}: it is that of all {processes} processes together; choose a multiple of {processes}")
     share, among = recipe.batch // processes, f" among {processes} processes" if processes > 1 else ""
     micro_batch = share if options.micro_batch is None else options.micro_batch
     if micro_batch < 1 or share % micro_batch:
         raise ValueError(f"--micro-batch {micro_batch}: must be positive and divide the batch of {recipe.batch}{among}")
-    if options.gradient_checkpointing and loop.checkpointed():
+    if options.gradient_checkpointing and distributed.launcher_checkpoints():
         raise ValueError("--gradient-checkpointing: this launcher's configuration does it already (fsdp_activation_checkpointing)")
     if not 0 < recipe.retain_weight < math.inf:
         raise ValueError(f"--retain-weight must be positive, not {recipe.retain_weight}")
@@ -135,7 +135,7 @@ def run_of(options: argparse.Namespace) -> Run:
         raise ValueError("--merge adds LoRA adapters to the weights, so it needs --lora")
     bf16 = models.half_precision() if options.bf16 is None else options.bf16
     seed = 0 if options.seed is None else options.seed
-    return Run(method.name, recipe, micro_batch, seed, lora, options.merge, bf16, options.gradient_checkpointing)
+    return RunSettings(method.name, recipe, micro_batch, seed, lora, options.merge, bf16, options.gradient_checkpointing)
 
 
 def checkpoints_of(options: argparse.Namespace) -> Path | None:
@@ -152,48 +152,50 @@ def checkpoints_of(options: argparse.Namespace) -> Path | None:
 
 def unlearn(options: argparse.Namespace) -> None:
     """Checks everything, plans the memory, trains, measures before and after, writes the new model."""
-    from unlearn_utils.app import cards, own
-    from unlearn_utils.engine import loop
+    from unlearn_utils.app import cards, user_run
+    from unlearn_utils.engine import distributed
 
-    with loop.agreed():
+    with distributed.raise_together():
         run, out = run_of(options), options.out.resolve()
         checkpoints = checkpoints_of(options)
     with cards.whole(out) as part:
         base, tokenizer, texts, sets, context = prepared(options, run, part, checkpoints)
         watch = progress(math.ceil(len(sets["forget"]) * run.recipe.epochs / run.recipe.batch))
-        model, before, history = own.unlearned(base, sets, run, tokenizer, watch, checkpoints)
+        model, before, history = user_run.load_and_unlearn(base, sets, run, tokenizer, watch, checkpoints)
         cards.save(model, base, part)
         del model  # before the next is loaded
-        changed = loop.first(lambda: cards.finish(base, run.merge, part))
-        with loop.agreed():
+        changed = distributed.on_main_process(lambda: cards.finish(base, run.merge, part))
+        with distributed.raise_together():
             after = cards.measured(part, sets, run, base, tokenizer)
             found = cards.results([before.assign(model="before"), after.assign(model="after")], "forget")
             record = cards.record(base, run, texts, sets, context=context, changed=changed, history=history)
-        loop.first(lambda: cards.write(part, record, found, base.folder, given(options)))
-    loop.first(lambda: remove(checkpoints))
+        distributed.on_main_process(lambda: cards.write(part, record, found, base.folder, given(options)))
+    distributed.on_main_process(lambda: remove(checkpoints))
     show(found)
     say(cards.weights(record))
     say(f"{out}: the model, its tokenizer, README.md, results.csv, run.json")
 
 
-def prepared(options: argparse.Namespace, run: Run, part: Path, checkpoints: Path | None) -> tuple:
+def prepared(options: argparse.Namespace, run: RunSettings, part: Path, checkpoints: Path | None) -> tuple:
     """Base model on disk, tokenizer, documents, their chunks, context; said and planned. The first process reads the documents for all."""
-    from unlearn_utils.app import own, plans
-    from unlearn_utils.engine import loop
+    from unlearn_utils.app import memory_plan, model_files, settings, user_documents
+    from unlearn_utils.engine import distributed
 
-    texts = loop.first(lambda: {name: own.read(path) for name in ("forget", "retain", "unseen") if (path := getattr(options, name))})
-    with loop.agreed():
-        base = own.find(options.model, options.revision)
+    texts = distributed.on_main_process(
+        lambda: {name: user_documents.read(path) for name in ("forget", "retain", "unseen") if (path := getattr(options, name))}
+    )
+    with distributed.raise_together():
+        base = model_files.find(options.model, options.revision)
         if base.adapters:
             raise ValueError(f"{base.name} holds LoRA adapters alone; unlearn with --merge first, and go on from that")
-        config, tokenizer = own.config_of(base), own.tokenizer_of(base)
-        context = plans.context_of(config, options.context)
-    sets = loop.first(lambda: chunked(texts, tokenizer, context, config))
-    with loop.agreed():
+        config, tokenizer = model_files.config_of(base), model_files.tokenizer_of(base)
+        context = settings.context_of(config, options.context)
+    sets = distributed.on_main_process(lambda: chunked(texts, tokenizer, context, config))
+    with distributed.raise_together():
         disk = checkpoints and next(folder for folder in checkpoints.parents if folder.exists())
         origin = f"{base.name}, {f'commit {base.commit}' if base.commit else 'a local folder'}"
-        say("\n".join([origin, *told(texts, sets, context), *plans.check(config, run, context, part, disk)]))
-        own.fetch(base)
+        say("\n".join([origin, *told(texts, sets, context), *memory_plan.check(config, run, context, part, disk)]))
+        model_files.fetch(base)
     return base, tokenizer, texts, sets, context
 
 
@@ -212,16 +214,20 @@ def given(options: argparse.Namespace) -> list[str]:
     return [name for name in cards.SOURCES if getattr(options, name, None) not in (None, DEFAULTS.get(name))]
 
 
-def chunked(texts: Mapping[str, pd.DataFrame], tokenizer: PreTrainedTokenizerBase, context: int, config: PreTrainedConfig) -> own.Sets:
+def chunked(
+    texts: Mapping[str, pd.DataFrame], tokenizer: PreTrainedTokenizerBase, context: int, config: PreTrainedConfig
+) -> user_documents.Sets:
     """The documents of each set as chunks. Raises ValueError as `own.chunks` and `own.check_apart`."""
-    from unlearn_utils.app import own
+    from unlearn_utils.app import user_documents
 
-    sets = {name: own.chunks(table, name, tokenizer, context, config.get_text_config().vocab_size) for name, table in texts.items()}
-    own.check_apart(sets)
+    sets = {
+        name: user_documents.chunks(table, name, tokenizer, context, config.get_text_config().vocab_size) for name, table in texts.items()
+    }
+    user_documents.check_apart(sets)
     return sets
 
 
-def told(texts: Mapping[str, pd.DataFrame], sets: own.Sets, context: int) -> list[str]:
+def told(texts: Mapping[str, pd.DataFrame], sets: user_documents.Sets, context: int) -> list[str]:
     """A line on each set: documents, chunks, and documents so short that nothing is left of them."""
     lines = []
     for name, found in sets.items():
@@ -236,21 +242,21 @@ def told(texts: Mapping[str, pd.DataFrame], sets: own.Sets, context: int) -> lis
 
 def evaluate(names: Sequence[str], options: argparse.Namespace) -> None:
     """Measures models on the same documents or the same tasks, prints a table, writes it if asked."""
-    from unlearn_utils.engine import loop
-    from unlearn_utils.runner import stamps
+    from unlearn_utils.cache import paths
+    from unlearn_utils.engine import distributed
 
-    utility.check(options)
-    with loop.agreed():
-        if (processes := loop.place().num_processes) > 1:
+    task_commands.check(options)
+    with distributed.raise_together():
+        if (processes := distributed.process_state().num_processes) > 1:
             raise ValueError(f"this command is one process, and {processes} were started: only unlearn runs in several")
 
     if options.out and options.out.exists():
         raise ValueError(f"--out {options.out}: already there; choose another file")
     names = list(dict.fromkeys(names))
-    table = utility.results(names, options, say) if options.tasks else on_documents(names, options)
+    table = task_commands.results(names, options, say) if options.tasks else on_documents(names, options)
     show(table)
     if options.out:
-        stamps.write(options.out, table.to_csv(index=False))
+        paths.write_whole(options.out, table.to_csv(index=False))
 
 
 def on_documents(names: Sequence[str], options: argparse.Namespace) -> pd.DataFrame:
@@ -260,13 +266,13 @@ def on_documents(names: Sequence[str], options: argparse.Namespace) -> pd.DataFr
     """
     import pandas as pd
 
-    from unlearn_utils.app import cards, own, plans
+    from unlearn_utils.app import cards, model_files, settings, user_documents, user_run
     from unlearn_utils.core import tables
 
-    texts = {name: own.read(path) for name in ("documents", "unseen") if (path := getattr(options, name))}
-    found = {name: own.find(name) for name in names}
-    configs, tokenizers = [own.config_of(c) for c in found.values()], [own.tokenizer_of(c) for c in found.values()]
-    context = min(plans.context_of(config, options.context) for config in configs)
+    texts = {name: user_documents.read(path) for name in ("documents", "unseen") if (path := getattr(options, name))}
+    found = {name: model_files.find(name) for name in names}
+    configs, tokenizers = [model_files.config_of(c) for c in found.values()], [model_files.tokenizer_of(c) for c in found.values()]
+    context = min(settings.context_of(config, options.context) for config in configs)
     sets = [chunked(texts, t, context, c) for t, c in zip(tokenizers, configs, strict=True)]
     for name, other in zip(names, sets, strict=True):
         if any(list(other[split].ids) != list(sets[0][split].ids) for split in texts):
@@ -274,9 +280,9 @@ def on_documents(names: Sequence[str], options: argparse.Namespace) -> pd.DataFr
     say("\n".join(told(texts, sets[0], context)))
     rows = []
     for checkpoint in found.values():
-        own.fetch(checkpoint)
+        model_files.fetch(checkpoint)
         say(f"measuring {checkpoint.name}{f', commit {checkpoint.commit}' if checkpoint.commit else ''}")
-        rows.append(own.measure(own.load(checkpoint), sets[0], tokenizers[0]).assign(model=checkpoint.name))
+        rows.append(user_run.measure(model_files.load(checkpoint), sets[0], tokenizers[0]).assign(model=checkpoint.name))
     table = cards.results(rows, "documents")
     if len(rows) == 2:
         ratio = tables.log_ratios(*rows, ["split"], "log ratio of perplexities")

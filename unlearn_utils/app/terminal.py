@@ -22,11 +22,11 @@ def quiet() -> Iterator[None]:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: of DDP, in every process
     from transformers.utils import logging
 
-    from unlearn_utils.engine import loop, models  # noqa: F401 - the second turns bars off
+    from unlearn_utils.engine import distributed, models  # noqa: F401 - the second turns bars off
 
     logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)  # of peft against transformers
-    speaks = loop.place().is_main_process
+    speaks = distributed.process_state().is_main_process
     if speaks and sys.stderr.isatty():
         logging.enable_progress_bar()
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if speaks else nowhere):
@@ -49,13 +49,13 @@ def interrupted() -> Iterator[None]:
 
 def fail(error: Exception, code: int) -> int:
     """One line on stderr, and the exit code. A mistake of all processes (`loop.agreed`) is the first's to say, before any ends."""
-    from unlearn_utils.engine import loop
+    from unlearn_utils.engine import distributed
 
     everywhere = getattr(error, "everywhere", False)
-    if loop.place().is_main_process or not everywhere:
+    if distributed.process_state().is_main_process or not everywhere:
         print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
     if everywhere:
-        loop.leave()
+        distributed.leave()
     return code
 
 
@@ -75,10 +75,10 @@ def progress(steps: int) -> Callable[[int, nn.Module], None]:
     """A watch: a bar on a terminal, else a line at every tenth of the run."""
     from tqdm import tqdm
 
-    from unlearn_utils.engine import loop
+    from unlearn_utils.engine import distributed
 
     bar, marks = None, {math.ceil(steps * tenth / 10) for tenth in range(1, 11)}
-    hidden = None if loop.place().is_main_process else True  # None: unless stderr is a terminal
+    hidden = None if distributed.process_state().is_main_process else True  # None: unless stderr is a terminal
 
     def watch(step: int, model: nn.Module) -> None:
         nonlocal bar

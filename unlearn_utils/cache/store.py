@@ -20,19 +20,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from unlearn_utils.cache import memory
+from unlearn_utils.cache import memory, paths
 
-ROOT = Path(__file__).resolve().parents[2]
 SIDE_FILES = ("checksums.json", "cost.json")  # not part of what an entry promises
 
 
-def root() -> Path:
-    """The store's folder: `UNLEARN_STORE`, else `runs/store` in the project."""
-    return Path(os.environ.get("UNLEARN_STORE") or ROOT / "runs" / "store")
-
-
 @dataclass(frozen=True)
-class Step:
+class Artifact:
     """One memoised computation. `make(folder)` fills an empty folder and may return further costs; `settings` must be JSON.
 
     `version` is kept by hand: raise it when the code of a step changes what it computes.
@@ -47,7 +41,7 @@ class Step:
     def path(self) -> Path:
         """Where the entry lies, or will: named by 16 hexadecimal digits of its hash."""
         text = json.dumps({"step": self.name, "version": self.version, "settings": self.settings}, sort_keys=True)
-        return root() / self.name / hashlib.sha256(text.encode()).hexdigest()[:16]
+        return paths.store_folder() / self.name / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def done(self) -> bool:
         """Is the entry there, undamaged, and not older than `UNLEARN_FRESH` (unix seconds)?"""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
-from unlearn_utils.cache.store import Step
+from unlearn_utils.cache.store import Artifact
 from unlearn_utils.profiles import Profile
 
 KEEP_FREED = {  # two glibc settings: freed tensors are kept for the next step instead of going back to the system, page by page
@@ -16,7 +16,7 @@ KEEP_FREED = {  # two glibc settings: freed tensors are kept for the next step i
 }
 
 
-def side_by_side(profile: Profile, steps: Sequence[Step], what: str | None = None) -> None:
+def side_by_side(profile: Profile, steps: Sequence[Artifact], what: str | None = None) -> None:
     """Fills what is missing in `profile.workers` processes, or `UNLEARN_WORKERS`; one is this process. What is finished stays, whatever
     happens to the rest. what: a name for the steps, under which progress is told, with the time left."""
     missing = [s for s in steps if not s.done()]
@@ -43,7 +43,7 @@ def tell(line: str) -> None:
         print(line, file=file, flush=True)
 
 
-def _fill(step: Step) -> None:
+def _fill(step: Artifact) -> None:
     """What a worker runs: fills one entry, unless somebody else is filling it. So two notebooks that need the same steps share them."""
     step.fill(wait=False)
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from unlearn_utils.core.metrics import Interval
+from unlearn_utils.core.intervals import Interval
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from unlearn_utils.core import objectives
+    from unlearn_utils.core import losses
 
 YI_6B = {"parameters": 6.06e9, "tokens": 3.1e12}  # of its pre-training; model card
 FORGET_BYTES = {"arxiv": 22.1e6, "github": 14.1e6}  # the paper's forget sets, card of llmunlearn/unlearn_dataset
@@ -21,7 +21,7 @@ BYTES_PER_TOKEN = (2.5, 4.0, 5.0)  # lowest, assumed, highest: not stated; Engli
 PASSES = {None: 1.0, "descent": 2.0, "kl": 7 / 3}  # by retain term: cost of a forget token in training passes (6 N); a forward is a third
 
 
-def step_flops(model: nn.Module, loss: Callable, sides: Mapping[str, objectives.Batch]) -> dict[str, int]:
+def step_flops(model: nn.Module, loss: Callable, sides: Mapping[str, losses.Batch]) -> dict[str, int]:
     """FLOPs of one forward and backward pass over one optimizer batch, counted by torch (matrix products and convolutions only).
 
     model: with eager attention, since the counter sees nothing of fused attention on a CPU. Returns flops_per_step; tokens_per_step,
@@ -30,18 +30,17 @@ def step_flops(model: nn.Module, loss: Callable, sides: Mapping[str, objectives.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    from unlearn_utils.core import objectives
-    from unlearn_utils.engine import models
+    from unlearn_utils.core import efficiency, losses
 
     sides = {side: {k: v.to(next(model.parameters()).device) for k, v in batch.items()} for side, batch in sides.items()}
-    counts = {side: objectives.predicted(batch["labels"]).sum() for side, batch in sides.items()}
+    counts = {side: losses.predicted_mask(batch["labels"]).sum() for side, batch in sides.items()}
     with FlopCounterMode(display=False) as counter:
         loss(model, sides, counts).backward()
     tokens = int(sum(batch["attention_mask"].sum() for batch in sides.values()))
     return {
         "flops_per_step": counter.get_total_flops(),
         "tokens_per_step": tokens,
-        "estimate_per_step": 6 * models.parameters(model) * tokens,
+        "estimate_per_step": 6 * efficiency.parameter_count(model) * tokens,
     }
 
 
@@ -58,3 +57,8 @@ def computed_ratio(retain: str | None, forget_bytes: float, bytes_per_token: flo
     The model's size cancels. retain: the method's retain term, a key of `PASSES`; one retain token is read for each forget token.
     """
     return tokens / (PASSES[retain] * forget_bytes / bytes_per_token)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters())

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from unlearn_utils.core import objectives, replacement
-from unlearn_utils.core.objectives import Batch
+from unlearn_utils.core import fused, losses, replacement
+from unlearn_utils.core.losses import Batch
 
 REPRODUCIBLE = {
     1: "adversarial labels are one position off",
@@ -50,7 +50,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def named(method: str | Method) -> Method:
+def get_method(method: str | Method) -> Method:
     """The method of that name. Raises ValueError, listing the names, if there is none."""
     if isinstance(method, Method):
         return method
@@ -97,7 +97,7 @@ def replacement_labels(
     `model`, the original one, in evaluation mode. For ascent the true labels come back.
     Raises ValueError if one of these is missing, the method or the variant is unknown.
     """
-    method, chosen = named(method), defects(variant)
+    method, chosen = get_method(method), defects(variant)
     if method.forget == "ascent":
         return forget["labels"]
     if method.forget == "random_label":
@@ -108,9 +108,9 @@ def replacement_labels(
     if model is None:
         raise ValueError("adversarial labels need the original model")
     pick = replacement.official_adversarial_labels if 1 in chosen else replacement.adversarial_labels
-    head, hidden = objectives.head_of(model), objectives.hidden_states(model, forget["input_ids"], forget["attention_mask"])
+    head, hidden = fused.head_of(model), fused.hidden_states(model, forget["input_ids"], forget["attention_mask"])
     rows = zip(hidden.split(1), forget["input_ids"].split(1), forget["labels"].split(1), strict=True)  # one sequence's logits at a time
-    return torch.cat([pick(objectives.head_logits(h, head), ids, labels, special_ids) for h, ids, labels in rows])
+    return torch.cat([pick(fused.head_logits(h, head), ids, labels, special_ids) for h, ids, labels in rows])
 
 
 # ---------------------------------------------------------------------------------------------- the objective
@@ -135,22 +135,22 @@ def unlearning_loss(
     counts do not apply: every micro-batch is averaged by itself (`averages_micro_batches`).
     Raises ValueError if retain or reference is needed and missing, the method or the variant is unknown.
     """
-    method, chosen = named(method), defects(variant)
+    method, chosen = get_method(method), defects(variant)
     if method.retain and retain is None:
         raise ValueError(f"{method.name} needs retain text")
     if method.retain == "kl" and reference is None:
         raise ValueError(f"{method.name} needs the original model as reference")
     sign = -1.0 if method.forget == "ascent" else 1.0
     if method.retain and _alike(model, forget, retain):
-        forget, retain = objectives.together(model, forget, retain)
+        forget, retain = losses.share_forward(model, forget, retain)
     if 3 in chosen and method.retain == "descent":
         return _signed_sequence_means(model, forget, retain, sign, retain_weight)
     count_forget, count_retain = (None, None) if counts is None or 3 in chosen else counts
-    loss = sign * objectives.next_token_loss(model, forget, count_forget)
+    loss = sign * losses.next_token_loss(model, forget, count_forget)
     if method.retain == "descent":
-        loss = loss + retain_weight * objectives.next_token_loss(model, retain, count_retain)
+        loss = loss + retain_weight * losses.next_token_loss(model, retain, count_retain)
     elif method.retain == "kl":
-        kl = _official_kl if 2 in chosen else objectives.kl_loss
+        kl = _official_kl if 2 in chosen else losses.kl_loss
         loss = loss + retain_weight * kl(model, reference, retain, count_retain)
     return loss
 
@@ -163,15 +163,15 @@ def _alike(model: nn.Module, forget: Batch, retain: Batch) -> bool:
 
 def _official_kl(model: nn.Module, reference: nn.Module, retain: Batch, count: int | Tensor | None) -> Tensor:
     """The released code's mean over positions; in an optimizer batch of several, weighed by this micro-batch's share of tokens."""
-    share = 1 if count is None else objectives.predicted(retain["labels"]).sum() / count
-    return share * objectives.official_kl_loss(model, reference, retain)
+    share = 1 if count is None else losses.predicted_mask(retain["labels"]).sum() / count
+    return share * losses.official_kl_loss(model, reference, retain)
 
 
 def _signed_sequence_means(model: nn.Module, forget: Batch, retain: Batch, sign: float, retain_weight: float) -> Tensor:
     """Defect 3: the mean, over the micro-batch's forget and retain sequences together, of +-1 times each sequence's mean."""
     sides = []
     for batch in (forget, retain):
-        mask = objectives.predicted(batch["labels"])
+        mask = losses.predicted_mask(batch["labels"])
         per_token = 1 / mask.sum(1, keepdim=True).clamp(min=1)
-        sides.append(objectives.next_token_sum(model, batch, per_token.expand_as(mask)))
+        sides.append(losses.next_token_sum(model, batch, per_token.expand_as(mask)))
     return (sign * sides[0] + retain_weight * sides[1]) / (len(forget["labels"]) + len(retain["labels"]))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unlearn_utils.core.objectives import IGNORED
+from unlearn_utils.core.losses import IGNORED
 
 
 def adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor, special_ids: Sequence[int] = ()) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from unlearn_utils.core import metrics
+from unlearn_utils.core import intervals, membership
 
 Rows = pd.DataFrame
 
@@ -20,7 +20,7 @@ MEASURES = {  # sum of one column over sum of another (None: over documents), th
     "ROUGE-L": ("rouge_l", None, None),
     "KL": ("kl", None, None),
 }
-NOTHING = metrics.Interval(np.nan, np.nan, np.nan, 0)  # of a model that is not there
+NOT_AVAILABLE = intervals.Interval(np.nan, np.nan, np.nan, 0)  # of a model that is not there
 SCORES = {"Min-20%": "min_k_20", "Min-40%": "min_k_40", "loss": "min_k_100", "Min-40%++": "min_k_plus_40", "zlib": "zlib"}
 
 
@@ -29,7 +29,7 @@ def summarise(rows: Rows, by: Sequence[str], measures: Sequence[str], seed: int 
     generator = np.random.default_rng(seed)
     table = []
     for group, part in rows.groupby(list(by), sort=False):
-        weights = resampled(part, generator, resamples)
+        weights = draw_weights(part, generator, resamples)
         for measure in measures:
             above, below, function = MEASURES[measure]
             draws = (weights @ part[above].to_numpy()) / (weights @ (part[below].to_numpy() if below else np.ones(len(part))))
@@ -38,39 +38,39 @@ def summarise(rows: Rows, by: Sequence[str], measures: Sequence[str], seed: int 
     return pd.DataFrame(table)
 
 
-def resampled(rows: Rows, generator: np.random.Generator, resamples: int) -> np.ndarray:
+def draw_weights(rows: Rows, generator: np.random.Generator, resamples: int) -> np.ndarray:
     """How often each document counts: once in the first row, then in each resample of families."""
-    drawn = metrics.multiplicities(metrics.codes(len(rows), rows.family), resamples, generator)
+    drawn = intervals.draw_counts(intervals.cluster_codes(len(rows), rows.family), resamples, generator)
     return np.vstack([np.ones(len(rows)), drawn])
 
 
-def _interval(draws: np.ndarray, *groups: Rows) -> metrics.Interval:
+def _interval(draws: np.ndarray, *groups: Rows) -> intervals.Interval:
     """The first draw is the value; n is the number of families of the smallest group."""
-    return metrics.interval(draws[0], draws[1:], 0.95, min(g.family.nunique() for g in groups))
+    return intervals.interval(draws[0], draws[1:], 0.95, min(g.family.nunique() for g in groups))
 
 
-def membership(rows: Rows, by: Sequence[str], scores: Sequence[str], seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
+def auc_table(rows: Rows, by: Sequence[str], scores: Sequence[str], seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
     """AUC of forget documents (members) against approximate ones (non-members), not folded: by, measure, value, low, high, n."""
     generator, table = np.random.default_rng(seed), []
     for group, sides, clusters in _sides(rows, by):
         for score in scores:
             values = [s[SCORES[score]].to_numpy() for s in sides]
-            found = NOTHING
+            found = NOT_AVAILABLE
             if not np.isnan(np.concatenate(values)).all():
-                found = metrics.bootstrap_auc(*values, generator=generator, resamples=resamples, clusters=clusters)
+                found = membership.bootstrap_auc(*values, generator=generator, resamples=resamples, clusters=clusters)
             table.append({**group, "measure": f"AUC {score}", **found._asdict()})
     return pd.DataFrame(table)
 
 
-def detected(rows: Rows, by: Sequence[str], score: str, fpr: float, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
+def tpr_table(rows: Rows, by: Sequence[str], score: str, fpr: float, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
     """TPR at a false-positive rate that the sample resolves, of one score: by, measure, value, low, high, n."""
     generator, table = np.random.default_rng(seed), []
-    rate = partial(metrics.tpr_at_fpr, fpr=fpr)
+    rate = partial(membership.tpr_at_fpr, fpr=fpr)
     for group, sides, clusters in _sides(rows, by):
         values = [s[SCORES[score]].to_numpy() for s in sides]
-        found = NOTHING
+        found = NOT_AVAILABLE
         if not np.isnan(np.concatenate(values)).all():
-            found = metrics.bootstrap(rate, *values, generator=generator, resamples=resamples, clusters=clusters, paired=False)
+            found = intervals.bootstrap(rate, *values, generator=generator, resamples=resamples, clusters=clusters, paired=False)
         table.append({**group, "measure": f"TPR at {fpr:.0%} FPR, {score}", **found._asdict()})
     return pd.DataFrame(table)
 
@@ -82,11 +82,11 @@ def _sides(rows: Rows, by: Sequence[str]) -> Iterator[tuple[dict, list[Rows], tu
         yield dict(zip(by, group, strict=True)), sides, tuple(s.family.to_numpy() for s in sides)
 
 
-def log_ratio(rows: Rows, other: Rows, seed: int = 0, resamples: int = 1000) -> metrics.Interval:
+def log_ratio(rows: Rows, other: Rows, seed: int = 0, resamples: int = 1000) -> intervals.Interval:
     """log(perplexity of rows / perplexity of other), with its interval; paired where both hold the same documents in the same order."""
     generator = np.random.default_rng(seed)
-    weights = [resampled(rows, generator, resamples)]
-    weights.append(weights[0] if rows.id.tolist() == other.id.tolist() else resampled(other, generator, resamples))
+    weights = [draw_weights(rows, generator, resamples)]
+    weights.append(weights[0] if rows.id.tolist() == other.id.tolist() else draw_weights(other, generator, resamples))
     logs = [(w @ r.nll.to_numpy()) / (w @ r.tokens.to_numpy()) for w, r in zip(weights, (rows, other), strict=True)]
     return _interval(logs[0] - logs[1], rows, other)
 

@@ -19,14 +19,12 @@ from pathlib import Path
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from unlearn_utils.data import hub
+from unlearn_utils.data import hub, readers
 from unlearn_utils.profiles import DOMAINS
 
-ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = Path(__file__).with_name("manifest.csv")
 SPLITS = {domain: ("forget", "approximate", "retain") for domain in DOMAINS} | {"general": ("evaluation", "retain")}
 COLUMNS = ("id", "text", "family", "package", "version", "file", "licence", "rank")
-SUFFIXES = (".txt", ".md", ".py", ".tex", ".jsonl", ".parquet")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # import name -> name on the index, where they differ
 
 
@@ -207,7 +205,7 @@ def _json_texts(path: Path) -> list[str]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; MIMIR has one for each domain, members in train, non-members in test")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = [row if isinstance(row, str) else _text_row(row, path)["text"] for row in rows]
+    rows = [row if isinstance(row, str) else readers.text_row(row, path)["text"] for row in rows]
     return list(dict.fromkeys(rows))
 
 
@@ -218,47 +216,17 @@ def _from_folder(folder: Path, domain: str) -> DatasetDict:
     splits = {}
     for split in SPLITS.get(domain, SPLITS["github"]):
         paths = [p for p in sorted((folder / domain).rglob("*")) if _belongs(p, folder / domain, split)]
-        documents = [d for path in paths for d in read_documents(path)]
+        documents = [d for path in paths for d in readers.read_documents(path)]
         if documents:
             splits[split] = _with_columns(Dataset.from_list(documents), split)
     if not splits:
-        raise FileNotFoundError(f"{folder / domain}: no document found; readable are {', '.join(SUFFIXES)}")
+        raise FileNotFoundError(f"{folder / domain}: no document found; readable are {', '.join(readers.SUFFIXES)}")
     return DatasetDict(splits)
 
 
 def _belongs(path: Path, root: Path, split: str) -> bool:
     """Does this file hold documents of the split (`forget/a.txt`, `forget.jsonl`, `forget-00000-of-00001.parquet`)?"""
-    return path.is_file() and path.suffix in SUFFIXES and re.split(r"[-.]", path.relative_to(root).parts[0])[0] == split
-
-
-def read_documents(path: Path) -> list[dict]:
-    """The documents of one file: a whole text file, each line of a .jsonl, each row of a .parquet.
-
-    Raises:
-        ValueError: not UTF-8, not JSON, or without a column `text` or `content`.
-    """
-    try:
-        if path.suffix == ".parquet":
-            rows = pd.read_parquet(path).to_dict("records")
-        elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        else:
-            rows = [{"text": path.read_text(encoding="utf-8")}]
-    except (OSError, ValueError) as error:  # not UTF-8, not JSON, no parquet
-        raise ValueError(f"{path}: cannot be read ({error}); expected UTF-8 text, one JSON object a line, or a parquet table") from error
-    return [{"file": path.name} | _text_row(row, path) for row in rows]
-
-
-def _text_row(row: object, path: Path) -> dict:
-    """A document as a dict with `text`; hub datasets call it `content` in their general domain."""
-    if not isinstance(row, dict):
-        raise ValueError(f'{path}: a line is no JSON object, but {row!r:.40}; expected {{"text": ...}}')
-    if not ({"text", "content"} & row.keys()):
-        raise ValueError(f"{path}: no column 'text' or 'content' (found: {', '.join(map(str, row))})")
-    text = row["text"] if "text" in row else row["content"]
-    if not isinstance(text, str):
-        raise ValueError(f"{path}: a document is no text, but {text!r:.40}")
-    return {k: v for k, v in row.items() if k != "content"} | {"text": text}
+    return path.is_file() and path.suffix in readers.SUFFIXES and re.split(r"[-.]", path.relative_to(root).parts[0])[0] == split
 
 
 def _with_columns(data: Dataset, split: str) -> Dataset:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from unlearn_utils.core.objectives import IGNORED
+from unlearn_utils.core.losses import IGNORED
 
 SHORTEST = 5  # tokens of a last chunk; shorter ones are dropped, as the released code of arXiv 2402.15159 does
 END, PAD = "<|endoftext|>", "<|pad|>"  # END also opens each document, so that its first token is predicted too

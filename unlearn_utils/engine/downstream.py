@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from unlearn_utils.core import metrics, tables
+from unlearn_utils.core import intervals, tables
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -221,9 +221,9 @@ def summarise(rows: pd.DataFrame, seed: int = 0, resamples: int = 1000) -> pd.Da
     """
     generator, table = np.random.default_rng(seed), []
     for (task, measure), part in rows.groupby(["task", "measure"], sort=False):
-        weights = tables.resampled(part, generator, resamples)
+        weights = tables.draw_weights(part, generator, resamples)
         draws = weights @ part.value.to_numpy() / weights.sum(1)
-        found = metrics.interval(draws[0], draws[1:], 0.95, part.family.nunique())
+        found = intervals.interval(draws[0], draws[1:], 0.95, part.family.nunique())
         table.append({"task": task, "measure": measure, **found._asdict()})
     return pd.DataFrame(table)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from unlearn_utils.core import metrics, objectives
+from unlearn_utils.core import fused, losses, membership, metrics
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import models
 
@@ -33,22 +33,22 @@ class Scores(NamedTuple):
 def token_scores(model: nn.Module, documents: Sequence[list[int]], pad_id: int, batch: int = 8) -> Iterator[Scores]:
     """`Scores` of each document, in order; float32 on a CPU, bfloat16 products on a GPU, logits a few rows at a time."""
     model.eval()
-    head, device = objectives.head_of(model), next(model.parameters()).device
+    head, device = fused.head_of(model), next(model.parameters()).device
     for start in range(0, len(documents), batch):
         sides = {k: v.to(device) for k, v in tokens.collate(documents[start : start + batch], pad_id).items()}
-        mask = objectives.predicted(sides["labels"])
+        mask = losses.predicted_mask(sides["labels"])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
-            hidden = objectives.hidden_states(model, sides["input_ids"], sides["attention_mask"])[:, :-1][mask]
+            hidden = fused.hidden_states(model, sides["input_ids"], sides["attention_mask"])[:, :-1][mask]
             found = _row_scores(hidden, head, sides["labels"][:, 1:][mask])
         ends = mask.sum(1).cumsum(0).cpu()[:-1]
         yield from (Scores(*parts) for parts in zip(*(np.split(column.cpu().numpy(), ends) for column in found), strict=True))
 
 
-def _row_scores(hidden: Tensor, head: objectives.Head, targets: Tensor) -> list[Tensor]:
+def _row_scores(hidden: Tensor, head: fused.Head, targets: Tensor) -> list[Tensor]:
     """The four columns of `Scores` for hidden states (n, d) and true tokens (n,)."""
     parts = []
     for few, true_tokens in _chunks(hidden, targets, len(head.weight)):
-        log_p = objectives.head_logits(few, head).float().log_softmax(-1)
+        log_p = fused.head_logits(few, head).float().log_softmax(-1)
         p = log_p.softmax(-1)
         mu = (p * log_p).sum(-1)
         variance = (p * log_p.square()).sum(-1) - mu.square()
@@ -58,34 +58,34 @@ def _row_scores(hidden: Tensor, head: objectives.Head, targets: Tensor) -> list[
 
 
 @torch.no_grad()
-def brief(model: nn.Module, documents: pd.DataFrame, pad_id: int, batch: int = 16) -> pd.DataFrame:
+def measure_briefly(model: nn.Module, documents: pd.DataFrame, pad_id: int, batch: int = 16) -> pd.DataFrame:
     """As `measure`, but only tokens, nll, correct and min_k_40, and the model runs in this machine's training precision: for grids, where
     it is a third of the cost and moves a document's mean NLL by about 0.001."""
     model.eval()
-    head, found = objectives.head_of(model), []
+    head, found = fused.head_of(model), []
     with torch.autocast(model.device.type, torch.bfloat16, enabled=models.half_precision()):
         for start in range(0, len(documents), batch):
             sides = {k: v.to(model.device) for k, v in tokens.collate(list(documents.ids[start : start + batch]), pad_id).items()}
-            mask, targets = objectives.predicted(sides["labels"]), sides["labels"][:, 1:]
-            hidden = objectives.hidden_states(model, sides["input_ids"], sides["attention_mask"])[:, :-1][mask]
+            mask, targets = losses.predicted_mask(sides["labels"]), sides["labels"][:, 1:]
+            hidden = fused.hidden_states(model, sides["input_ids"], sides["attention_mask"])[:, :-1][mask]
             parts = [_true_scores(h, head, t) for h, t in _chunks(hidden, targets[mask], len(head.weight))]
             log_probs, correct = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
             ends = mask.sum(1).cumsum(0).cpu()[:-1]
             found += zip(np.split(log_probs.astype(np.float64), ends), np.split(correct, ends), strict=True)
-    rows = [(len(p), -p.sum(), int(c.sum()), metrics.min_k(p, 0.4)) for p, c in found]
+    rows = [(len(p), -p.sum(), int(c.sum()), membership.min_k(p, 0.4)) for p, c in found]
     kept = documents.drop(columns=["ids", "text"], errors="ignore").reset_index(drop=True)
     return pd.concat([kept, pd.DataFrame(rows, columns=["tokens", "nll", "correct", "min_k_40"])], axis=1)
 
 
 def _chunks(hidden: Tensor, targets: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Hidden states and true tokens, a few rows at a time."""
-    for rows in objectives.chunks(len(hidden), objectives.chunk_rows(vocabulary, hidden.device)):
+    for rows in fused.chunks(len(hidden), fused.chunk_rows(vocabulary, hidden.device)):
         yield hidden[rows], targets[rows]
 
 
-def _true_scores(hidden: Tensor, head: objectives.Head, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _true_scores(hidden: Tensor, head: fused.Head, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of the true tokens (n,), and whether each is the likeliest."""
-    logits = objectives.head_logits(hidden, head).float()
+    logits = fused.head_logits(hidden, head).float()
     true = logits.gather(1, targets[:, None])[:, 0]
     return true - logits.logsumexp(-1), logits.argmax(-1) == targets
 
@@ -101,9 +101,9 @@ def measure(model: nn.Module, documents: pd.DataFrame, tokenizer: PreTrainedToke
         nll = -float(scores.log_probs.astype(np.float64).sum())
         row = {"tokens": len(scores.log_probs), "nll": nll, "correct": int(scores.correct.sum())}
         for k in SHARES:
-            row[f"min_k_{k:.0%}".rstrip("%")] = metrics.min_k(scores.log_probs, k)
-            row[f"min_k_plus_{k:.0%}".rstrip("%")] = metrics.min_k_plus_plus(scores.log_probs, scores.mu, scores.sigma, k)
-        row["zlib"] = metrics.zlib_score(nll / row["tokens"], tokenizer.decode(ids, skip_special_tokens=True))
+            row[f"min_k_{k:.0%}".rstrip("%")] = membership.min_k(scores.log_probs, k)
+            row[f"min_k_plus_{k:.0%}".rstrip("%")] = membership.min_k_plus_plus(scores.log_probs, scores.mu, scores.sigma, k)
+        row["zlib"] = membership.zlib_score(nll / row["tokens"], tokenizer.decode(ids, skip_special_tokens=True))
         row["extraction"] = metrics.extraction_strength(scores.correct)
         rows.append(row)
     kept = documents.drop(columns=["ids", "text"], errors="ignore").reset_index(drop=True)
@@ -111,14 +111,14 @@ def measure(model: nn.Module, documents: pd.DataFrame, tokenizer: PreTrainedToke
 
 
 @torch.no_grad()
-def divergences(model: nn.Module, reference: nn.Module, documents: Sequence[list[int]], pad_id: int) -> list[float]:
+def kl_divergences(model: nn.Module, reference: nn.Module, documents: Sequence[list[int]], pad_id: int) -> list[float]:
     """KL(P_reference || P_model) of each document, in nats: the mean over its predicted tokens."""
     batches = ({k: v.to(model.device) for k, v in tokens.collate([ids], pad_id).items()} for ids in documents)
-    return [float(objectives.kl_loss(model, reference, batch)) for batch in batches]
+    return [float(losses.kl_loss(model, reference, batch)) for batch in batches]
 
 
 @torch.no_grad()
-def continued(model: nn.Module, prompts: Sequence[list[int]], length: int, pad_id: int) -> list[list[int]]:
+def greedy_continuations(model: nn.Module, prompts: Sequence[list[int]], length: int, pad_id: int) -> list[list[int]]:
     """The `length` tokens that the model finds likeliest after each prompt, one after the other (greedy decoding).
 
     The end token is never chosen, so that every continuation is as long. Raises ValueError if there is no prompt or if prompts differ in

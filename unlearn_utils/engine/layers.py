@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 
-from unlearn_utils.core import objectives
+from unlearn_utils.core import fused
 from unlearn_utils.engine import models
 
 SHORT = 512  # tokens
@@ -38,7 +38,7 @@ class QuickNorm(LlamaRMSNorm):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., d) in and out."""
-        return _Norm.apply(hidden_states, self.weight, self.variance_epsilon, objectives.matmul_dtype(hidden_states, hidden_states))
+        return _Norm.apply(hidden_states, self.weight, self.variance_epsilon, fused.matmul_dtype(hidden_states, hidden_states))
 
 
 class _Norm(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from unlearn_utils.engine import distributed
 from unlearn_utils.profiles import Shape
 
 _chosen: ContextVar[bool | None] = ContextVar("chosen", default=None)
@@ -91,11 +93,6 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
         getattr(model, f"{word}_checkpointing_disable")()
 
 
-def parameters(model: nn.Module) -> int:
-    """Number of parameters, tied ones once."""
-    return sum(p.numel() for p in model.parameters())
-
-
 def half_precision() -> bool:
     """Whether to multiply in bfloat16: as `products` says, else where this machine does so natively (a GPU, or a CPU with AVX-512 BF16 or
     AMX); elsewhere it is slower."""
@@ -105,10 +102,27 @@ def half_precision() -> bool:
 
 
 @contextmanager
-def products(bf16: bool) -> Iterator[None]:
+def matmul_precision(bf16: bool) -> Iterator[None]:
     """Inside, products are in bfloat16 or not as told, whatever the machine."""
     token = _chosen.set(bf16)
     try:
         yield
     finally:
         _chosen.reset(token)
+
+
+def save_from_all(model: nn.Module, folder: Path, dtype: torch.dtype | None = None, **options) -> None:
+    """Writes weights (safetensors; in `dtype`, if given) and config, in the first process. options: of the model's `save_pretrained`.
+
+    Every process must call it; it returns when the files are there.
+    """
+    state = distributed.gathered_state(model)
+
+    def write() -> None:
+        whole = {n: x.to(dtype) if x.is_floating_point() else x for n, x in state.items()}
+        model.save_pretrained(folder, state_dict=whole, **options)
+        config = Path(folder) / "config.json"
+        if dtype and config.exists():  # it says the type of the model in memory
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}, indent=2) + "\n")
+
+    distributed.on_main_process(write)

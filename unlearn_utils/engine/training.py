@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, get_constant_schedule, get_cosine_schedule_with_warmup
 
-from unlearn_utils.core import methods, objectives
+from unlearn_utils.core import fused, losses, methods
 from unlearn_utils.data import tokens
-from unlearn_utils.engine import layers, loop, models, optimizers
-from unlearn_utils.engine.loop import Loop, Loss, Objective, Sides, Watch, Watcher
+from unlearn_utils.engine import distributed, layers, models, optimizers, trainer
+from unlearn_utils.engine.trainer import LossOfSides, Objective, ObjectiveTrainer, Sides, Watch, Watcher
 from unlearn_utils.profiles import Pretraining, Unlearning
 
 Ids = Sequence[list[int]]  # documents as token ids
@@ -60,7 +60,7 @@ def paired(
     def collate(chosen: Sequence[tuple[int, int]]) -> Sides:
         ours = [i for i, _ in chosen]
         sides = {"forget": tokens.collate([forget[i] for i in ours], pad_id, labels and [labels[i] for i in ours])}
-        if methods.named(method).retain:
+        if methods.get_method(method).retain:
             sides["retain"] = tokens.collate([retain[j] for _, j in chosen], pad_id)
             if reference_hidden:
                 states = [reference_hidden[j] for _, j in chosen]
@@ -82,7 +82,7 @@ def hidden_of(reference: nn.Module, retain: Ids, visits: Sequence[int], pad_id: 
     with torch.autocast(reference.device.type, torch.bfloat16, enabled=models.half_precision()):  # as they would be in training
         for some in (once[i : i + 8] for i in range(0, len(once), 8)):
             batch = {k: v.to(reference.device) for k, v in tokens.collate([retain[j] for j in some], pad_id).items()}
-            states = objectives.hidden_states(reference, batch["input_ids"], batch["attention_mask"]).cpu()
+            states = fused.hidden_states(reference, batch["input_ids"], batch["attention_mask"]).cpu()
             found |= {j: state[: len(retain[j])] for j, state in zip(some, states, strict=True)}
     return found
 
@@ -91,7 +91,7 @@ def check_sets(method: str, forget: Ids, retain: Ids) -> None:
     """Raises ValueError for an empty forget set, for an empty retain set that the method reads, and for documents in both sets."""
     if not forget:
         raise ValueError("the forget set is empty")
-    if methods.named(method).retain and not retain:
+    if methods.get_method(method).retain and not retain:
         raise ValueError(f"the retain set is empty, and {method} reads it")
     kept = {tuple(ids): j for j, ids in enumerate(retain)}
     both = [f"{i} = retain {kept[tuple(ids)]}" for i, ids in enumerate(forget) if tuple(ids) in kept]
@@ -103,10 +103,10 @@ def draw_labels(
     method: str, forget: Ids, model: nn.Module, tokenizer: PreTrainedTokenizerBase, seed: int, variant="corrected"
 ) -> Ids | None:
     """Replacement labels of each forget document, drawn once from the original model or a seeded generator; None for ascent."""
-    if methods.named(method).forget == "ascent":
+    if methods.get_method(method).forget == "ascent":
         return None
     generator, special = torch.Generator().manual_seed(seed), tuple(tokenizer.all_special_ids)
-    rows = min(len(tokenizer), len(objectives.head_of(model).weight))  # Gemma 3's tokenizer has an id more than its head
+    rows = min(len(tokenizer), len(fused.head_of(model).weight))  # Gemma 3's tokenizer has an id more than its head
     batches = ({k: v.to(model.device) for k, v in tokens.collate([ids], tokenizer.pad_token_id).items()} for ids in forget)
     drawn = [methods.replacement_labels(method, b, model, generator, rows, special, variant) for b in batches]
     return [labels[0].tolist() for labels in drawn]
@@ -122,10 +122,10 @@ def steps_of(documents: int, batch: int, epochs: int) -> int:
 
 def pretraining_objective(model: nn.Module, sides: Sides, counts: Mapping[str, Tensor]) -> Tensor:
     """Mean next-token loss over the optimizer batch."""
-    return objectives.next_token_loss(model, sides["text"], counts["text"])
+    return losses.next_token_loss(model, sides["text"], counts["text"])
 
 
-def unlearning_objective(method: str, recipe: Unlearning, reference: nn.Module | None = None) -> Loss:
+def unlearning_objective(method: str, recipe: Unlearning, reference: nn.Module | None = None) -> LossOfSides:
     """`methods.unlearning_loss` with everything but model and batch filled in."""
 
     def loss(model: nn.Module, sides: Sides, counts: Mapping[str, Tensor]) -> Tensor:
@@ -189,7 +189,7 @@ def unlearn(
     folder = checkpoints and checkpoints / _name(model, (*forget, *retain, *(labels or ())), method, recipe, seed, steps)
     layers.quicken(model)
     if reference is not None:
-        layers.quicken(reference.to(loop.place().device), reference=True)
+        layers.quicken(reference.to(distributed.process_state().device), reference=True)
     order = pairs(len(forget), len(retain), recipe.epochs, np.random.default_rng(seed))
     kept = reference is not None and 2 not in methods.defects(recipe.variant)  # defect 2 reads the reference where texts are padded
     hidden = hidden_of(reference, retain, [j for _, j in order], pad_id) if kept else None
@@ -231,12 +231,12 @@ def _run(
     objective, order, collate, optimizers, batch, max_grad_norm, seed, callbacks=(), micro_batch=None, averaged=False, checkpoints=None
 ) -> list[dict]:
     """Drives the Trainer once through `order`, in that order, in this process and those beside it; writes into `checkpoints`, if at all."""
-    processes = loop.place().num_processes
+    processes = distributed.process_state().num_processes
     size = micro_batch or max(1, batch // processes)
-    parts = loop.micro_batches(order, batch, size, processes)
+    parts = trainer.micro_batches(order, batch, size, processes)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
-            output_dir=checkpoints / loop.UNFINISHED if checkpoints else scratch,
+            output_dir=checkpoints / trainer.UNFINISHED if checkpoints else scratch,
             per_device_train_batch_size=1,  # of `parts`
             gradient_accumulation_steps=batch // size // processes,
             num_train_epochs=1,  # `order` already holds every epoch
@@ -256,17 +256,17 @@ def _run(
         )
         arguments.mixed_precision = "bf16" if arguments.bf16 else "no"  # a launcher's configuration does not overrule it
         arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one GPU: several take `accelerate launch`
-        trainer = Loop(
+        loop = ObjectiveTrainer(
             objective,
             averaged,
             args=arguments,
             train_dataset=parts,
-            data_collator=loop.collated(collate, order[:1]),
+            data_collator=trainer.collated(collate, order[:1]),
             optimizers=optimizers,
             callbacks=list(callbacks),
         )
-        trainer.train(trainer.last() if checkpoints else None)
-    loop.unwrap_layers(objective.model)
+        loop.train(loop.last() if checkpoints else None)
+    trainer.unwrap_layers(objective.model)
     objective.model.eval()
     kept = ("step", "loss", "learning_rate")
-    return [{k: row[k] for k in kept} for row in trainer.state.log_history if "loss" in row]
+    return [{k: row[k] for k in kept} for row in loop.state.log_history if "loss" in row]

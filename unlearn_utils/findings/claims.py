@@ -13,10 +13,10 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from unlearn_utils.core.metrics import Interval
+from unlearn_utils.core.intervals import Interval
 from unlearn_utils.findings import evidence, robustness
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import released
+from unlearn_utils.study import released_code
 
 ABSTRACT, OURS = "abstract of the paper", "ours"
 
@@ -141,12 +141,12 @@ CLAIMS: tuple[Claim, ...] = (
         "above",
         0.05,
         "10",
-        evidence.detected,
+        evidence.least_detected,
     ),
     *(
         Claim(
             f"F4.{defect[0]}",
-            f"It matters that the released code {released.NAMES[defect]}",
+            f"It matters that the released code {released_code.NAMES[defect]}",
             OURS,
             "|log forget perplexity, official / corrected| at the end of the epoch; threshold log 1.1",
             "above",
@@ -154,7 +154,7 @@ CLAIMS: tuple[Claim, ...] = (
             "13",
             partial(evidence.defect, defect),
         )
-        for defect in released.NAMES
+        for defect in released_code.NAMES
     ),
 )
 

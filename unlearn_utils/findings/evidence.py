@@ -10,10 +10,10 @@ from scipy.stats import rankdata
 
 from unlearn_utils.cache.workers import side_by_side
 from unlearn_utils.core import efficiency, methods, tables
-from unlearn_utils.core.metrics import Interval
+from unlearn_utils.core.intervals import Interval
 from unlearn_utils.findings import reports, robustness
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import costs, experiments, grid, probes, released, selection
+from unlearn_utils.study import costs, extra_measurements, grid, pool, released_code, selection, unlearning
 
 SEED = 0  # of every bootstrap
 WIDE = "ascent_descent_in_distribution"  # the method that claim C2 is about
@@ -34,9 +34,9 @@ def computed_ratio(profile: Profile) -> tuple[Interval, int]:
 
 def counted_ratio(profile: Profile) -> tuple[Interval, int]:
     """C1 at this scale: the largest ratio of all methods and domains, exact."""
-    steps = {(m, d): costs.counted(profile, d, m) for d in profile.domains for m in (costs.RETRAINING, *grid.METHODS)}
+    steps = {(m, d): costs.flops(profile, d, m) for d in profile.domains for m in (costs.RETRAINING, *grid.METHODS)}
     side_by_side(profile, list(steps.values()))
-    flops = probes.rows_of(list(steps.values())).pivot(index="run", columns="method", values="flops")
+    flops = extra_measurements.rows_of(list(steps.values())).pivot(index="run", columns="method", values="flops")
     ratio = float(flops[costs.RETRAINING].div(flops[list(grid.METHODS)].min(axis=1)).max())
     return Interval(ratio, ratio, ratio, profile.corpus.pairs), 1
 
@@ -45,15 +45,17 @@ def counted_ratio(profile: Profile) -> tuple[Interval, int]:
 
 
 @cache
-def _grid(profile: Profile) -> dict[int | None, robustness.Levels]:
+def _grid(profile: Profile) -> dict[int | None, robustness.LogPerplexities]:
     """The grid proper on all documents (None), on the selection and on the report half."""
     settings = [s for s in grid.plan(profile) if s.retain_documents is None]
-    rows, baselines = grid.collected(profile, settings), experiments.measure_baselines(profile)
-    every = {h: robustness.levels(profile, settings, rows, baselines, SEED, h) for h in (None, selection.SELECTION, selection.REPORT)}
+    rows, baselines = grid.grid_rows(profile, settings), pool.measure_baselines(profile)
+    every = {
+        h: robustness.log_perplexities(profile, settings, rows, baselines, SEED, h) for h in (None, selection.SELECTION, selection.REPORT)
+    }
     return {h: found.of(grid.goal_cells(found.cells, profile)) for h, found in every.items()}
 
 
-def _shares(profile: Profile) -> tuple[dict[str, np.ndarray], int]:
+def _acceptable_shares(profile: Profile) -> tuple[dict[str, np.ndarray], int]:
     found = _grid(profile)[None]
     parts = {m: found.of((found.cells.method == m).to_numpy()) for m in grid.METHODS}
     return {m: robustness.share(robustness.acceptable(part)) for m, part in parts.items()}, found.n
@@ -61,21 +63,21 @@ def _shares(profile: Profile) -> tuple[dict[str, np.ndarray], int]:
 
 def wider_than_ascent(profile: Profile) -> tuple[Interval, int]:
     """C2: share of acceptable cells over gradient ascent's."""
-    shares, n = _shares(profile)
-    return Interval(**robustness.interval(shares[WIDE] - shares["gradient_ascent"], n)), 1
+    shares, n = _acceptable_shares(profile)
+    return Interval(**robustness.interval_columns(shares[WIDE] - shares["gradient_ascent"], n)), 1
 
 
 def widest(profile: Profile) -> tuple[Interval, int]:
     """C2: share of acceptable cells over the best other method's."""
-    shares, n = _shares(profile)
+    shares, n = _acceptable_shares(profile)
     others = np.max([s for m, s in shares.items() if m != WIDE], axis=0)
-    return Interval(**robustness.interval(shares[WIDE] - others, n)), 1
+    return Interval(**robustness.interval_columns(shares[WIDE] - others, n)), 1
 
 
 def regret(guideline: str, profile: Profile) -> tuple[Interval, int]:
     """C4: mean regret of a guideline; nothing without a retrained model, whose stand-in is what guidelines tune to."""
     if profile.hub:
-        return tables.NOTHING, 0
+        return tables.NOT_AVAILABLE, 0
     found = _grid(profile)
     table = robustness.regrets(profile, found[selection.SELECTION], found[selection.REPORT])
     row = table[(table.guideline == guideline) & (table.method == "mean")].iloc[0]
@@ -88,13 +90,13 @@ def regret(guideline: str, profile: Profile) -> tuple[Interval, int]:
 @cache
 def _rows(profile: Profile) -> pd.DataFrame:
     """The report half under every model: `reports.staged` of all methods."""
-    return reports.staged(profile, experiments.unlearn_all(profile, grid.METHODS))
+    return reports.report_rows(profile, unlearning.unlearn_all(profile, grid.METHODS))
 
 
 def covered(profile: Profile) -> tuple[Interval, int]:
     """C3: share of models and domains that were measured on every kind of text; nothing without a retrained model."""
     if profile.hub:
-        return tables.NOTHING, 0
+        return tables.NOT_AVAILABLE, 0
     rows = _rows(profile)
     wanted = [(m, d) for m in (*grid.METHODS, "target", "retrained") for d in profile.domains]
     kinds = {s: rows[(rows.split == s) & rows.nll.notna()].groupby(["name", "run"]).size() for s in robustness.SPLITS}
@@ -108,15 +110,15 @@ def covered(profile: Profile) -> tuple[Interval, int]:
 
 def proxy(profile: Profile) -> tuple[Interval, int]:
     """F1: log perplexity of the target over the retrained models' on the same unseen documents, mean of domains."""
-    rows = experiments.measure_baselines(profile)
-    target, exact = (experiments.by_run(profile, rows, m).query("split == 'approximate'") for m in ("target", "retrained"))
+    rows = pool.measure_baselines(profile)
+    target, exact = (pool.baseline_rows(profile, rows, m).query("split == 'approximate'") for m in ("target", "retrained"))
     generator, found, n = np.random.default_rng(SEED), [], []
     for domain in profile.domains:
         ours, theirs = (side[side.run == domain] for side in (target, exact))
-        weights = tables.resampled(ours, generator, profile.resamples)
+        weights = tables.draw_weights(ours, generator, profile.resamples)
         found.append((weights @ (ours.nll.to_numpy() - theirs.nll.to_numpy())) / (weights @ ours.tokens.to_numpy()))
         n.append(ours.family.nunique())
-    return Interval(**robustness.interval(np.mean(found, axis=0), min(n))), 1
+    return Interval(**robustness.interval_columns(np.mean(found, axis=0), min(n))), 1
 
 
 def _forgotten(profile: Profile) -> tuple[np.ndarray, np.ndarray, int]:
@@ -126,7 +128,7 @@ def _forgotten(profile: Profile) -> tuple[np.ndarray, np.ndarray, int]:
     for domain in profile.domains:
         sides = {s: rows[(rows.run == domain) & (rows.split == s)] for s in ("forget", "approximate")}
         exact = {s: part[part.model == profile.truth].set_index("id") for s, part in sides.items()}
-        weights = {s: tables.resampled(part, generator, profile.resamples) for s, part in exact.items()}
+        weights = {s: tables.draw_weights(part, generator, profile.resamples) for s, part in exact.items()}
         base = _auc([exact[s].min_k_40 for s in exact], list(weights.values()))
         for name in grid.METHODS:
             kept = {s: part[(part.model == "unlearned") & (part.method == name)].set_index("id") for s, part in sides.items()}
@@ -153,24 +155,24 @@ def agreement(profile: Profile) -> tuple[Interval, int]:
     ranks = [r - r.mean(1, keepdims=True) for r in ranks]
     with np.errstate(invalid="ignore"):
         spearman = (ranks[0] * ranks[1]).sum(1) / np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
-    return Interval(**robustness.interval(np.nan_to_num(spearman), n)), profile.seeds
+    return Interval(**robustness.interval_columns(np.nan_to_num(spearman), n)), profile.seeds
 
 
-def detected(profile: Profile) -> tuple[Interval, int]:
+def least_detected(profile: Profile) -> tuple[Interval, int]:
     """F3: the least of all methods of the AUC over the retrained model's, mean of domains."""
     _, excess, n = _forgotten(profile)
     by_method = excess.reshape(len(excess), len(profile.domains), len(grid.METHODS)).mean(1)
-    return Interval(**robustness.interval(by_method.min(1), n)), profile.seeds
+    return Interval(**robustness.interval_columns(by_method.min(1), n)), profile.seeds
 
 
 @cache
 def _official(profile: Profile) -> pd.DataFrame:
-    return released.trajectories(released.runs(profile, profile.domains[0]))
+    return released_code.trajectories(released_code.trained_runs(profile, profile.domains[0]))
 
 
 def defect(defect: str, profile: Profile) -> tuple[Interval, int]:
     """F4: |log forget perplexity, official / corrected| at the end."""
-    official, corrected, _ = released.last(profile, _official(profile), defect)
+    official, corrected, _ = released_code.last(profile, _official(profile), defect)
     pair = (rows[rows.split == "forget"] for rows in (official, corrected))
     value, low, high, n = tables.log_ratio(*pair, SEED, profile.resamples)
     if low < 0 < high:

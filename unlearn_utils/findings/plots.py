@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -14,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-ROOT = Path(__file__).resolve().parents[2]
+from unlearn_utils.cache import paths
+
 COLOURS = dict(zip(("blue", "orange", "green", "red", "purple", "brown", "pink", "grey"), sns.color_palette("colorblind", 8), strict=True))
 SPLITS = {  # colour, line style and marker of what a model is measured on
     "forget": (COLOURS["red"], "-", "o"),
@@ -48,13 +46,6 @@ STYLE = {
 FIXED = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}  # nothing that changes with time
 
 
-def figures() -> Path:
-    """Where figures go: `UNLEARN_FIGURES`, else `figures/` in the project."""
-    folder = Path(os.environ.get("UNLEARN_FIGURES") or ROOT / "figures")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def panels(columns: int, width: float = 3.1, height: float = 2.7, **kwargs) -> tuple[Figure, list[Axes]]:
     """A row of axes in the artifact's style."""
     plt.rcParams.update(STYLE)
@@ -65,13 +56,13 @@ def panels(columns: int, width: float = 3.1, height: float = 2.7, **kwargs) -> t
 def save(figure: Figure, name: str, data: pd.DataFrame) -> None:
     """Writes `name`.png, .pdf and the plotted data as .csv, byte-identical for the same data."""
     for kind, metadata in FIXED.items():
-        figure.savefig(figures() / f"{name}.{kind}", metadata=metadata)
+        figure.savefig(paths.figures_folder() / f"{name}.{kind}", metadata=metadata)
     save_table(name, data)
 
 
 def save_table(name: str, data: pd.DataFrame) -> None:
     """Writes a table as .csv, numbers with 6 significant digits."""
-    data.to_csv(figures() / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    data.to_csv(paths.figures_folder() / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
 
 
 def trajectory(data: pd.DataFrame, retrained: pd.DataFrame, ax: Axes, kept: int | None = None) -> Axes:

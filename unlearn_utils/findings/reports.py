@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from unlearn_utils.core import metrics, tables
+from unlearn_utils.core import intervals, membership, metrics, tables
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import experiments, probes, selection
-from unlearn_utils.study.inputs import data
+from unlearn_utils.study import extra_measurements, pool, selection, unlearning
+from unlearn_utils.study.study_documents import data
 
 MEASURED = ["tokens", "nll", "correct", "extraction"]  # columns of a document that are averaged over seeds, with every score
 NAMES = {"practitioner": "unlearned", "oracle": "unlearned (oracle)"}
@@ -23,17 +23,17 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return groups[MEASURED + scores].mean().assign(seeds=groups.size()).reset_index()
 
 
-def staged(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
+def report_rows(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
     """The report half under target, unlearned model (`practitioner`, mean of the seeds; `oracle`, seed 0) and retrained model.
 
     Where there is no retrained model (a published one is unlearned) its rows are not a number, and approximate retraining comes beside.
     runs: of `experiments.unlearn_all`. Columns model, method ("" for the baselines), name (the method or the model) and those of
     `evaluation.measure`.
     """
-    baselines = experiments.measure_baselines(profile)
+    baselines = pool.measure_baselines(profile)
     names = dict.fromkeys(("target", "retrained", "retrained again", profile.truth))
-    known = {m: selection.half(experiments.by_run(profile, baselines, m), selection.REPORT).assign(method="", seeds=1) for m in names}
-    unlearned = over_seeds(experiments.collected(runs, "report"), ["method", "rule"])
+    known = {m: selection.half(pool.baseline_rows(profile, baselines, m), selection.REPORT).assign(method="", seeds=1) for m in names}
+    unlearned = over_seeds(unlearning.rows_of_runs(runs, "report"), ["method", "rule"])
     unlearned = unlearned.assign(model=unlearned.rule.map(NAMES))
     before, *after = known.values()
     order = [before, *(unlearned[unlearned.rule == rule] for rule in selection.RULES), *after]
@@ -65,7 +65,7 @@ def quality(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
         ours, theirs = part["mean"].to_numpy(), truth[run]
         found = metrics.forget_quality(ours, theirs)
         families = part.family.to_numpy()
-        interval = metrics.bootstrap(_ks, ours, theirs, generator=generator, resamples=profile.resamples, clusters=families)
+        interval = intervals.bootstrap(_ks, ours, theirs, generator=generator, resamples=profile.resamples, clusters=families)
         table.append({"model": model, "method": method, "run": run, "measure": "KS distance", **interval._asdict()})
         table[-1] |= {"ks_p": found.ks_p, "wilcoxon_p": np.nan if profile.hub else found.wilcoxon_p}  # other documents are no pairs
         table[-1] |= {"ks_p": np.nan} if profile.corpus.whole else {}  # chunks of one document are not independent
@@ -86,14 +86,14 @@ def divergences(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.DataFrame
         lines = [("target", "", d) for d in profile.domains] + [("unlearned", r.method, r.run) for r in runs[runs.seed == 0].itertuples()]
         lines = [(*line, split) for line in lines for split in ("forget", "approximate", "evaluation")]
         table = pd.DataFrame(lines, columns=["model", "method", "run", "split"])
-        return table.assign(measure="KL", **tables.NOTHING._asdict())
-    again = experiments.noise_floor(profile)
-    steps = {("target", "", d): (experiments.target(profile), d) for d in profile.domains}
+        return table.assign(measure="KL", **tables.NOT_AVAILABLE._asdict())
+    again = pool.noise_floor(profile)
+    steps = {("target", "", d): (pool.target(profile), d) for d in profile.domains}
     steps |= {("unlearned", r.method, r.run): (r.entry, r.run) for r in runs[runs.seed == 0].itertuples()}
     steps[("retrained again", "", profile.noise_domain)] = (again, profile.noise_domain)
-    looks = {k: probes.diverged(profile, model, experiments.retrained(profile, d), d) for k, (model, d) in steps.items()}
-    experiments.side_by_side(profile, list(looks.values()))
-    rows = pd.concat([probes.rows_of([look]).assign(model=k[0], method=k[1]) for k, look in looks.items()], ignore_index=True)
+    looks = {k: extra_measurements.kl_from_retrained(profile, model, pool.retrained(profile, d), d) for k, (model, d) in steps.items()}
+    pool.side_by_side(profile, list(looks.values()))
+    rows = pd.concat([extra_measurements.rows_of([look]).assign(model=k[0], method=k[1]) for k, look in looks.items()], ignore_index=True)
     return tables.summarise(rows, ["model", "method", "run", "split"], ["KL"], seed, profile.resamples)
 
 
@@ -101,11 +101,14 @@ def continuations(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
     """Greedy continuations of the forget documents by target, unlearned (seed 0, practitioner's step) and retrained model."""
     looks = {}
     for r in runs[runs.seed == 0].itertuples():
-        made = {"target": experiments.target(profile), "unlearned": r.entry}
-        made |= {} if profile.hub else {"retrained": experiments.retrained(profile, r.run)}
-        looks |= {(name, r.method if name == "unlearned" else "", r.run): probes.continued(profile, m, r.run) for name, m in made.items()}
-    experiments.side_by_side(profile, list(looks.values()))
-    parts = [probes.rows_of([look]).assign(model=name, method=method) for (name, method, _), look in looks.items()]
+        made = {"target": pool.target(profile), "unlearned": r.entry}
+        made |= {} if profile.hub else {"retrained": pool.retrained(profile, r.run)}
+        looks |= {
+            (name, r.method if name == "unlearned" else "", r.run): extra_measurements.greedy_continuations(profile, m, r.run)
+            for name, m in made.items()
+        }
+    pool.side_by_side(profile, list(looks.values()))
+    parts = [extra_measurements.rows_of([look]).assign(model=name, method=method) for (name, method, _), look in looks.items()]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -117,10 +120,10 @@ def downstream_tasks(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.Data
     """
     from unlearn_utils.engine import downstream
 
-    before = probes.rows_of([probes.answered(profile, experiments.target(profile))])
+    before = extra_measurements.rows_of([extra_measurements.task_answers(profile, pool.target(profile))])
     table = [downstream.summarise(before, seed, profile.resamples).assign(model="target", run="")]
     for row in runs[runs.seed == 0].itertuples():
-        after = probes.rows_of([probes.answered(profile, row.entry)])
+        after = extra_measurements.rows_of([extra_measurements.task_answers(profile, row.entry)])
         table.append(downstream.differences(after, before, seed, profile.resamples).assign(model=f"{row.method} - target", run=row.run))
     found = pd.concat(table, ignore_index=True)
     return found[["model", "run", *found.columns.drop(["model", "run"])]]
@@ -134,7 +137,7 @@ def blind(profile: Profile, seed: int) -> pd.DataFrame:
     for domain in profile.domains:
         forget, other = (selection.half(data(profile)[domain][s].to_pandas(), selection.REPORT) for s in ("forget", "approximate"))
         scores = attacks.blind_scores(list(forget.text), list(other.text), list(forget["rank"]), seed=seed)
-        found = metrics.bootstrap_auc(*scores, generator=generator, resamples=profile.resamples)
+        found = membership.bootstrap_auc(*scores, generator=generator, resamples=profile.resamples)
         table.append({"model": "no model (blind)", "run": domain, "measure": "AUC", **found._asdict()})
     return pd.DataFrame(table)
 
@@ -153,7 +156,7 @@ def ranking(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     groups = ours.groupby(level=["run", "split"], sort=True)
     for _, part in groups:
         by_method = {name: one.sort_index() for name, one in part.groupby("method")}
-        weights = tables.resampled(by_method[names[0]], generator, profile.resamples)
+        weights = tables.draw_weights(by_method[names[0]], generator, profile.resamples)
         for i, name in enumerate(names):
             one = by_method[name]
             levels = [weights @ one[nll] / (weights @ one[n]) for nll, n in (("nll", "tokens"), ("true_nll", "true_tokens"))]

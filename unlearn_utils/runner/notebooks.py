@@ -22,11 +22,11 @@ import psutil
 from unlearn_utils import profiles
 from unlearn_utils.cache import workers
 from unlearn_utils.cache.memory import PeakMemory
+from unlearn_utils.cache.paths import write_whole
 from unlearn_utils.data import hub
 from unlearn_utils.runner import expected, stamps
-from unlearn_utils.runner.stamps import read, write
+from unlearn_utils.runner.stamps import read
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = "laptop"  # the profile whose outputs are committed
 
 
@@ -149,12 +149,12 @@ def prepare(root: Path, profile: str, fresh: bool) -> None:
     runs = root / "runs"
     quiet = "--IPKernelApp.log_level=50"  # else every kernel warns that it speaks plain TCP, on the loopback
     spec = get_kernel_dict() | {"display_name": "Python 3", "argv": [*get_kernel_dict()["argv"], quiet]}
-    write(runs / "kernels" / "kernels" / "python3" / "kernel.json", json.dumps(spec))
+    write_whole(runs / "kernels" / "kernels" / "python3" / "kernel.json", json.dumps(spec))
     for name, default in {"UNLEARN_FIGURES": figures(root, profile), "UNLEARN_STORE": runs / "store"}.items():
         os.environ[name] = str(Path(os.environ.get(name) or default).resolve())  # absolute: kernels work in notebooks/
     Path(os.environ["UNLEARN_FIGURES"]).mkdir(parents=True, exist_ok=True)
     os.environ["UNLEARN_PROGRESS"] = str(runs / profile / "progress.txt")
-    write(runs / profile / "progress.txt", "")
+    write_whole(runs / profile / "progress.txt", "")
     os.environ["JUPYTER_PATH"] = os.pathsep.join([str(runs / "kernels"), *filter(None, [os.environ.get("JUPYTER_PATH")])])
     os.environ |= {"JUPYTER_RUNTIME_DIR": str(runs / "kernels" / "runtime"), "IPYTHONDIR": str(runs / "kernels" / "ipython")}
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", **workers.KEEP_FREED}
@@ -210,7 +210,7 @@ def execute(root: Path, profile: str, path: Path, label: str) -> int:
         print(f"error: {path.name}, {where(failed)}: {last_line(error)}", file=sys.stderr)
         print(f"the notebook as far as it ran: {shown(failed, root)}", file=sys.stderr)
         return 1
-    write(target(root, profile, path), nbformat.writes(scrub(executed)) + "\n")
+    write_whole(target(root, profile, path), nbformat.writes(scrub(executed)) + "\n")
     running.unlink()
     failed.unlink(missing_ok=True)
     return 0

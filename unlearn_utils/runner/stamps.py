@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from unlearn_utils import profiles
+from unlearn_utils.cache import paths
 from unlearn_utils.data import hub
 
 
@@ -20,7 +21,7 @@ def stamp(root: Path, profile: str, path: Path) -> Path:
 def record(root: Path, profile: str, path: Path, executed: Path, started_from: str, minutes: float) -> None:
     """Records an execution: `inputs` as they were before it, outputs as they are now, minutes."""
     made = {"inputs": started_from, "outputs": outputs(path, executed), "minutes": round(minutes, 3)}
-    write(stamp(root, profile, path), json.dumps(made, indent=1))
+    paths.write_whole(stamp(root, profile, path), json.dumps(made, indent=1))
 
 
 def unchanged(root: Path, profile: str, path: Path, executed: Path) -> bool:
@@ -34,7 +35,7 @@ def summarise(root: Path, profile: str) -> None:
     """`runs/PROFILE/run.csv`: minutes of the last execution of each notebook; these never repeat."""
     folder = root / "runs" / profile
     rows = [f"{file.stem},{json.loads(file.read_text())['minutes']}" for file in sorted((folder / "stamps").glob("*.json"))]
-    write(folder / "run.csv", "\n".join(["notebook,minutes", *rows]) + "\n")
+    paths.write_whole(folder / "run.csv", "\n".join(["notebook,minutes", *rows]) + "\n")
 
 
 def inputs(profile: str, path: Path) -> str:
@@ -62,11 +63,3 @@ def file_hash(path: Path) -> str:
 def read(path: Path) -> dict:
     """A notebook as plain JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

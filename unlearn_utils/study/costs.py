@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from unlearn_utils.cache.store import Step
+from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads
 from unlearn_utils.profiles import Hub, Profile, Shape
-from unlearn_utils.study.experiments import VERSIONS, target
-from unlearn_utils.study.inputs import documents, fingerprint, tokenizer, training_parts
-from unlearn_utils.study.runs import sides
+from unlearn_utils.study.pool import target
+from unlearn_utils.study.single_run import token_ids_of_sides
+from unlearn_utils.study.study_documents import fingerprint, tokenized, tokenizer, training_parts
+from unlearn_utils.study.versions import VERSIONS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +28,7 @@ RETRAINING = "retraining"  # stands where a method's name does
 STEPS = 8  # of which the first, which is slower, is not counted
 
 
-def counted(profile: Profile, domain: str, method: str, documents: int | None = None, shape: Shape | None = None) -> Step:
+def flops(profile: Profile, domain: str, method: str, documents: int | None = None, shape: Shape | None = None) -> Artifact:
     """FLOPs of one epoch over the first so many forget documents (None: all), every step counted; or, `RETRAINING`, of training without
     the forget set: its first step, times the steps. rows.parquet, one row: method, run, parameters, tokens (forget tokens; those of
     training), flops, estimate (6 N D), steps.
@@ -39,7 +40,7 @@ def counted(profile: Profile, domain: str, method: str, documents: int | None = 
     recipe = asdict(profile.pretraining if method == RETRAINING else profile.unlearning)
     settings = {"data": fingerprint(profile), "shape": asdict(profile.shape), "recipe": recipe}
     settings |= {"domain": domain, "method": method, "documents": documents} | _published(profile, shape)
-    return Step("counted", VERSIONS["counted"], settings, partial(_make_counted, profile, domain, method, documents, shape))
+    return Artifact("counted", VERSIONS["counted"], settings, partial(_make_flops, profile, domain, method, documents, shape))
 
 
 def _hub(profile: Profile, shape: Shape | None) -> Hub | None:
@@ -62,12 +63,12 @@ def _model(profile: Profile, shape: Shape | None):
     return models.build(profile.shape, tokenizer(profile), 0).to(models.device())
 
 
-def _make_counted(profile: Profile, domain: str, method: str, limit: int | None, shape: Shape | None, folder: Path) -> None:
+def _make_flops(profile: Profile, domain: str, method: str, limit: int | None, shape: Shape | None, folder: Path) -> None:
     from unlearn_utils.core import efficiency
     from unlearn_utils.engine import models
 
     model, hub = _model(profile, shape), _hub(profile, shape)
-    row = {"method": method, "run": domain, "parameters": models.parameters(model)}
+    row = {"method": method, "run": domain, "parameters": efficiency.parameter_count(model)}
     if hub and method == RETRAINING:
         computed = 6 * row["parameters"] * hub.tokens
         row |= {"tokens": hub.tokens, "flops": computed, "estimate": computed, "steps": np.nan}
@@ -88,12 +89,12 @@ def _work(profile: Profile, domain: str, method: str, limit: int | None, model, 
 
     pad, recipe = tokenizer(profile).pad_token_id, profile.unlearning
     if method == RETRAINING:
-        ids = list(documents(profile, training_parts(profile, domain)).ids)
+        ids = list(tokenized(profile, training_parts(profile, domain)).ids)
         size, epochs = profile.pretraining.batch, profile.pretraining.epochs
         batch = training.single(ids, pad)(training.orders(len(ids), 1, np.random.default_rng(0))[:size])
         steps = training.steps_of(len(ids), size, epochs)
         return training.pretraining_objective, [batch], sum(map(len, ids)) * epochs, steps, steps
-    forget, retain = sides(profile, domain, method)
+    forget, retain = token_ids_of_sides(profile, domain, method)
     forget = forget[:limit]
     order, collate = training.pairs(len(forget), len(retain), 1, np.random.default_rng(0)), training.paired(method, forget, retain, pad)
     loss, tokens = training.unlearning_objective(method, recipe, model), sum(map(len, forget))
@@ -107,7 +108,7 @@ def _work(profile: Profile, domain: str, method: str, limit: int | None, model, 
 # ---------------------------------------------------------------------------------------------- seconds and memory
 
 
-def timed(profile: Profile, domain: str, method: str, shape: Shape | None = None) -> Step:
+def step_costs(profile: Profile, domain: str, method: str, shape: Shape | None = None) -> Artifact:
     """Seconds of an optimizer step on one core, or on the GPU if there is one, and by how much a few steps raise the peak memory of a
     process that has loaded the models (on a GPU: its memory). Of a published model a step is a micro-batch.
 
@@ -118,10 +119,10 @@ def timed(profile: Profile, domain: str, method: str, shape: Shape | None = None
     recipe = asdict(profile.pretraining if method == RETRAINING else profile.unlearning)
     settings = {"data": fingerprint(profile), "shape": asdict(profile.shape), "recipe": recipe, "domain": domain, "method": method}
     settings |= _published(profile, shape)
-    return Step("timed", VERSIONS["timed"], settings, partial(_make_timed, profile, domain, method, shape))
+    return Artifact("timed", VERSIONS["timed"], settings, partial(_make_step_costs, profile, domain, method, shape))
 
 
-def _make_timed(profile: Profile, domain: str, method: str, shape: Shape | None, folder: Path) -> None:
+def _make_step_costs(profile: Profile, domain: str, method: str, shape: Shape | None, folder: Path) -> None:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
@@ -132,13 +133,13 @@ def _make_timed(profile: Profile, domain: str, method: str, shape: Shape | None,
     context = get_context("forkserver")  # which has imported already; a child's peak begins with what it was forked with
     context.set_forkserver_preload(["unlearn_utils.engine.training"])
     with ProcessPoolExecutor(1, context) as fresh:
-        row = fresh.submit(measured, profile, domain, method, shape).result()
+        row = fresh.submit(measured_step_costs, profile, domain, method, shape).result()
     pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
 
 
-def measured(profile: Profile, domain: str, method: str, shape: Shape | None = None) -> dict:
+def measured_step_costs(profile: Profile, domain: str, method: str, shape: Shape | None = None) -> dict:
     """One row of `timed`, measured in this process, which should be a fresh one: a peak is never taken back."""
-    from unlearn_utils.engine import models
+    from unlearn_utils.core import efficiency
 
     times = []
     with on_threads(1):
@@ -147,7 +148,7 @@ def measured(profile: Profile, domain: str, method: str, shape: Shape | None = N
         run(watch=lambda step, _: times.append(time.perf_counter()), watched=range(1, STEPS + 1))
     seconds = np.diff(times)
     found = {"seconds": float(np.median(seconds)), "low": seconds.min(), "high": seconds.max(), "n": len(seconds)}
-    return {"method": method, "parameters": models.parameters(model), **found, "growth_mb": _peak() - before, "tokens": size}
+    return {"method": method, "parameters": efficiency.parameter_count(model), **found, "growth_mb": _peak() - before, "tokens": size}
 
 
 def _peak() -> float:
@@ -168,13 +169,13 @@ def _runner(profile: Profile, domain: str, method: str, shape: Shape | None) -> 
     model = _model(profile, shape)
     if method == RETRAINING:
         size = profile.pretraining.batch
-        ids = _longest(list(documents(profile, training_parts(profile, domain)).ids), STEPS * size)
+        ids = _longest(list(tokenized(profile, training_parts(profile, domain)).ids), STEPS * size)
         recipe = replace(profile.pretraining, epochs=1)
         return partial(training.pretrain, model, ids, recipe, tok.pad_token_id, 0), model, size * len(ids[0])
     hub = _hub(profile, shape)
     size = hub.micro_batch if hub else profile.unlearning.batch
-    forget, retain = (_longest(side, STEPS * size) for side in sides(profile, domain, method))
-    reference = _model(profile, shape).eval() if methods.named(method).retain == "kl" else None
+    forget, retain = (_longest(side, STEPS * size) for side in token_ids_of_sides(profile, domain, method))
+    reference = _model(profile, shape).eval() if methods.get_method(method).retain == "kl" else None
     labels = training.draw_labels(method, forget, model.eval(), tok, 0)
     recipe = replace(profile.unlearning, epochs=1, batch=size)
     given = (model, method, forget, retain, recipe, tok.pad_token_id, 0, reference, labels)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from unlearn_utils.cache.store import Step
+from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads, side_by_side
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import experiments, runs, selection
-from unlearn_utils.study.inputs import documents, measured_parts, tokenizer
+from unlearn_utils.study import pool, selection, single_run, versions
+from unlearn_utils.study.study_documents import measured_parts, tokenized, tokenizer
 
 WITH_RETAIN = (
     "ascent_descent_general",
@@ -42,7 +42,7 @@ class Setting:
 COLUMNS = [*Setting.__dataclass_fields__, "epoch"]  # what names a cell: a setting and the mark at which it was looked at
 
 
-def usual(profile: Profile) -> float:
+def usual_rate(profile: Profile) -> float:
     """The learning rate of the grid that is nearest to the profile's own, on a logarithmic scale."""
     return min(profile.grid.learning_rates, key=lambda rate: abs(math.log(rate / profile.unlearning.learning_rate)))
 
@@ -56,23 +56,23 @@ def plan(profile: Profile) -> list[Setting]:
     more = [replace(s, batch=b) for b in g.batches for s in first]
     more += [replace(s, retain_weight=w) for w in g.retain_weights for s in retaining]
     more += [replace(s, seed=seed) for seed in range(1, g.seeds) for s in first]
-    more += [replace(s, retain_documents=n) for n in g.retain_documents for s in retaining if s.learning_rate == usual(profile)]
+    more += [replace(s, retain_documents=n) for n in g.retain_documents for s in retaining if s.learning_rate == usual_rate(profile)]
     return base + more
 
 
-def ran(profile: Profile, setting: Setting) -> Step:
+def grid_run(profile: Profile, setting: Setting) -> Artifact:
     """One run from the target, measured briefly on every document at each mark; rows.parquet: a row a document and mark.
 
     A run whose forget perplexity passes `runs.DIVERGED` ends there: later marks are missing.
     """
     settings = {
-        "target": experiments.target(profile).path.name,
+        "target": pool.target(profile).path.name,
         **asdict(setting),
         "recipe": asdict(_recipe(profile, setting)),
         "marks": list(profile.grid.marks),
         "measured": profile.corpus.measured,
     }
-    return Step("grid", experiments.VERSIONS["grid"], settings, partial(_make, profile, setting))
+    return Artifact("grid", versions.VERSIONS["grid"], settings, partial(_make, profile, setting))
 
 
 def _recipe(profile: Profile, s: Setting):
@@ -83,31 +83,31 @@ def _recipe(profile: Profile, s: Setting):
 def _make(profile: Profile, setting: Setting, folder: Path) -> dict:
     from unlearn_utils.engine import evaluation
 
-    rows, frames = documents(profile, measured_parts([setting.domain]), profile.corpus.measured), []
-    size = len(documents(profile, [(setting.domain, "forget")]))
+    rows, frames = tokenized(profile, measured_parts([setting.domain]), profile.corpus.measured), []
+    size = len(tokenized(profile, [(setting.domain, "forget")]))
     marks: dict[int, list[float]] = {}  # of each watched step; a small forget set may have several on one
     for mark in profile.grid.marks:
         marks.setdefault(max(1, round(mark * size / setting.batch)), []).append(mark)
 
     def watch(step: int, model) -> bool:
-        found = evaluation.brief(model, rows, tokenizer(profile).pad_token_id).assign(step=step)
+        found = evaluation.measure_briefly(model, rows, tokenizer(profile).pad_token_id).assign(step=step)
         frames.extend(found.assign(epoch=mark) for mark in marks[step])
-        return runs.has_diverged(profile, found)
+        return single_run.has_diverged(profile, found)
 
     with on_threads(1):
         recipe = _recipe(profile, setting)
-        start, few = experiments.target(profile).folder(), setting.retain_documents
-        _, history, seconds = runs.run(
+        start, few = pool.target(profile).folder(), setting.retain_documents
+        _, history, seconds = single_run.run(
             profile, start, setting.domain, setting.method, recipe, setting.seed, watch, list(marks), retain_documents=few
         )
     pd.concat(frames, ignore_index=True).to_parquet(folder / "rows.parquet")
     return {"training_seconds": round(seconds, 2), "steps": len(history)}
 
 
-def collected(profile: Profile, settings: Sequence[Setting]) -> pd.DataFrame:
+def grid_rows(profile: Profile, settings: Sequence[Setting]) -> pd.DataFrame:
     """Runs what is missing, side by side, and gives the rows of all runs with their settings as columns."""
-    experiments.measure_baselines(profile)
-    steps = [ran(profile, s) for s in settings]
+    pool.measure_baselines(profile)
+    steps = [grid_run(profile, s) for s in settings]
     side_by_side(profile, steps, "runs of the grid")
     frames = []
     for setting, step in zip(settings, steps, strict=True):
@@ -116,7 +116,7 @@ def collected(profile: Profile, settings: Sequence[Setting]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def table(profile: Profile, settings: Sequence[Setting]) -> pd.DataFrame:
+def cells(profile: Profile, settings: Sequence[Setting]) -> pd.DataFrame:
     """Every cell of these settings, diverged or not: the columns `COLUMNS`, in order."""
     rows = [asdict(s) | {"epoch": mark} for s in settings for mark in profile.grid.marks]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"retain_documents": "Int64"})

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from unlearn_utils.cache import paths
 from unlearn_utils.data import corpus
 from unlearn_utils.data.curation.passages import Passage, candidates, digest
 
@@ -205,7 +206,7 @@ def curate(found: dict[str, list[Passage]]) -> pd.DataFrame:
     return pd.concat(frames).sort_values(["domain", "split", "rank"], ignore_index=True)
 
 
-def write_manifest(lock: Path = corpus.ROOT / "requirements.lock") -> None:
+def write_manifest(lock: Path = paths.PROJECT / "requirements.lock") -> None:
     """Curate on this machine and replace the committed manifest."""
     table = curate(candidates(lock))
     table.to_csv(corpus.MANIFEST, index=False)

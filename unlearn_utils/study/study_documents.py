@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from datasets import DatasetDict
 
-from unlearn_utils.cache.store import Step
+from unlearn_utils.cache.store import Artifact
 from unlearn_utils.data import corpus, hub
 from unlearn_utils.profiles import Profile
 
@@ -29,7 +29,7 @@ def fingerprint(profile: Profile) -> str:
     return corpus.fingerprint(data(profile))
 
 
-def documents(profile: Profile, parts: Sequence[tuple[str, str]], limit: int | None = None) -> pd.DataFrame:
+def tokenized(profile: Profile, parts: Sequence[tuple[str, str]], limit: int | None = None) -> pd.DataFrame:
     """Documents of the parts (domain, split), the first `limit` of each retain split: id, text, family, rank, domain, split, ids.
 
     One row a document, its first chunk; where the profile reads whole documents, one a chunk, whose id says which.
@@ -73,10 +73,10 @@ def tokenizer(profile: Profile):
     return models.load_tokenizer((hub.Snapshot(profile.hub) if profile.hub else tokenizer_step(profile)).folder())
 
 
-def tokenizer_step(profile: Profile) -> Step:
+def tokenizer_step(profile: Profile) -> Artifact:
     """The stored tokenizer, found or trained without importing torch where it is there."""
     settings = {"data": fingerprint(profile), "vocabulary": profile.shape.vocabulary}
-    return Step("tokenizer", 1, settings, partial(_make_tokenizer, profile))
+    return Artifact("tokenizer", 1, settings, partial(_make_tokenizer, profile))
 
 
 def _make_tokenizer(profile: Profile, folder: Path) -> None:

@@ -6,89 +6,31 @@ Only the first process writes.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from accelerate.state import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from unlearn_utils.core import objectives
+from unlearn_utils.core import fused, losses
 
-Sides = Mapping[str, objectives.Batch]  # "forget" and "retain", or "text": one batch each
-Loss = Callable[[nn.Module, Sides, Mapping[str, Tensor]], Tensor]  # model, sides, their predicted tokens in the optimizer batch
+Sides = Mapping[str, losses.Batch]  # "forget" and "retain", or "text": one batch each
+LossOfSides = Callable[[nn.Module, Sides, Mapping[str, Tensor]], Tensor]  # model, sides, their predicted tokens in the optimizer batch
 Watch = Callable[[int, nn.Module], bool | None]  # step, model -> whether to stop
-Result = TypeVar("Result")
-WAIT = timedelta(hours=2)  # for the others: the first reads documents and writes weights alone
-MISTAKES = (ValueError, OSError, FloatingPointError, MemoryError)  # what a command answers with one line
 UNFINISHED = "unfinished"  # where a checkpoint is written before it gets its name
 WEIGHTS = "trained.safetensors"
-
-
-def place() -> PartialState:
-    """This process among all: device, num_processes, is_main_process. The first call joins those that the launcher started."""
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
-
-
-def sharded() -> bool:
-    """Whether FSDP divides the model among the processes: the launcher says so, and accelerate does not do it on a CPU."""
-    return parse_flag_from_env("ACCELERATE_USE_FSDP") and place().device.type != "cpu"
-
-
-def checkpointed() -> bool:
-    """Whether FSDP computes layers again in the backward pass, as the launcher says."""
-    return sharded() and parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING")
-
-
-@contextmanager
-def agreed() -> Iterator[None]:
-    """All processes leave it together: with the mistake of one, as a mistake of all that `everywhere` marks, if any made one.
-
-    Inside, every process does the same for itself, and waits for no other. Errors beyond `MISTAKES` are nobody else's.
-    """
-    own = None
-    try:
-        yield
-    except MISTAKES as error:
-        own = error
-    kinds = [kind for kind in MISTAKES if isinstance(own, kind)]
-    made = gather_object([(kinds[0], str(own))] if kinds else [])
-    if made:
-        kind, text = made[0]
-        error = own or kind(text)
-        error.everywhere = True
-        raise error
-
-
-def first(work: Callable[[], Result]) -> Result:
-    """What `work()` gives in the first process, which alone does it; in every process. As `agreed` for a mistake."""
-    found = [None]
-    with agreed():
-        if place().is_main_process:
-            found = [work()]
-    return broadcast_object_list(found)[0]
-
-
-def leave() -> None:
-    """The end of what the processes do together: the first to end would end the others, wherever they are."""
-    place().wait_for_everyone()
-    place().destroy_process_group()
 
 
 # ---------------------------------------------------------------------------------------------- parts of a batch
@@ -100,7 +42,7 @@ class Idle(dict):
     @classmethod
     def like(cls, sides: Sides) -> Idle:
         """The same sides with nothing to predict."""
-        return cls({name: {**side, "labels": torch.full_like(side["labels"], objectives.IGNORED)} for name, side in sides.items()})
+        return cls({name: {**side, "labels": torch.full_like(side["labels"], losses.IGNORED)} for name, side in sides.items()})
 
 
 def micro_batches(order: Sequence, batch: int, size: int, processes: int) -> list[Sequence]:
@@ -138,17 +80,17 @@ class Objective(nn.Module):
     which reads the head's weight without calling the head.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, loss: LossOfSides) -> None:
         super().__init__()
         self.model, self.loss = model, loss
-        self._no_split_modules = getattr(objectives.unwrapped(model), "_no_split_modules", None)  # names of the layers, for accelerate
+        self._no_split_modules = getattr(fused.unwrapped(model), "_no_split_modules", None)  # names of the layers, for accelerate
 
     def forward(self, sides: Sides, counts: Mapping[str, Tensor]) -> Tensor:
         """The scalar loss of one micro-batch; those of an optimizer batch add up."""
         return self.loss(self.model, sides, counts)
 
 
-class Loop(Trainer):
+class ObjectiveTrainer(Trainer):
     """A Trainer whose losses are normalised by the predicted tokens of the whole optimizer batch, side by side.
 
     The Trainer's own count reads one `labels`; ours counts each side over all micro-batches and all processes.
@@ -171,7 +113,7 @@ class Loop(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list[Sides], dict[str, Tensor]]:
         """The micro-batches of one optimizer batch that are ours, and the predicted tokens of each side in all of it."""
         batches = list(islice(epoch_iterator, num_batches))
-        local = {s: sum(objectives.predicted(b[s]["labels"]).sum() for b in batches).to(device) for s in (batches[0] if batches else ())}
+        local = {s: sum(losses.predicted_mask(b[s]["labels"]).sum() for b in batches).to(device) for s in (batches[0] if batches else ())}
         counts = {s: self.accelerator.reduce(n, "sum") for s, n in local.items()}
         if self.averaged:
             ours = torch.tensor(sum(not isinstance(b, Idle) for b in batches), device=device)
@@ -244,7 +186,7 @@ class Watcher(TrainerCallback):
     def on_step_end(self, args, state, control, model: Objective, **_) -> None:
         """After an optimizer step."""
         if state.global_step in self.steps:
-            with whole(model):
+            with gathered_for_forward(model):
                 stop = self.watch(state.global_step, model.model)
             if broadcast_object_list([bool(stop)])[0]:
                 control.should_training_stop = True
@@ -258,7 +200,7 @@ def unwrap_layers(model: nn.Module) -> None:
 
 
 @contextmanager
-def whole(objective: Objective) -> Iterator[None]:
+def gathered_for_forward(objective: Objective) -> Iterator[None]:
     """The model can be called inside: what FSDP shards together with the objective is gathered. Its parameters' values stay sharded."""
     sharded = isinstance(objective, FSDPModule)
     if sharded:
@@ -266,33 +208,3 @@ def whole(objective: Objective) -> Iterator[None]:
     yield
     if sharded:
         objective.reshard()
-
-
-# ---------------------------------------------------------------------------------------------- one saved model
-
-
-def gathered(model: nn.Module) -> dict[str, Tensor]:
-    """The whole state of a model, sharded or not, tied weights once, on the CPU of the first process; nothing elsewhere.
-
-    Every process must call it.
-    """
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    names, once = ({name for name, _ in model.named_parameters(remove_duplicate=x)} for x in (False, True))
-    return {name: value for name, value in state.items() if name not in names - once}
-
-
-def save(model: nn.Module, folder: Path, dtype: torch.dtype | None = None, **options) -> None:
-    """Writes weights (safetensors; in `dtype`, if given) and config, in the first process. options: of the model's `save_pretrained`.
-
-    Every process must call it; it returns when the files are there.
-    """
-    state = gathered(model)
-
-    def write() -> None:
-        whole = {n: x.to(dtype) if x.is_floating_point() else x for n, x in state.items()}
-        model.save_pretrained(folder, state_dict=whole, **options)
-        config = Path(folder) / "config.json"
-        if dtype and config.exists():  # it says the type of the model in memory
-            config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}, indent=2) + "\n")
-
-    first(write)

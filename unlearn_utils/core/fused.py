@@ -7,16 +7,14 @@ the hidden states and of the output head on the way (the idea of Liger Kernel, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels: each (batch, time); what was computed before: hidden, reference_hidden
-Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # logits (m, V) of these rows, its to overwrite -> losses (m,), slopes (m, V)
-IGNORED = -100
+RowTerm = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # logits (m, V) of these rows, its to overwrite -> losses (m,), slopes (m, V)
 CPU_LOGIT_BYTES = 4 * 2**20  # fastest of 2 to 16 MB on one core; above 32 MB every tensor is returned to the system and page-faults back
 CPU_ROWS, CPU_MOST_BYTES = 96, 16 * 2**20  # but a matrix product wants this many rows, up to this size
 ACCELERATOR_LOGIT_BYTES = 64 * CPU_LOGIT_BYTES  # enough rows to fill a GPU's matrix units
@@ -163,7 +161,7 @@ def _accumulate(
         grads[2] += slope.sum(0)
 
 
-def fused_loss(hidden: Tensor, head: Head, term: Term, weights: Tensor | None = None) -> Tensor:
+def fused_loss(hidden: Tensor, head: Head, term: RowTerm, weights: Tensor | None = None) -> Tensor:
     """Sum over rows of weight * term, a scalar in float32, without ever holding the logits of all rows.
 
     hidden (N, d); weights (N,), constants, 1 if None; term: `true_token`, `divergence` or `official_divergence`.
@@ -182,7 +180,7 @@ def _softmax_(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.div_(total), top.add_(total.log_())[:, 0]
 
 
-def true_token(targets: Tensor) -> Term:
+def true_token(targets: Tensor) -> RowTerm:
     """Cross-entropy, in nats, with the tokens `targets` (N,)."""
 
     def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -194,7 +192,7 @@ def true_token(targets: Tensor) -> Term:
     return term
 
 
-def divergence(hidden: Tensor, head: Head) -> Term:
+def divergence(hidden: Tensor, head: Head) -> RowTerm:
     """KL(P || Q), in nats, from the reference's distribution P, given by its hidden states (N, d) and head; no gradient to P."""
 
     hidden, head = _fixed(hidden, head)
@@ -208,7 +206,7 @@ def divergence(hidden: Tensor, head: Head) -> Term:
     return term
 
 
-def official_divergence(hidden: Tensor, head: Head, epsilon: float = 1e-12) -> Term:
+def official_divergence(hidden: Tensor, head: Head, epsilon: float = 1e-12) -> RowTerm:
     """Defect 2 of the released code: -sum p log(q + 1e-12), a cross-entropy whose gradient dies where q underflows."""
 
     hidden, head = _fixed(hidden, head)
@@ -226,59 +224,3 @@ def _fixed(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
     dtype = matmul_dtype(hidden, head.weight)
     with torch.no_grad():
         return hidden.to(dtype), head.to(dtype)
-
-
-# ---------------------------------------------------------------------------------------------- losses of a batch
-
-
-def predicted(labels: Tensor) -> Tensor:
-    """Mask (batch, time - 1): the positions whose next token is counted."""
-    return labels[:, 1:] != IGNORED
-
-
-def next_token_sum(model: nn.Module, batch: Batch, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy with the labels, summed over predicted tokens; `weights` (batch, time - 1), 1 if None."""
-    mask, hidden = predicted(batch["labels"]), _hidden(model, batch)
-    term = true_token(batch["labels"][:, 1:][mask])
-    return fused_loss(hidden[:, :-1][mask], head_of(model), term, None if weights is None else weights[mask])
-
-
-def next_token_loss(model: nn.Module, batch: Batch, count: int | Tensor | None = None) -> Tensor:
-    """Next-token cross-entropy in nats: the sum over predicted tokens / `count` (None = this batch's; 0 where nothing is predicted)."""
-    return next_token_sum(model, batch) / (predicted(batch["labels"]).sum().clamp(min=1) if count is None else count)
-
-
-def kl_loss(model: nn.Module, reference: nn.Module, batch: Batch, count: int | Tensor | None = None) -> Tensor:
-    """KL(P_reference || P_model) in nats per predicted token: the sum / `count` (None = this batch's). No gradient to the reference."""
-    mask = predicted(batch["labels"])
-    hidden, hidden_ref = (h[:, :-1][mask] for h in _both(model, reference, batch))
-    total = fused_loss(hidden, head_of(model), divergence(hidden_ref, head_of(reference)))
-    return total / (mask.sum().clamp(min=1) if count is None else count)
-
-
-def official_kl_loss(model: nn.Module, reference: nn.Module, batch: Batch) -> Tensor:
-    """Defect 2 of the released code: `official_divergence`, averaged over every position, padding and the last one too."""
-    hidden, hidden_ref = (h.flatten(0, 1) for h in _both(model, reference, batch))
-    return fused_loss(hidden, head_of(model), official_divergence(hidden_ref, head_of(reference))) / len(hidden)
-
-
-def _both(model: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hidden states of the model and of the reference; those of the reference may come with the batch, computed before."""
-    fixed = batch.get("reference_hidden")
-    if fixed is None:
-        with torch.no_grad():
-            fixed = hidden_states(reference, batch["input_ids"], batch["attention_mask"])
-    return _hidden(model, batch), fixed
-
-
-def _hidden(model: nn.Module, batch: Batch) -> Tensor:
-    """Hidden states of the model; those that came with the batch (`together`), or computed now."""
-    found = batch.get("hidden")
-    return hidden_states(model, batch["input_ids"], batch["attention_mask"]) if found is None else found
-
-
-def together(model: nn.Module, *batches: Batch) -> list[Batch]:
-    """The batches with their "hidden" states, all from one forward pass."""
-    joined = [torch.cat([b[key] for b in batches]) for key in ("input_ids", "attention_mask")]
-    parts = hidden_states(model, *joined).split([len(b["input_ids"]) for b in batches])
-    return [{**b, "hidden": part} for b, part in zip(batches, parts, strict=True)]

@@ -36,20 +36,20 @@ def results(names: Sequence[str], options: argparse.Namespace, say: Callable[[st
     """Measures the models on the same questions: model, task, measure, value, low, high, n; of two models also their paired difference."""
     import pandas as pd
 
-    from unlearn_utils.app import own
+    from unlearn_utils.app import model_files
     from unlearn_utils.engine import downstream
 
-    checkpoints = {name: own.find(name) for name in names}
-    tokenizers = {name: own.tokenizer_of(checkpoint) for name, checkpoint in checkpoints.items()}
+    checkpoints = {name: model_files.find(name) for name in names}
+    tokenizers = {name: model_files.tokenizer_of(checkpoint) for name, checkpoint in checkpoints.items()}
     tasks = dict.fromkeys(name.strip() for name in options.tasks.split(","))
     found = downstream.load(list(tasks), options.task_folder, options.unsafe_code)
     say("\n".join(downstream.described(found)))
     rows = {}
     for name, checkpoint in checkpoints.items():
-        own.config_of(checkpoint)
-        own.fetch(checkpoint)
+        model_files.config_of(checkpoint)
+        model_files.fetch(checkpoint)
         say(f"measuring {name}{f', commit {checkpoint.commit}' if checkpoint.commit else ''}")
-        model = own.load(checkpoint)
+        model = model_files.load(checkpoint)
         rows[name] = downstream.answers(model, tokenizers[name], found, options.limit, unsafe_code=options.unsafe_code)
         del model  # before the next is loaded
     parts = [downstream.summarise(part).assign(model=name) for name, part in rows.items()]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from unlearn_utils.cache.store import Step
+from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import side_by_side
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import experiments
-from unlearn_utils.study.inputs import documents
+from unlearn_utils.study import unlearning
+from unlearn_utils.study.study_documents import tokenized
 
 NAMES = {  # in words, after "the released code"
     "1 shifted labels": "shifts adversarial labels",
@@ -22,7 +22,7 @@ NAMES = {  # in words, after "the released code"
 
 def pairs(profile: Profile) -> dict[str, tuple[str, dict, dict]]:
     """Of each defect (number and name): the method, the corrected choices and the official ones, fields of `profiles.Unlearning`."""
-    size = len(documents(profile, [(profile.domains[0], "forget")])) if profile.corpus.whole else profile.corpus.pairs  # chunks to forget
+    size = len(tokenized(profile, [(profile.domains[0], "forget")])) if profile.corpus.whole else profile.corpus.pairs  # chunks to forget
     quarter = max(1, size // 4)  # 4 steps an epoch, as the released code's gradient ascent has
     few = {"batch": quarter - quarter % 8 if profile.hub and quarter > 8 else quarter}  # which eight processes can share
     half = {"batch": max(1, profile.unlearning.batch // 2)}
@@ -36,23 +36,23 @@ def pairs(profile: Profile) -> dict[str, tuple[str, dict, dict]]:
     }
 
 
-def steps(profile: Profile, domain: str) -> dict[tuple[str, str], Step]:
+def artifacts(profile: Profile, domain: str) -> dict[tuple[str, str], Artifact]:
     """The runs by defect and code ("corrected", "official")."""
     found = {}
     for defect, (method, corrected, official) in pairs(profile).items():
-        found[defect, "corrected"] = experiments.unlearned(profile, domain, method, **corrected)
-        found[defect, "official"] = experiments.unlearned(profile, domain, method, **official)
+        found[defect, "corrected"] = unlearning.unlearning_run(profile, domain, method, **corrected)
+        found[defect, "official"] = unlearning.unlearning_run(profile, domain, method, **official)
     return found
 
 
-def runs(profile: Profile, domain: str) -> dict[tuple[str, str], Step]:
+def trained_runs(profile: Profile, domain: str) -> dict[tuple[str, str], Artifact]:
     """`steps`, trained side by side where missing."""
-    found = steps(profile, domain)
+    found = artifacts(profile, domain)
     side_by_side(profile, list(found.values()))
     return found
 
 
-def trajectories(runs: dict[tuple[str, str], Step]) -> pd.DataFrame:
+def trajectories(runs: dict[tuple[str, str], Artifact]) -> pd.DataFrame:
     """What was measured on the way, by defect and code."""
     return pd.concat([pd.read_parquet(s.folder() / "trajectory.parquet").assign(defect=d, code=c) for (d, c), s in runs.items()])
 

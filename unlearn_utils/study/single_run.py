@@ -13,7 +13,7 @@ import pandas as pd
 
 from unlearn_utils.profiles import Profile, Unlearning
 from unlearn_utils.study import selection
-from unlearn_utils.study.inputs import documents, tokenizer
+from unlearn_utils.study.study_documents import tokenized, tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,11 +27,11 @@ def watched_steps(total: int) -> list[int]:
     return sorted({*range(1, min(8, total) + 1), *later})
 
 
-def length(profile: Profile, domain: str, recipe: Unlearning) -> int:
+def steps_of_run(profile: Profile, domain: str, recipe: Unlearning) -> int:
     """Optimizer steps of a run."""
     from unlearn_utils.engine import training
 
-    return training.steps_of(len(documents(profile, [(domain, "forget")])), recipe.batch, recipe.epochs)
+    return training.steps_of(len(tokenized(profile, [(domain, "forget")])), recipe.batch, recipe.epochs)
 
 
 def has_diverged(profile: Profile, rows: pd.DataFrame) -> bool:
@@ -39,16 +39,16 @@ def has_diverged(profile: Profile, rows: pd.DataFrame) -> bool:
     return not selection.log_perplexity(rows, "forget") < np.log(DIVERGED * profile.shape.vocabulary)
 
 
-def sides(profile: Profile, domain: str, method: str) -> tuple[list[list[int]], list[list[int]]]:
+def token_ids_of_sides(profile: Profile, domain: str, method: str) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of the forget set, and of the retain text that the method reads (none, the domain's, or general)."""
     from unlearn_utils.core import methods
 
-    source = {None: None, "general": "general", "in_distribution": domain}[methods.named(method).retain_text]
-    forget = list(documents(profile, [(domain, "forget")]).ids)
+    source = {None: None, "general": "general", "in_distribution": domain}[methods.get_method(method).retain_text]
+    forget = list(tokenized(profile, [(domain, "forget")]).ids)
     if not source:
         return forget, []
     both = set(map(tuple, forget))  # a chunk of a published document may stand in another, too: a licence
-    return forget, [ids for ids in documents(profile, [(source, "retain")]).ids if tuple(ids) not in both]
+    return forget, [ids for ids in tokenized(profile, [(source, "retain")]).ids if tuple(ids) not in both]
 
 
 def run(
@@ -69,13 +69,13 @@ def run(
     In several processes all call it alike, and the first has the weights.
     """
     from unlearn_utils.core import methods
-    from unlearn_utils.engine import loop, models, training
+    from unlearn_utils.engine import distributed, models, training
 
     if steps == 0:
         return {}, [], 0.0
     model, tok = models.load(start), tokenizer(profile)
-    forget, retain = sides(profile, domain, method)
-    reference = models.load(start) if methods.named(method).retain == "kl" else None
+    forget, retain = token_ids_of_sides(profile, domain, method)
+    reference = models.load(start) if methods.get_method(method).retain == "kl" else None
     paused = 0.0
 
     def timed(step: int, model) -> bool:
@@ -90,11 +90,11 @@ def run(
     history = training.unlearn(
         *(model, method, forget, retain[:retain_documents], recipe, tok.pad_token_id, seed, reference, labels),
         *(timed if watch else None, watched),
-        micro_batch=profile.hub and math.gcd(recipe.batch // loop.place().num_processes, profile.hub.micro_batch),
+        micro_batch=profile.hub and math.gcd(recipe.batch // distributed.process_state().num_processes, profile.hub.micro_batch),
         steps=steps,
-        checkpointing=bool(profile.hub and profile.hub.checkpointing and not loop.checkpointed()),
+        checkpointing=bool(profile.hub and profile.hub.checkpointing and not distributed.launcher_checkpoints()),
     )
-    return loop.gathered(model), history, time.perf_counter() - began - paused
+    return distributed.gathered_state(model), history, time.perf_counter() - began - paused
 
 
 def at(start: Path, weights: Mapping[str, Tensor]):

@@ -12,12 +12,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Conv1D, PreTrainedConfig
 
-from unlearn_utils.core import methods, objectives
-from unlearn_utils.data import tokens
-from unlearn_utils.engine import loop, models
-from unlearn_utils.profiles import Unlearning
+from unlearn_utils.app import settings
+from unlearn_utils.core import efficiency, fused, methods
+from unlearn_utils.engine import distributed
 
-CONTEXT = 4096  # tokens of a chunk where the model reads so many: the paper's
 # Bytes a layer keeps for its backward pass, for each token, in float32: measured on Llama, GPT-NeoX, GPT-2, Qwen3, Gemma 2 and Gemma 3 as
 # 42 to 72 times the hidden width and 8 to 20 times the intermediate one. Under bfloat16 autocast it was 0.65 to 0.85 of that.
 # With layers computed again the peak of a step of 8 layers was 0.3 to 0.8 of the estimate, and 0.13 to 0.17 of the peak without.
@@ -26,42 +24,6 @@ WITH_LORA = 1.4  # resident memory of a Llama of 6e7 parameters on a CPU, in flo
 PER_HEAD = 12  # and for each token, head and token before it, where attention is not fused
 CHUNKS = 4  # chunks of logits at a time: `objectives.fused_loss`
 FEWER = 512  # tokens of a chunk, to suggest where memory is short
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Rank of the adapters, and alpha: they are scaled by alpha / rank."""
-
-    rank: int
-    alpha: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """Every setting of a run but model, documents and context. micro_batch: in each process; merge: adapters into whole weights; bf16:
-    products under autocast."""
-
-    method: str
-    recipe: Unlearning
-    micro_batch: int
-    seed: int
-    lora: Lora | None
-    merge: bool
-    bf16: bool
-    gradient_checkpointing: bool = False
-
-
-def context_of(config: PreTrainedConfig, wanted: int | None) -> int:
-    """Tokens of a chunk: as wanted, else 4,096 or what the model reads. Raises ValueError for more, or too few."""
-    most = getattr(config.get_text_config(), "max_position_embeddings", None) or CONTEXT
-    if wanted is not None and not tokens.SHORTEST <= wanted <= most:
-        raise ValueError(f"--context {wanted}: choose {tokens.SHORTEST} to {most} tokens, what the model reads")
-    return wanted or min(CONTEXT, most)
-
-
-def weight_dtype(run: Run, stored: torch.dtype) -> torch.dtype:
-    """The type to load weights in: float32, but bfloat16 for those that LoRA does not train, if they and the products are."""
-    return torch.bfloat16 if run.lora and run.bf16 and stored == torch.bfloat16 else torch.float32
 
 
 # ---------------------------------------------------------------------------------------------- memory
@@ -157,15 +119,15 @@ def activations(ask: Request) -> int:
     a_token = (PER_HIDDEN * ask.hidden + PER_INTERMEDIATE * ask.intermediate) * (HALF if ask.bf16 else 1) * (WITH_LORA if lora else 1)
     a_token += 0 if ask.fused else PER_HEAD * ask.heads * ask.context
     head = 0 if lora else 2 * 4 * ask.vocabulary * ask.hidden
-    rows = min(objectives.chunk_rows(ask.vocabulary, torch.device(ask.device)), ask.sequences * ask.context)
+    rows = min(fused.chunk_rows(ask.vocabulary, torch.device(ask.device)), ask.sequences * ask.context)
     kept = a_token + 4 * ask.hidden * ask.layers if ask.checkpointing else ask.layers * a_token
     return int(ask.sequences * ask.context * kept) + head + CHUNKS * 4 * rows * ask.vocabulary
 
 
-def request(config: PreTrainedConfig, run: Run, context: int, stored: torch.dtype) -> Request:
+def request(config: PreTrainedConfig, run: settings.RunSettings, context: int, stored: torch.dtype) -> Request:
     """The request of a run. stored: the type of the weights on disk."""
-    text, model, retain = config.get_text_config(), empty(config), methods.named(run.method).retain
-    parameters, lora = models.parameters(model), lora_parameters(model, run.lora.rank) if run.lora else 0
+    text, model, retain = config.get_text_config(), empty(config), methods.get_method(run.method).retain
+    parameters, lora = efficiency.parameter_count(model), lora_parameters(model, run.lora.rank) if run.lora else 0
     return Request(
         parameters=parameters + lora,
         trained=lora or parameters,
@@ -177,17 +139,17 @@ def request(config: PreTrainedConfig, run: Run, context: int, stored: torch.dtyp
         context=context,
         sequences=run.micro_batch * (2 if retain else 1),
         bf16=run.bf16,
-        frozen_bytes=weight_dtype(run, stored).itemsize,
+        frozen_bytes=settings.weight_dtype(run, stored).itemsize,
         reference=retain == "kl" and not run.lora,
-        fused=fused(model.config),
-        device=loop.place().device.type,
-        checkpointing=run.gradient_checkpointing or loop.checkpointed(),
-        processes=loop.place().num_processes,
-        sharded=loop.sharded(),
+        fused=attention_is_fused(model.config),
+        device=distributed.process_state().device.type,
+        checkpointing=run.gradient_checkpointing or distributed.launcher_checkpoints(),
+        processes=distributed.process_state().num_processes,
+        sharded=distributed.sharded(),
     )
 
 
-def fused(config: PreTrainedConfig) -> bool:
+def attention_is_fused(config: PreTrainedConfig) -> bool:
     """Whether attention keeps no matrix of token by token; on a CPU it does where it has dropout, as in GPT-2."""
     text = config.get_text_config()
     dropout = getattr(text, "attn_pdrop", 0) or getattr(text, "attention_dropout", 0)
@@ -233,11 +195,11 @@ def alternatives(ask: Request, micro_batch: int, lora: Request | None) -> dict[s
     return {name: plan(new).total for name, new in found.items()}
 
 
-def check(config: PreTrainedConfig, run: Run, context: int, folder: Path, checkpoints: Path | None = None) -> list[str]:
+def check(config: PreTrainedConfig, run: settings.RunSettings, context: int, folder: Path, checkpoints: Path | None = None) -> list[str]:
     """The plan in words. Raises ValueError if what is certain of it does not fit, in memory or on a disk: of `folder`, of `checkpoints`."""
     stored = config.dtype or torch.float32  # as the config says: the weights may not be here yet
     ask = request(config, run, context, stored)
-    lora = None if run.lora else request(config, replace(run, lora=Lora(8, 16.0)), context, stored)
+    lora = None if run.lora else request(config, replace(run, lora=settings.LoraSettings(8, 16.0)), context, stored)
     found, (where, free) = plan(ask), available()
     told = lines(found, where, free, alternatives(ask, run.micro_batch, lora))
     if found.certain > free:

@@ -1,0 +1,80 @@
+"""Where everything lies: the project, the store, the figures; every variable that users may set; whole files.
+
+This module owns the environment variables of the package. Nothing is read when it is imported: each function reads
+its variable when it is called, so that a test or a notebook may set one at any time.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]  # the folder that holds notebooks/, figures/ and unlearn_utils/
+MANIFEST = PROJECT / "unlearn_utils" / "data" / "manifest.csv"
+LOCK = PROJECT / "requirements.lock"
+
+STORE = "UNLEARN_STORE"
+FIGURES = "UNLEARN_FIGURES"
+FRESH = "UNLEARN_FRESH"
+WORKERS = "UNLEARN_WORKERS"
+PROGRESS = "UNLEARN_PROGRESS"
+HUB = "UNLEARN_HUB"
+BOOKS = "UNLEARN_BOOKS"
+
+VARIABLES = {
+    STORE: "the folder of stored results; default: runs/store in the project",
+    FIGURES: "the folder that figures and tables are written to; default: figures in the project",
+    FRESH: "unix seconds: what was stored before is computed again; run_all.sh --fresh sets it",
+    WORKERS: "how many processes compute side by side; default: what the profile says",
+    PROGRESS: "a file for lines of progress, so that no notebook keeps them; run_all.sh sets it",
+    HUB: "a folder with OWNER/NAME folders that stand in for the hub, for machines without one",
+    BOOKS: "a folder with the domain books, for the profile paper",
+}
+
+
+def store_folder() -> Path:
+    """Return the folder of stored results."""
+    return Path(os.environ.get(STORE) or PROJECT / "runs" / "store")
+
+
+def figures_folder() -> Path:
+    """Return the folder of figures and tables, which is made if need be."""
+    folder = Path(os.environ.get(FIGURES) or PROJECT / "figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fresh_since() -> float:
+    """Return the time, in unix seconds, before which a stored result counts as missing; 0 without such a wish."""
+    return float(os.environ.get(FRESH) or 0)
+
+
+def number_of_workers(default: int) -> int:
+    """Return how many processes shall compute side by side: as the variable says, else `default`."""
+    return int(os.environ.get(WORKERS) or default)
+
+
+def progress_file() -> Path | None:
+    """Return the file that lines of progress go to, or None for standard output."""
+    name = os.environ.get(PROGRESS)
+    return Path(name) if name else None
+
+
+def hub_mirror() -> Path | None:
+    """Return the folder that stands in for the hub, or None if there is none."""
+    name = os.environ.get(HUB)
+    return Path(name) if name else None
+
+
+def books_folder() -> Path | None:
+    """Return the folder that holds the domain books, or None if there is none."""
+    name = os.environ.get(BOOKS)
+    return Path(name).resolve() if name else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: to a file beside it, which is then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
