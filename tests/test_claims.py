@@ -364,7 +364,7 @@ def test_the_counted_ratio_is_the_largest_of_all(monkeypatch):
     monkeypatch.setattr(costs, "flops", lambda profile, domain, method: (domain, method))
     monkeypatch.setattr(evidence, "side_by_side", lambda profile, steps: None)
     monkeypatch.setattr(
-        extra_measurements, "rows_of", lambda keys: pd.DataFrame([{"run": d, "method": m, "flops": flops[d][m]} for d, m in keys])
+        extra_measurements, "rows_of", lambda keys: pd.DataFrame([{"target_domain": d, "method": m, "flops": flops[d][m]} for d, m in keys])
     )
     assert evidence.counted_ratio(HAND) == (Interval(30.0, 30.0, 30.0, 8), 1)
 
@@ -495,7 +495,7 @@ def test_a_regret_may_be_negative(monkeypatch):
 
 
 def seen(name, run, split, i=0, **columns):
-    return {"name": name, "run": run, "split": split, "id": f"{run} {split} {i}", "nll": 1.0} | columns
+    return {"name": name, "target_domain": run, "split": split, "id": f"{run} {split} {i}", "nll": 1.0} | columns
 
 
 def test_coverage_by_hand(monkeypatch):
@@ -505,8 +505,8 @@ def test_coverage_by_hand(monkeypatch):
     rows += [seen("retrained again", "github", s) for s in robustness.SPLITS]
     monkeypatch.setattr(evidence, "_rows", lambda profile: pd.DataFrame(rows))
     assert evidence.covered(HAND) == (Interval(1.0, 1.0, 1.0, 16), 2)
-    rows = [r for r in rows if (r["name"], r["run"], r["split"]) != (WIDE, "arxiv", "evaluation")]
-    rows = [r | {"nll": math.nan} if (r["name"], r["run"], r["split"]) == ("target", "github", "retain") else r for r in rows]
+    rows = [r for r in rows if (r["name"], r["target_domain"], r["split"]) != (WIDE, "arxiv", "evaluation")]
+    rows = [r | {"nll": math.nan} if (r["name"], r["target_domain"], r["split"]) == ("target", "github", "retain") else r for r in rows]
     assert evidence.covered(HAND)[0].value == pytest.approx(16 / 18)
 
 
@@ -557,7 +557,7 @@ def staged(side, forget_nll=None):
             gap = forget_nll(name, domain) if forget_nll and name in grid.METHODS else 0.0
             for split, scores in zip(("forget", "approximate"), side(name, domain), strict=True):
                 for i, score in enumerate(scores):
-                    row = {"model": model, "method": method, "run": domain, "split": split, "id": f"{domain} {split} {i}"}
+                    row = {"model": model, "method": method, "target_domain": domain, "split": split, "id": f"{domain} {split} {i}"}
                     row |= {"family": row["id"], "min_k_40": score, "tokens": 10 + i, "nll": (3 + (split == "forget") * gap) * (10 + i)}
                     table.append(row)
     return pd.DataFrame(table).sample(frac=1, random_state=0)
@@ -598,7 +598,7 @@ def test_documents_are_matched_whatever_their_order(monkeypatch):
     def side(name, domain):
         return higher(1 + len(name) % 3)
 
-    rows = staged(side, lambda name, domain: len(name) / 10).sort_values(["model", "method", "run", "split", "id"])
+    rows = staged(side, lambda name, domain: len(name) / 10).sort_values(["model", "method", "target_domain", "split", "id"])
     exact = rows.model == "retrained"
     turned = pd.concat([rows[exact], rows[~exact].iloc[::-1]])
     for one, other in zip(found(rows), found(turned), strict=True):

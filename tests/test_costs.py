@@ -76,7 +76,7 @@ def test_an_epoch_is_the_sum_of_its_batches(whole):
     """Four documents, three at a time: a batch of three and a batch of one."""
     row = whole.loc[ASCENT]
     assert row.flops == of_a_batch(3) + of_a_batch(1) and row.steps == 2
-    assert (row.run, row.tokens) == ("arxiv", 4 * 48)
+    assert (row.target_domain, row.tokens) == ("arxiv", 4 * 48)
 
 
 def test_the_estimate_by_hand(whole):

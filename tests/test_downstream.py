@@ -313,7 +313,7 @@ def test_the_tasks_of_a_profile_compare_each_unlearned_model_with_the_target(bui
     steps = [store.Artifact("made", 1, {"seed": s}, lambda out, s=s: models.save(build(s, context=64), out)) for s in (0, 1)]
     monkeypatch.setattr(pool, "target", lambda profile: steps[0])
     profile = replace(profiles.GPU, tasks=("muons",), resamples=50)
-    runs = pd.DataFrame({"method": ["m", "m"], "run": ["d", "d"], "seed": [0, 1], "entry": [steps[1]] * 2})
+    runs = pd.DataFrame({"method": ["m", "m"], "target_domain": ["d", "d"], "seed": [0, 1], "entry": [steps[1]] * 2})
     found = reports.downstream_tasks(profile, runs, 0).set_index(["model", "measure"])
     rows = [answered(build(s, context=64), tokenizer, folder, "muons") for s in (0, 1)]
     for measure in ("acc", "acc_norm"):

@@ -244,8 +244,8 @@ def test_the_target_remembers_what_the_retrained_model_never_saw(world):
 
 def test_by_run_gives_each_domain_its_own_model_and_the_general_rows(world):
     found = pool.baseline_rows(TINY, world["rows"], "retrained")
-    assert set(found.model) == {"retrained"} and found.groupby("run").size().to_dict() == {"arxiv": 16, "github": 16}
-    for run, part in found.groupby("run"):
+    assert set(found.model) == {"retrained"} and found.groupby("target_domain").size().to_dict() == {"arxiv": 16, "github": 16}
+    for run, part in found.groupby("target_domain"):
         assert set(part.domain) == {run, "general"}
         own = world["rows"][(world["rows"].model == f"retrained without {run}") & world["rows"].domain.isin([run, "general"])]
         assert part.nll.tolist() == own.nll.tolist()
@@ -256,7 +256,7 @@ def test_by_run_gives_each_domain_its_own_model_and_the_general_rows(world):
 def test_by_run_has_the_second_seed_for_the_domain_that_was_trained_twice(world):
     again = pool.baseline_rows(TINY, world["rows"], "retrained again")
     own = world["rows"].query("model == 'retrained without github, seed 1' and domain in ('github', 'general')")
-    assert set(again.run) == {"github"} and again.nll.tolist() == own.nll.tolist()
+    assert set(again.target_domain) == {"github"} and again.nll.tolist() == own.nll.tolist()
 
 
 def test_steps_travel_to_worker_processes(world):
@@ -327,7 +327,7 @@ def test_a_trajectory_holds_the_selection_half_at_every_watched_step(world):
         assert part.groupby(["domain", "split"]).size().to_dict() == HALF and part.id.tolist() == rows.id[:8].tolist()
     start = world["rows"].query("model == 'target' and domain in ('arxiv', 'general') and rank % 2 == 0")
     columns = ["id", "family", "rank", "domain", "split", "tokens", "nll", "correct", "min_k_40"]
-    assert set(columns) | {"step", "method", "run"} < set(rows.columns) and "zlib" not in rows
+    assert set(columns) | {"step", "method", "target_domain"} < set(rows.columns) and "zlib" not in rows
     pd.testing.assert_frame_equal(rows[rows.step == 0][columns], start[columns].reset_index(drop=True))
     losses = rows.groupby("step").nll.sum()
     assert losses.nunique() == 9
@@ -340,7 +340,7 @@ def test_a_report_holds_the_other_half_for_both_rules(world):
     for rule, part in rows.groupby("rule"):
         assert part.groupby(["domain", "split"]).size().to_dict() == HALF and set(part.step) == {kept[rule]}
     assert set(rows.id).isdisjoint(read(step, "trajectory").id)
-    settings = rows[["method", "run", "seed", "learning_rate", "epochs", "batch", "variant", "schedule"]].drop_duplicates()
+    settings = rows[["method", "target_domain", "seed", "learning_rate", "epochs", "batch", "variant", "schedule"]].drop_duplicates()
     assert settings.values.tolist() == [[METHOD, "arxiv", 0, 2e-3, 2, 1, "corrected", "constant"]]
     cost = json.loads((step.path / "cost.json").read_text())
     assert len(read(step, "history")) == cost["steps"] == 8 and 0 < cost["training_seconds"] <= cost["seconds"]
@@ -396,7 +396,7 @@ def test_other_seeds_differ_and_end_at_the_same_step(world):
     reports = [read(unlearning.repeated_run(TINY, "arxiv", METHOD, seed), "report") for seed in (1, 2)]
     own = read(first, "report").query("rule == 'practitioner'")
     for seed, report in zip((1, 2), reports, strict=True):
-        assert report[["seed", "step", "rule", "run", "method"]].drop_duplicates().values.tolist() == [
+        assert report[["seed", "step", "rule", "target_domain", "method"]].drop_duplicates().values.tolist() == [
             [seed, chosen(first)["practitioner"], "practitioner", "arxiv", METHOD]
         ]
         assert report.id.tolist() == own.id.tolist() and set(report.columns) == set(own.columns)
@@ -424,7 +424,7 @@ def test_each_method_reads_its_own_retain_text(world):
 
 def test_unlearn_all_is_a_row_for_each_method_domain_and_seed(runs):
     keys = [[m, d, s] for s in range(2) for m in (METHOD, OTHER) for d in TINY.domains]
-    assert runs[["method", "run", "seed"]].values.tolist() == keys and all(s.done() for s in runs.entry)
+    assert runs[["method", "target_domain", "seed"]].values.tolist() == keys and all(s.done() for s in runs.entry)
     assert len({s.path for s in runs.entry}) == 8
     assert runs.entry[0].path == unlearning.unlearning_run(TINY, "arxiv", METHOD).path
     assert runs.entry[7].path == unlearning.repeated_run(TINY, "github", OTHER, 1).path
@@ -440,16 +440,16 @@ def test_unlearn_all_computes_nothing_the_second_time(runs, monkeypatch):
 
 def test_collected_files_are_those_of_every_run(runs):
     report = unlearning.rows_of_runs(runs, "report")
-    sizes = report.groupby(["method", "run", "seed", "rule"]).size()
+    sizes = report.groupby(["method", "target_domain", "seed", "rule"]).size()
     assert set(sizes) == {8} and len(sizes) == 2 * 2 * 3  # two rules of the first seed, one of the second
     for name, each in (("trajectory", 9 * 8), ("history", 8)):
         found = unlearning.rows_of_runs(runs, name)
-        assert set(found.seed) == {0} and found.groupby(["method", "run"]).size().tolist() == [each] * 4
+        assert set(found.seed) == {0} and found.groupby(["method", "target_domain"]).size().tolist() == [each] * 4
 
 
 def test_a_table_of_the_chosen_steps(runs):
     found = unlearning.chosen_steps(runs)
-    assert found[["method", "run"]].values.tolist() == [[m, d] for m in (METHOD, OTHER) for d in TINY.domains]
+    assert found[["method", "target_domain"]].values.tolist() == [[m, d] for m in (METHOD, OTHER) for d in TINY.domains]
     for row, step in zip(found.itertuples(), runs.entry[:4], strict=True):
         assert {"practitioner": row.practitioner, "oracle": row.oracle, "diverged": None} == chosen(step)
     assert found.diverged.isna().all()

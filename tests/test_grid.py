@@ -321,7 +321,7 @@ def test_levels_are_the_log_perplexities_of_the_rows(world, half):
             if len(rows):
                 assert found.own[split][0, i] == pytest.approx(selection.log_perplexity(rows, split))
             for name, frame in known.items():
-                own = grid.half_of(frame[frame.run == cell.domain], half)
+                own = grid.half_of(frame[frame.target_domain == cell.domain], half)
                 assert getattr(found, name)[split][0, i] == pytest.approx(selection.log_perplexity(own, split))
         if len(rows):
             scores = [rows[rows.split == s].min_k_40 for s in ("forget", "approximate")]

@@ -143,7 +143,7 @@ def test_approximate_retraining_by_hand():
         ("u2", "approximate", 2),
         ("g0", "evaluation", 0),
     ]
-    table = pd.DataFrame(rows, columns=["id", "split", "rank"]).assign(family=lambda t: t.id, domain="d", run="d", model="target")
+    table = pd.DataFrame(rows, columns=["id", "split", "rank"]).assign(family=lambda t: t.id, domain="d", target_domain="d", model="target")
     table["nll"], table["tokens"] = np.arange(6.0), np.arange(10, 16)
     found = pool.approximate_retraining(table)
     assert found.id.tolist() == table.id.tolist() and found.split.tolist() == table.split.tolist()
@@ -159,7 +159,7 @@ def test_a_forget_document_of_several_chunks_shares_what_an_unseen_document_has(
         ("u/1", "u", "approximate"),
         ("u/2", "u", "approximate"),
     ]
-    table = pd.DataFrame(rows, columns=["id", "family", "split"]).assign(rank=0, domain="d", run="d", model="target")
+    table = pd.DataFrame(rows, columns=["id", "family", "split"]).assign(rank=0, domain="d", target_domain="d", model="target")
     table["nll"], table["tokens"], table["min_k_40"] = [1.0, 1, 6, 9, 15], [9, 9, 10, 20, 30], [0.0, 0, -1, -2, -6]
     found = pool.approximate_retraining(table)[:2]
     assert found.id.tolist() == ["a/0", "a/1"] and found.nll.tolist() == [15, 15] and found.tokens.tolist() == [30, 30]
@@ -176,17 +176,17 @@ def staged():
 def test_retraining_is_not_available_and_its_stand_in_is_what_the_target_does_to_unseen_text(staged):
     runs_, rows = staged
     assert rows[rows.model == "retrained"].nll.isna().all() and (rows.model == "retrained again").sum() == 0
-    target, proxy = ({d: part[part.run == d] for d in SMALL.domains} for part in (rows[rows.model == m] for m in ("target", SMALL.truth)))
+    target, proxy = ({d: part[part.target_domain == d] for d in SMALL.domains} for part in (rows[rows.model == m] for m in ("target", SMALL.truth)))
     for d in SMALL.domains:
         wanted = selection.log_perplexity(target[d], "approximate")
         assert selection.log_perplexity(proxy[d], "forget") == pytest.approx(wanted, abs=1e-12)
         assert proxy[d][proxy[d].split == "retain"].nll.tolist() == target[d][target[d].split == "retain"].nll.tolist()
-    shown = tables.wide(tables.summarise(rows, ["model", "run", "split"], ["perplexity"], 0, 20), ["run", "split"], "model")
+    shown = tables.wide(tables.summarise(rows, ["model", "target_domain", "split"], ["perplexity"], 0, 20), ["target_domain", "split"], "model")
     assert set(shown["retrained"]) == {"not available"} and not (shown["approximate retraining"] == "not available").any()
     far = reports.distances(SMALL, rows, 0)
     assert far[far.model == "retrained"]["value"].isna().all() and far[far.model != "retrained"]["value"].notna().all()
     assert reports.divergences(SMALL, runs_, 0)["value"].isna().all() and reports.quality(SMALL, rows, 0).wilcoxon_p.isna().all()
-    auc = tables.auc_table(rows[rows.domain != "general"], ["model", "run"], ["Min-40%"], 0, 20).set_index("model")["value"]
+    auc = tables.auc_table(rows[rows.domain != "general"], ["model", "target_domain"], ["Min-40%"], 0, 20).set_index("model")["value"]
     assert np.isnan(auc["retrained"]).all() and (auc["approximate retraining"] == 0.5).all()
     assert len(reports.ranking(SMALL, rows, 0)) == 1 and set(reports.continuations(SMALL, runs_).model) == {"target", "unlearned"}
 
@@ -215,7 +215,7 @@ def test_the_grid_is_measured_against_the_stand_in():
     from unlearn_utils.findings import robustness
 
     found = robustness.log_perplexities(SMALL, [setting], rows, pool.measure_baselines(SMALL), 0)
-    target = pool.baseline_rows(SMALL, pool.measure_baselines(SMALL), "target").query("run == 'arxiv'")
+    target = pool.baseline_rows(SMALL, pool.measure_baselines(SMALL), "target").query("target_domain == 'arxiv'")
     assert found.retrained["forget"][0, 0] == pytest.approx(selection.log_perplexity(target, "approximate"), abs=1e-12)
     assert np.isfinite(robustness.gap(found)).all()
 

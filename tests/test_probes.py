@@ -28,7 +28,7 @@ TINY = replace(
     resamples=20,
 )
 METHOD, OTHER = "gradient_ascent", "ascent_kl_general"
-KEYS = ["model", "method", "run", "split"]
+KEYS = ["model", "method", "target_domain", "split"]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_continuations_and_their_scores_are_those_of_the_tokens(runs):
         study_documents.tokenizer(TINY),
         models.load(step.path),
     )
-    assert found.id.tolist() == documents.id.tolist() and set(found.run) == {"arxiv"}
+    assert found.id.tolist() == documents.id.tolist() and set(found.target_domain) == {"arxiv"}
     assert found["rank"].tolist() == documents["rank"].tolist() and found.family.tolist() == documents.family.tolist()
     for row, ids in zip(found.itertuples(), documents.ids, strict=True):
         (follows,) = evaluation.greedy_continuations(model, [ids[:20]], 10, tok.pad_token_id)
@@ -119,7 +119,7 @@ def test_divergences_are_those_of_the_full_logits(runs):
     """KL from the retrained model to the other, a mean over predicted tokens, on the report half without retain text."""
     model, retrained = runs.entry[0], pool.retrained(TINY, "arxiv")
     found = read(extra_measurements.kl_from_retrained(TINY, model, retrained, "arxiv"))
-    assert found.groupby("split").size().to_dict() == {"forget": 2, "approximate": 2, "evaluation": 2} and set(found.run) == {"arxiv"}
+    assert found.groupby("split").size().to_dict() == {"forget": 2, "approximate": 2, "evaluation": 2} and set(found.target_domain) == {"arxiv"}
     documents = study_documents.tokenized(TINY, study_documents.measured_parts(["arxiv"])).set_index("id")
     assert set(found["rank"] % 2) == {1} and not found.isna().any(axis=None)
     for row in found.itertuples():
@@ -144,7 +144,7 @@ def test_mean_divergences_of_every_model(runs):
     }
     for (name, run), (model, domain) in looks.items():
         rows = read(extra_measurements.kl_from_retrained(TINY, model, pool.retrained(TINY, domain), domain))
-        part = found[(found.model == name) & (found.run == run)].set_index("split")
+        part = found[(found.model == name) & (found.target_domain == run)].set_index("split")
         assert part["value"].to_dict() == pytest.approx(rows.groupby("split").kl.mean().to_dict())
     assert set(found.measure) == {"KL"} and (found.low <= found.value).all() and (found.value <= found.high).all()
 
@@ -152,14 +152,14 @@ def test_mean_divergences_of_every_model(runs):
 def test_rows_of_several_looks(runs):
     target = pool.target(TINY)
     found = extra_measurements.rows_of([extra_measurements.greedy_continuations(TINY, target, d) for d in TINY.domains])
-    assert list(dict.fromkeys(found.run)) == list(TINY.domains) and found.index.tolist() == list(range(len(found)))
+    assert list(dict.fromkeys(found.target_domain)) == list(TINY.domains) and found.index.tolist() == list(range(len(found)))
 
 
 # ---------------------------------------------------------------------------------------------- reports
 
 
 def document(name, **columns):
-    known = {"run": "d", "domain": "d", "split": "forget", "family": f"f{name}", "rank": 1, "id": name}
+    known = {"target_domain": "d", "domain": "d", "split": "forget", "family": f"f{name}", "rank": 1, "id": name}
     return known | {"tokens": 10, "nll": 0.0, "correct": 0, "extraction": 0.0, "min_k_20": 0.0, "zlib": 0.0} | columns
 
 
@@ -184,10 +184,10 @@ def test_means_over_seeds_by_hand():
 def test_staged_rows_have_the_models_in_order_on_the_same_documents(runs, rows):
     names = ["target", "unlearned", "unlearned (oracle)", "retrained", "retrained again"]
     assert rows.model.unique().tolist() == names and set(rows["rank"] % 2) == {1} and "rule" not in rows
-    sizes = rows.groupby(["model", "run"], sort=False).size().to_dict()
+    sizes = rows.groupby(["model", "target_domain"], sort=False).size().to_dict()
     assert sizes == {(m, d): 8 for m in names for d in TINY.domains if (m, d) != ("retrained again", "arxiv")}
     for domain in TINY.domains:
-        orders = {tuple(part.id) for _, part in rows[rows.run == domain].groupby("model")}
+        orders = {tuple(part.id) for _, part in rows[rows.target_domain == domain].groupby("model")}
         assert len(orders) == 1
     assert rows.groupby("model").method.unique().map(list).to_dict() == {m: [METHOD if "unlearned" in m else ""] for m in names}
     assert rows.groupby("model").seeds.unique().map(list).to_dict() == {m: [2 if m == "unlearned" else 1] for m in names}
@@ -197,8 +197,8 @@ def test_staged_rows_have_the_models_in_order_on_the_same_documents(runs, rows):
 
 def test_staged_rows_are_those_of_their_models(runs, rows):
     """The unlearned model's are means of two seeds; the oracle's the first seed's; the others' the baselines'."""
-    seeds = [pd.read_parquet(step.folder() / "report.parquet") for step in runs[runs.run == "github"].entry]
-    own = rows[rows.run == "github"].groupby("model")
+    seeds = [pd.read_parquet(step.folder() / "report.parquet") for step in runs[runs.target_domain == "github"].entry]
+    own = rows[rows.target_domain == "github"].groupby("model")
     means = np.mean([part[part.rule == "practitioner"][["nll", "min_k_40"]].to_numpy() for part in seeds], axis=0)
     assert own.get_group("unlearned")[["nll", "min_k_40"]].to_numpy() == pytest.approx(means)
     assert np.ptp([part[part.rule == "practitioner"].nll.sum() for part in seeds]) > 0
@@ -213,7 +213,7 @@ def test_distances_by_hand(rows):
     assert {*KEYS, "measure", "value", "low", "high", "n"} <= set(found.columns)
     assert len(found) == (3 * 2 + 1) * 4 and "retrained" not in set(found.model)
     for row in found.itertuples():
-        part = rows[(rows.run == row.run) & (rows.split == row.split)].groupby("model")
+        part = rows[(rows.target_domain == row.target_domain) & (rows.split == row.split)].groupby("model")
         ours, theirs = (part.get_group(name) for name in (row.model, "retrained"))
         assert row.value == pytest.approx(ours.nll.sum() / ours.tokens.sum() - theirs.nll.sum() / theirs.tokens.sum())
 
@@ -224,7 +224,7 @@ def test_the_retrained_model_is_at_no_distance_from_itself(rows):
     found = reports.distances(TINY, both, 0)
     assert len(found) == 8 and (found[["value", "low", "high"]] == 0).all(axis=None)
     same = reports.quality(TINY, both, 0)
-    assert same[["model", "run", "measure"]].values.tolist() == [["retrained again", d, "KS distance"] for d in TINY.domains]
+    assert same[["model", "target_domain", "measure"]].values.tolist() == [["retrained again", d, "KS distance"] for d in TINY.domains]
     assert (same[["value", "low", "high"]] == 0).all(axis=None) and (same[["ks_p", "wilcoxon_p"]] == 1).all(axis=None)
 
 
@@ -263,19 +263,19 @@ def test_ranks_by_hand():
 
 def test_continuations_of_the_three_models(runs):
     found = reports.continuations(TINY, runs)
-    assert found.groupby(["model", "run"], sort=False).size().to_dict() == {
+    assert found.groupby(["model", "target_domain"], sort=False).size().to_dict() == {
         (m, d): 4 for d in TINY.domains for m in ("target", "unlearned", "retrained")
     }
     for name, step in (("unlearned", runs.entry[1]), ("retrained", pool.retrained(TINY, "github"))):
         known = read(extra_measurements.greedy_continuations(TINY, step, "github"))
-        part = found[(found.model == name) & (found.run == "github")]
+        part = found[(found.model == name) & (found.target_domain == "github")]
         assert part.text.tolist() == known.text.tolist() and part.rouge_l.tolist() == known.rouge_l.tolist()
 
 
 def test_continuations_of_every_method(runs):
     """Of two methods on one domain both are kept, each with its own; target and retrained model once."""
     other = unlearning.unlearning_run(TINY, "arxiv", METHOD, learning_rate=1e-2, epochs=1)  # stands for another method
-    both = pd.DataFrame({"method": [METHOD, OTHER], "run": "arxiv", "seed": 0, "entry": [runs.entry[0], other]})
+    both = pd.DataFrame({"method": [METHOD, OTHER], "target_domain": "arxiv", "seed": 0, "entry": [runs.entry[0], other]})
     found = reports.continuations(TINY, both)
     assert found.groupby("model").size().to_dict() == {"target": 4, "unlearned": 8, "retrained": 4}
     known = [read(extra_measurements.greedy_continuations(TINY, step, "arxiv")).text.tolist() for step in both.entry]
@@ -287,9 +287,9 @@ def test_the_blind_attack_is_on_the_report_half_of_each_domain(runs):
     """The AUC is that of the texts of odd pairs, split by pairs."""
     three = replace(TINY, domains=DOMAINS)
     found = reports.blind(three, 0)
-    assert found.run.tolist() == list(DOMAINS) and set(found.model) == {"no model (blind)"} and set(found.measure) == {"AUC"}
+    assert found.target_domain.tolist() == list(DOMAINS) and set(found.model) == {"no model (blind)"} and set(found.measure) == {"AUC"}
     for row in found.itertuples():
-        splits = [study_documents.data(three)[row.run][s].to_pandas() for s in ("forget", "approximate")]
+        splits = [study_documents.data(three)[row.target_domain][s].to_pandas() for s in ("forget", "approximate")]
         forget, other = (s[s["rank"] % 2 == 1] for s in splits)
         assert len(forget) == 2 and row.n == 2
         assert row.value == membership.auc(*attacks.blind_scores(list(forget.text), list(other.text), list(forget["rank"]), seed=0))

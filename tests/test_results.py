@@ -33,7 +33,7 @@ def span(values, digits=2):
 
 
 def test_the_retrained_models_find_forget_and_approximate_equally_hard():
-    fair = rows(table("table02_differences"), measure="retrained: forget / approximate").set_index("run")
+    fair = rows(table("table02_differences"), measure="retrained: forget / approximate").set_index("target_domain")
     assert set(fair.index) == set(DOMAINS) and (fair.n >= 60).all()
     assert ((fair.low < 0) & (fair.high > 0)).all()
 
@@ -44,7 +44,7 @@ def test_a_blind_classifier_finds_nothing():
 
 
 def test_the_readme_states_the_fairness_of_the_splits(readme):
-    fair = rows(table("table02_differences"), measure="retrained: forget / approximate").set_index("run")
+    fair = rows(table("table02_differences"), measure="retrained: forget / approximate").set_index("target_domain")
     assert ", ".join(tables.text(fair.loc[d], sign="+") for d in DOMAINS) in readme
     auc = rows(table("table02_membership"), measure="AUC Min-40%")
     assert f"(AUC {span(rows(auc, model='retrained').value)})" in readme
@@ -97,7 +97,7 @@ def test_the_readme_states_the_regret_of_tuning_by_the_proxy(readme):
 def test_the_readme_states_the_ratio_of_flops(readme):
     ratios = []
     for number in range(3, 10):
-        flops = table(f"table{number:02}_flops").pivot(index="run", columns="method", values="flops")
+        flops = table(f"table{number:02}_flops").pivot(index="target_domain", columns="method", values="flops")
         ratios.append((flops.retraining / flops.drop(columns="retraining").iloc[:, 0]).mean())
     assert f"{min(ratios):.0f} to {max(ratios):.0f} times fewer FLOPs" in readme
 

@@ -1,74 +1,205 @@
-"""The terms of the unlearning objective: pure functions of tensors.
+"""The losses of a batch: functions of a model and of tensors.
 
-Position j of a sequence predicts token j + 1. `labels` are unshifted, as in Hugging Face, and -100 is not counted: the predicted
-tokens of a batch are `labels[:, 1:] != -100`. Logits are never kept: a loss walks over chunks of rows and takes the gradients of
-the hidden states and of the output head on the way (the idea of Liger Kernel, arXiv 2410.10989, in plain PyTorch).
+Position j of a sequence predicts token j + 1. `labels` are unshifted, as in Hugging Face, and -100 is
+not counted: the predicted tokens of a batch are `labels[:, 1:] != -100`. No loss holds the logits of
+all rows at once (`core.fused`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from unlearn_utils.core import fused
 
-Batch = Mapping[str, Tensor]  # input_ids, attention_mask, labels: each (batch, time); what was computed before: hidden, reference_hidden
-IGNORED = -100
+# `input_ids`, `attention_mask` and `labels`, each (batch, time); and what was computed before:
+# `shared` (`Shared`), `reference_hidden` (batch, time, d)
+Batch = Mapping[str, Any]
+IGNORED = -100  # the label of what is not counted
 
 
-# ---------------------------------------------------------------------------------------------- losses of a batch
+# ------------------------------------------------------------------------------------- counting
 
 
 def predicted_mask(labels: Tensor) -> Tensor:
-    """Mask (batch, time - 1): the positions whose next token is counted."""
+    """Return the mask (batch, time - 1) of the positions whose next token is counted."""
     return labels[:, 1:] != IGNORED
 
 
+def predicted_tokens(batch: Batch) -> Tensor:
+    """Return the number of predicted tokens of a batch: a scalar."""
+    return predicted_mask(batch["labels"]).sum()
+
+
+def predicted_sequences(batch: Batch) -> Tensor:
+    """Return the number of sequences of a batch that predict any token: a scalar."""
+    return predicted_mask(batch["labels"]).any(1).sum()
+
+
+# ----------------------------------------------------------------------- terms of the objective
+#
+# Each takes the model, a batch, the frozen original model (None where no term needs it) and the
+# number that the loss is a mean over, and returns a scalar in nats that is minimised.
+
+
+def ascent(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return minus the mean next-token cross-entropy."""
+    return -next_token_loss(model, batch, count)
+
+
+def descent(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return the mean next-token cross-entropy."""
+    return next_token_loss(model, batch, count)
+
+
+def kl_to_reference(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> Tensor:
+    """Return the mean of KL(P_reference || P_model) over predicted tokens."""
+    return kl_loss(model, reference, batch, count)
+
+
+def official_kl_to_reference(
+    model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor
+) -> Tensor:
+    """Return the released code's mean over positions, times this batch's share of the tokens."""
+    share = predicted_tokens(batch) / count
+    return share * official_kl_loss(model, reference, batch)
+
+
+def signed_sequence_means(
+    model: nn.Module, forget: Batch, retain: Batch, sign: float, retain_weight: float
+) -> Tensor:
+    """Return defect 3 of the released code: a mean over the sequences of both sides together.
+
+    Each sequence gives the mean loss of its own tokens, times `sign` on the forget side.
+    """
+    sides = []
+    for batch in (forget, retain):
+        mask = predicted_mask(batch["labels"])
+        per_token = 1 / mask.sum(1, keepdim=True).clamp(min=1)
+        sides.append(next_token_sum(model, batch, per_token.expand_as(mask)))
+    sequences = len(forget["labels"]) + len(retain["labels"])
+    return (sign * sides[0] + retain_weight * sides[1]) / sequences
+
+
+# ------------------------------------------------------------------------------ losses of a batch
+
+
 def next_token_sum(model: nn.Module, batch: Batch, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy with the labels, summed over predicted tokens; `weights` (batch, time - 1), 1 if None."""
-    mask, hidden = predicted_mask(batch["labels"]), _hidden(model, batch)
+    """Return the cross-entropy with the labels, in nats, summed over predicted tokens.
+
+    weights: (batch, time - 1), of each position; None: 1.
+    """
+    mask = predicted_mask(batch["labels"])
+    hidden = _hidden(model, batch)
     term = fused.true_token(batch["labels"][:, 1:][mask])
-    return fused.fused_loss(hidden[:, :-1][mask], fused.head_of(model), term, None if weights is None else weights[mask])
+    if weights is not None:
+        weights = weights[mask]
+    return fused.fused_loss(hidden[:, :-1][mask], fused.head_of(model), term, weights)
 
 
 def next_token_loss(model: nn.Module, batch: Batch, count: int | Tensor | None = None) -> Tensor:
-    """Next-token cross-entropy in nats: the sum over predicted tokens / `count` (None = this batch's; 0 where nothing is predicted)."""
-    return next_token_sum(model, batch) / (predicted_mask(batch["labels"]).sum().clamp(min=1) if count is None else count)
+    """Return the next-token cross-entropy in nats: the sum over predicted tokens / `count`.
+
+    count: None is the number of this batch's predicted tokens; without any the loss is 0.
+    """
+    if count is None:
+        count = predicted_tokens(batch).clamp(min=1)
+    return next_token_sum(model, batch) / count
 
 
-def kl_loss(model: nn.Module, reference: nn.Module, batch: Batch, count: int | Tensor | None = None) -> Tensor:
-    """KL(P_reference || P_model) in nats per predicted token: the sum / `count` (None = this batch's). No gradient to the reference."""
+def sequence_nll(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the summed negative log-likelihood of each sequence, in nats: (sequences,).
+
+    Sequences without a predicted token are left out, as `predicted_sequences` counts them. Each
+    sequence holds a gradient of the head of its own until the backward pass.
+    """
+    hidden = _hidden(model, batch)
+    head = fused.head_of(model)
+    sums = []
+    for states, labels in zip(hidden.split(1), batch["labels"].split(1), strict=True):
+        mask = predicted_mask(labels)
+        if mask.any():
+            term = fused.true_token(labels[:, 1:][mask])
+            sums.append(fused.fused_loss(states[:, :-1][mask], head, term))
+    if not sums:  # nothing, but of the graph: every process must have a gradient of every weight
+        return next_token_sum(model, batch).reshape(1)[:0]
+    return torch.stack(sums)
+
+
+def kl_loss(
+    model: nn.Module, reference: nn.Module, batch: Batch, count: int | Tensor | None = None
+) -> Tensor:
+    """Return KL(P_reference || P_model) in nats: the sum over predicted tokens / `count`.
+
+    count: None is the number of this batch's predicted tokens. No gradient flows to the reference.
+    """
     mask = predicted_mask(batch["labels"])
-    hidden, hidden_ref = (h[:, :-1][mask] for h in _both(model, reference, batch))
-    total = fused.fused_loss(hidden, fused.head_of(model), fused.divergence(hidden_ref, fused.head_of(reference)))
-    return total / (mask.sum().clamp(min=1) if count is None else count)
+    hidden, reference_hidden = (h[:, :-1][mask] for h in _both(model, reference, batch))
+    term = fused.divergence(reference_hidden, fused.head_of(reference))
+    total = fused.fused_loss(hidden, fused.head_of(model), term)
+    if count is None:
+        count = mask.sum().clamp(min=1)
+    return total / count
 
 
 def official_kl_loss(model: nn.Module, reference: nn.Module, batch: Batch) -> Tensor:
-    """Defect 2 of the released code: `official_divergence`, averaged over every position, padding and the last one too."""
-    hidden, hidden_ref = (h.flatten(0, 1) for h in _both(model, reference, batch))
-    return fused.fused_loss(hidden, fused.head_of(model), fused.official_divergence(hidden_ref, fused.head_of(reference))) / len(hidden)
+    """Return defect 2 of the released code: `fused.official_divergence`, over every position.
+
+    The mean includes padding and the last position.
+    """
+    hidden, reference_hidden = (h.flatten(0, 1) for h in _both(model, reference, batch))
+    term = fused.official_divergence(reference_hidden, fused.head_of(reference))
+    return fused.fused_loss(hidden, fused.head_of(model), term) / len(hidden)
+
+
+# -------------------------------------------------------------------------------- hidden states
+
+
+class Shared(NamedTuple):
+    """Hidden states (batch, time, d) that a forward pass of `model` gave before."""
+
+    model: nn.Module
+    hidden: Tensor
+
+
+def fit_one_forward(model: nn.Module, *batches: Batch) -> bool:
+    """Return whether one forward pass does for several batches.
+
+    They must have one length, else one would be padded for the other. And FSDP must not divide the
+    model: then every process has to make the same passes, and each has sides of its own.
+    """
+    if len({batch["input_ids"].shape[1] for batch in batches}) > 1:
+        return False
+    return not any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def share_forward(model: nn.Module, *batches: Batch) -> list[Batch]:
+    """Return the batches with their hidden states, all from one forward pass of the model."""
+    names = ("input_ids", "attention_mask")
+    joined = [torch.cat([batch[name] for batch in batches]) for name in names]
+    parts = fused.hidden_states(model, *joined).split([len(b["input_ids"]) for b in batches])
+    return [{**b, "shared": Shared(model, part)} for b, part in zip(batches, parts, strict=True)]
+
+
+def _hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the model's hidden states: those that came with the batch, or computed now."""
+    shared = batch.get("shared")
+    if shared is not None and shared.model is model:
+        return shared.hidden
+    return fused.hidden_states(model, batch["input_ids"], batch["attention_mask"])
 
 
 def _both(model: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hidden states of the model and of the reference; those of the reference may come with the batch, computed before."""
+    """Return the hidden states of the model and of the reference.
+
+    Those of the reference may have come with the batch.
+    """
     fixed = batch.get("reference_hidden")
     if fixed is None:
         with torch.no_grad():
             fixed = fused.hidden_states(reference, batch["input_ids"], batch["attention_mask"])
     return _hidden(model, batch), fixed
-
-
-def _hidden(model: nn.Module, batch: Batch) -> Tensor:
-    """Hidden states of the model; those that came with the batch (`together`), or computed now."""
-    found = batch.get("hidden")
-    return fused.hidden_states(model, batch["input_ids"], batch["attention_mask"]) if found is None else found
-
-
-def share_forward(model: nn.Module, *batches: Batch) -> list[Batch]:
-    """The batches with their "hidden" states, all from one forward pass."""
-    joined = [torch.cat([b[key] for b in batches]) for key in ("input_ids", "attention_mask")]
-    parts = fused.hidden_states(model, *joined).split([len(b["input_ids"]) for b in batches])
-    return [{**b, "hidden": part} for b, part in zip(batches, parts, strict=True)]

@@ -1,57 +1,261 @@
-"""The table of methods: each is a forget term, a retain term and the retain text; and the objective that combines them.
+"""The table of methods, and the objective that all of them share.
 
-minimise  sign * L_forget + retain_weight * L_retain,  sign = -1 for ascent on the true tokens and +1 for descent on replacement labels
-(arXiv 2402.15159). Both terms are means over the predicted tokens of the whole optimizer batch. The released code does otherwise in
-places; `variant` brings its conventions back, one numbered defect at a time.
+minimise  L_forget + retain_weight * L_retain
+
+A method (arXiv 2402.15159) chooses a forget term, perhaps a retain term, and the retain text. Each
+term is a mean over what it counts, tokens or sequences, in the whole optimizer batch. The released
+code of the paper does otherwise in places; `variant` brings its conventions back, one numbered
+defect at a time.
+
+This is the one place that knows what a method needs: other modules ask the `Method`, and never
+compare its name. PyTorch is imported by what computes, so that a notebook which only reads results
+can read the table without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
-from unlearn_utils.core import fused, losses, replacement
-from unlearn_utils.core.losses import Batch
+    from unlearn_utils.core.losses import Batch
 
 REPRODUCIBLE = {
     1: "adversarial labels are one position off",
-    2: "KL is averaged over padding and the last position, as a cross-entropy with 1e-12 inside the log",
-    3: "each micro-batch is averaged by itself: ascent + descent over its sequences, ascent + KL as a sum of the two sides",
-    7: "random labels may equal the true token or a special one; special positions keep their true label",
+    2: "KL is averaged over padding and the last position, as a cross-entropy with 1e-12 inside "
+    "the log",
+    3: "each micro-batch is averaged by itself: ascent + descent over its sequences, ascent + KL as "
+    "a sum of the two sides",
+    7: "random labels may equal the true token or a special one; special positions keep their true "
+    "label",
 }
+RETAIN_TEXTS = {
+    "general": "general text, unlike the forget text",
+    "in_distribution": "text of the forget text's own kind",
+}
+COUNTERS = {"tokens": "predicted_tokens", "sequences": "predicted_sequences"}
+BACKWARD_AND_FORWARD, FORWARD = 1.0, 1 / 3  # of a token, in training passes (6 N FLOPs)
+
+
+# ------------------------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True, repr=False)
+class Term:
+    """One side of the objective: what is minimised there, and what follows from it.
+
+    Attributes:
+        name: short, and unique among the terms.
+        minimises: the same in words, for tables and model cards.
+        loss: a function of `core.losses`, by its name, or any function: (model, batch, reference,
+            count) -> scalar tensor in nats, which is minimised.
+        counted: "tokens" or "sequences": what the loss is a mean over.
+        needs_reference: whether the loss reads the frozen original model.
+        labels: a function of `core.replacement`, by its name, or any function, that draws the labels
+            which the loss reads instead of the true tokens; None: the true tokens.
+        official: by defect number, what stands in for `labels`, or, without labels, for `loss`.
+        ascends: whether the loss is minus a next-token loss.
+        passes: what a token of this side costs, in training passes: 1 is a forward and a backward
+            pass; a forward pass alone, as of the reference, is a third.
+    """
+
+    name: str
+    minimises: str
+    loss: str | Callable[..., Tensor]
+    counted: str = "tokens"
+    needs_reference: bool = False
+    labels: str | Callable[..., Tensor] | None = None
+    official: Mapping[int, str] = field(default_factory=dict, compare=False)
+    ascends: bool = False
+    passes: float = BACKWARD_AND_FORWARD
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a `counted` that nothing counts."""
+        if self.counted not in COUNTERS:
+            choices = ", ".join(COUNTERS)
+            raise ValueError(f"{self.name}: counted is one of {choices}, not {self.counted!r}")
+
+    def __repr__(self) -> str:
+        """Return the name: the functions have no readable form."""
+        return self.name
+
+    def count(self, batch: Batch) -> Tensor:
+        """Return how many tokens or sequences of a batch the loss is a mean over: a scalar."""
+        return _function("losses", COUNTERS[self.counted])(batch)
+
+    def loss_function(self, reproduced: frozenset[int] = frozenset()) -> Callable[..., Tensor]:
+        """Return the loss, or the released code's where a defect of it is `reproduced`."""
+        if self.labels is None:
+            return _function("losses", self._chosen(self.loss, reproduced))
+        return _function("losses", self.loss)
+
+    def label_function(self, reproduced: frozenset[int] = frozenset()) -> Callable[..., Tensor]:
+        """Return what draws the labels, or the released code's where a defect is `reproduced`."""
+        return _function("replacement", self._chosen(self.labels, reproduced))
+
+    def _chosen(self, corrected: str | Callable, reproduced: frozenset[int]) -> str | Callable:
+        """Return the corrected function, or the one of a reproduced defect."""
+        for number, function in self.official.items():
+            if number in reproduced:
+                return function
+        return corrected
+
+
+def _function(module: str, found: str | Callable) -> Callable:
+    """Return a function of a module of this package, by its name; a function as it is."""
+    if callable(found):
+        return found
+    return getattr(import_module(f"unlearn_utils.core.{module}"), found)
+
+
+ASCENT = Term(
+    name="ascent",
+    minimises="minus the cross-entropy of the forget text",
+    loss="ascent",
+    ascends=True,
+)
+RANDOM_LABEL = Term(
+    name="random_label",
+    minimises="the cross-entropy of the forget text with labels drawn once at random among the "
+    "other tokens",
+    loss="descent",
+    labels="random_replacement",
+    official={7: "official_random_replacement"},
+)
+ADVERSARIAL = Term(
+    name="adversarial",
+    minimises="the cross-entropy of the forget text with the original model's likeliest wrong token "
+    "as each label",
+    loss="descent",
+    labels="adversarial_replacement",
+    official={1: "official_adversarial_replacement"},
+)
+DESCENT = Term(
+    name="descent",
+    minimises="the cross-entropy of the retain text",
+    loss="descent",
+)
+KL = Term(
+    name="kl",
+    minimises="KL(original model || model) of the next token on the retain text",
+    loss="kl_to_reference",
+    needs_reference=True,
+    official={2: "official_kl_to_reference"},
+    passes=BACKWARD_AND_FORWARD + FORWARD,
+)
+
+
+TERMS = {term.name: term for term in (ASCENT, RANDOM_LABEL, ADVERSARIAL, DESCENT, KL)}
+
+
+def get_term(term: str | Term) -> Term:
+    """Return the term of that name, or the term itself.
+
+    Raises:
+        ValueError: there is none of that name; the message lists the names.
+    """
+    if isinstance(term, Term):
+        return term
+    if term not in TERMS:
+        raise ValueError(f"unknown term {term!r}; give a Term or one of: {', '.join(TERMS)}")
+    return TERMS[term]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One choice of each: forget ("ascent", "random_label", "adversarial"), retain (None, "descent", "kl"), retain_text."""
+    """One choice of each: the forget term, the retain term (or None), and the retain text.
+
+    A term may be given by its name in `TERMS`. retain_text: a key of `RETAIN_TEXTS`, or None
+    without a retain term.
+    """
 
     name: str
     title: str
-    forget: str
-    retain: str | None = None
-    retain_text: str | None = None  # "general" or "in_distribution"
+    forget: Term
+    retain: Term | None = None
+    retain_text: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for an unknown term, and for retain text that is unknown or unused."""
+        object.__setattr__(self, "forget", get_term(self.forget))
+        if self.retain is not None:
+            object.__setattr__(self, "retain", get_term(self.retain))
+        if self.retain is None and self.retain_text is not None:
+            raise ValueError(f"{self.name}: retain text {self.retain_text!r} without a retain term")
+        if self.retain is not None and self.retain_text not in RETAIN_TEXTS:
+            choices = ", ".join(RETAIN_TEXTS)
+            raise ValueError(f"{self.name}: retain text is one of {choices}, not {self.retain_text!r}")
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The terms by the side of a batch that they read: "forget", and "retain" if there is one."""
+        found = {"forget": self.forget}
+        if self.retain is not None:
+            found["retain"] = self.retain
+        return found
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the frozen original model is read."""
+        return any(term.needs_reference for term in self.terms.values())
+
+    @property
+    def replaces_labels(self) -> bool:
+        """Whether the forget term descends on other labels than the true tokens."""
+        return self.forget.labels is not None
+
+    @property
+    def minimises(self) -> str:
+        """What is minimised, in words; w is the weight of the retain term."""
+        if self.retain is None:
+            return self.forget.minimises
+        return f"{self.forget.minimises} + w * {self.retain.minimises}"
+
+    @property
+    def passes(self) -> float:
+        """What a forget token costs, with the retain token that is read beside it, in passes."""
+        return sum(term.passes for term in self.terms.values())
+
+    def retain_domain(self, target_domain: str) -> str | None:
+        """Return the domain whose retain text is read when `target_domain` is forgotten, or None."""
+        if self.retain is None:
+            return None
+        return target_domain if self.retain_text == "in_distribution" else "general"
 
 
 METHODS: dict[str, Method] = {
-    m.name: m
-    for m in (
-        Method("gradient_ascent", "Gradient ascent", "ascent"),
-        Method("random_label", "Random labels", "random_label"),
-        Method("adversarial", "Adversarial labels", "adversarial"),
-        Method("ascent_descent_general", "Ascent + descent, general", "ascent", "descent", "general"),
-        Method("ascent_descent_in_distribution", "Ascent + descent, in-distribution", "ascent", "descent", "in_distribution"),
-        Method("ascent_kl_general", "Ascent + KL, general", "ascent", "kl", "general"),
-        Method("ascent_kl_in_distribution", "Ascent + KL, in-distribution", "ascent", "kl", "in_distribution"),
+    method.name: method
+    for method in (
+        Method("gradient_ascent", "Gradient ascent", ASCENT),
+        Method("random_label", "Random labels", RANDOM_LABEL),
+        Method("adversarial", "Adversarial labels", ADVERSARIAL),
+        Method("ascent_descent_general", "Ascent + descent, general", ASCENT, DESCENT, "general"),
+        Method(
+            "ascent_descent_in_distribution",
+            "Ascent + descent, in-distribution",
+            ASCENT,
+            DESCENT,
+            "in_distribution",
+        ),
+        Method("ascent_kl_general", "Ascent + KL, general", ASCENT, KL, "general"),
+        Method(
+            "ascent_kl_in_distribution", "Ascent + KL, in-distribution", ASCENT, KL, "in_distribution"
+        ),
     )
 }
 
 
 def get_method(method: str | Method) -> Method:
-    """The method of that name. Raises ValueError, listing the names, if there is none."""
+    """Return the method of that name, or the method itself.
+
+    Raises:
+        ValueError: there is none of that name; the message lists the names.
+    """
     if isinstance(method, Method):
         return method
     if method not in METHODS:
@@ -59,29 +263,41 @@ def get_method(method: str | Method) -> Method:
     return METHODS[method]
 
 
-def defects(variant: str | Iterable[int]) -> frozenset[int]:
-    """Numbers of the released code's defects that a variant reproduces: none for "corrected", all of 1, 2, 3, 7 for "official".
+# ------------------------------------------------------------------- the released code's defects
 
-    Raises ValueError for any other name or number.
+
+def defects(variant: str | Iterable[int]) -> frozenset[int]:
+    """Return the numbers of the released code's defects that a variant reproduces.
+
+    They are none for "corrected", all of 1, 2, 3, 7 for "official", and a set of numbers is itself.
+
+    Raises:
+        ValueError: any other name or number.
     """
     if isinstance(variant, str):
-        chosen = {"corrected": frozenset(), "official": frozenset(REPRODUCIBLE)}.get(variant)
+        named = {"corrected": frozenset(), "official": frozenset(REPRODUCIBLE)}
+        chosen = named.get(variant)
     else:
         chosen = frozenset(variant)
     if chosen is None or not chosen <= set(REPRODUCIBLE):
-        raise ValueError(f'unknown variant {variant!r}; choose "corrected", "official" or a set of numbers out of {sorted(REPRODUCIBLE)}')
+        raise ValueError(
+            f'unknown variant {variant!r}; choose "corrected", "official" or a set of numbers out '
+            f"of {sorted(REPRODUCIBLE)}"
+        )
     return chosen
 
 
 def averages_micro_batches(variant: str | Iterable[int]) -> bool:
-    """Whether a loss is a mean over its own micro-batch (defect 3), so that the caller averages micro-batches; else it sums them."""
+    """Return whether the caller averages micro-batches; else it sums them.
+
+    Under defect 3 the loss of a micro-batch is a mean over that micro-batch alone.
+    """
     return 3 in defects(variant)
 
 
-# ---------------------------------------------------------------------------------------------- replacement labels
+# ------------------------------------------------------------------------------ labels and loss
 
 
-@torch.no_grad()
 def replacement_labels(
     method: str | Method,
     forget: Batch,
@@ -91,29 +307,29 @@ def replacement_labels(
     special_ids: tuple[int, ...] = (),
     variant: str | Iterable[int] = "corrected",
 ) -> Tensor:
-    """Labels (batch, time) that the forget term descends on; drawn once, before training, and then fixed.
+    """Return the labels (batch, time) that the forget term reads.
 
-    Random labels need `generator` and `vocab_size` (the tokenizer's: a head may have more rows); adversarial labels need
-    `model`, the original one, in evaluation mode. For ascent the true labels come back.
-    Raises ValueError if one of these is missing, the method or the variant is unknown.
+    They are drawn once, before training, and then fixed; without replacement the true labels come
+    back.
+
+    Args:
+        method: its name, or itself.
+        forget: `input_ids`, `attention_mask`, `labels` (-100 is not counted, unshifted), each
+            (batch, time).
+        model: the original model, in evaluation mode; adversarial labels need it.
+        generator, vocab_size: random labels need them. The size is the tokenizer's: an output head
+            may have more rows.
+        special_ids: tokens that are never drawn.
+        variant: as in `unlearning_loss`.
+
+    Raises:
+        ValueError: one of these is missing; the method or the variant is unknown.
     """
     method, chosen = get_method(method), defects(variant)
-    if method.forget == "ascent":
+    if not method.replaces_labels:
         return forget["labels"]
-    if method.forget == "random_label":
-        if generator is None or vocab_size is None:
-            raise ValueError("random labels need a generator and the vocabulary's size")
-        draw = replacement.official_random_labels if 7 in chosen else replacement.random_labels
-        return draw(forget["input_ids"], forget["labels"], vocab_size, generator, special_ids)
-    if model is None:
-        raise ValueError("adversarial labels need the original model")
-    pick = replacement.official_adversarial_labels if 1 in chosen else replacement.adversarial_labels
-    head, hidden = fused.head_of(model), fused.hidden_states(model, forget["input_ids"], forget["attention_mask"])
-    rows = zip(hidden.split(1), forget["input_ids"].split(1), forget["labels"].split(1), strict=True)  # one sequence's logits at a time
-    return torch.cat([pick(fused.head_logits(h, head), ids, labels, special_ids) for h, ids, labels in rows])
-
-
-# ---------------------------------------------------------------------------------------------- the objective
+    draw = method.forget.label_function(chosen)
+    return draw(forget, model, generator, vocab_size, special_ids)
 
 
 def unlearning_loss(
@@ -126,52 +342,46 @@ def unlearning_loss(
     counts: tuple[int | Tensor, int | Tensor] | None = None,
     retain_weight: float = 1.0,
 ) -> Tensor:
-    """The scalar that unlearning minimises, in nats.
+    """Return the scalar that unlearning minimises, in nats.
 
-    forget, retain: `input_ids`, `attention_mask`, `labels` (-100 = not counted, unshifted), shapes (batch, time). For random and
-    adversarial labels `forget["labels"]` already holds the replacements. reference: the frozen original model, for KL.
-    variant: "corrected", "official" or a set of defect numbers (`REPRODUCIBLE`). counts: predicted tokens (forget, retain) of the
-    whole optimizer batch, so that the losses of its micro-batches add up to its loss; None = those of this batch. Under defect 3
-    counts do not apply: every micro-batch is averaged by itself (`averages_micro_batches`).
-    Raises ValueError if retain or reference is needed and missing, the method or the variant is unknown.
+    Args:
+        method: its name, or itself.
+        model: a causal language model of transformers.
+        forget, retain: `input_ids`, `attention_mask`, `labels` (-100 is not counted, unshifted), each
+            (batch, time). Where the method replaces labels, `forget["labels"]` holds the
+            replacements already.
+        reference: the frozen original model, for methods that need it.
+        variant: "corrected", "official" or a set of defect numbers (`REPRODUCIBLE`).
+        counts: what each side has of what its term counts (predicted tokens, or sequences) in the
+            whole optimizer batch, so that the losses of its micro-batches add up to its loss. None:
+            what this batch has. Under defect 3 counts do not apply.
+        retain_weight: of the retain term.
+
+    Raises:
+        ValueError: retain or reference is needed and missing; the method or variant is unknown.
     """
+    from unlearn_utils.core import losses
+
     method, chosen = get_method(method), defects(variant)
-    if method.retain and retain is None:
+    if method.retain is not None and retain is None:
         raise ValueError(f"{method.name} needs retain text")
-    if method.retain == "kl" and reference is None:
+    if method.needs_reference and reference is None:
         raise ValueError(f"{method.name} needs the original model as reference")
-    sign = -1.0 if method.forget == "ascent" else 1.0
-    if method.retain and _alike(model, forget, retain):
+    if method.retain is not None and losses.fit_one_forward(model, forget, retain):
         forget, retain = losses.share_forward(model, forget, retain)
-    if 3 in chosen and method.retain == "descent":
-        return _signed_sequence_means(model, forget, retain, sign, retain_weight)
-    count_forget, count_retain = (None, None) if counts is None or 3 in chosen else counts
-    loss = sign * losses.next_token_loss(model, forget, count_forget)
-    if method.retain == "descent":
-        loss = loss + retain_weight * losses.next_token_loss(model, retain, count_retain)
-    elif method.retain == "kl":
-        kl = _official_kl if 2 in chosen else losses.kl_loss
-        loss = loss + retain_weight * kl(model, reference, retain, count_retain)
-    return loss
-
-
-def _alike(model: nn.Module, forget: Batch, retain: Batch) -> bool:
-    """Whether one forward pass does for both sides: they have one length, else one would be padded for the other; and FSDP does not
-    divide the model, because then every process must make the same passes, and each has sides of its own."""
-    return forget["input_ids"].shape[1] == retain["input_ids"].shape[1] and not any(isinstance(m, FSDPModule) for m in model.modules())
-
-
-def _official_kl(model: nn.Module, reference: nn.Module, retain: Batch, count: int | Tensor | None) -> Tensor:
-    """The released code's mean over positions; in an optimizer batch of several, weighed by this micro-batch's share of tokens."""
-    share = 1 if count is None else losses.predicted_mask(retain["labels"]).sum() / count
-    return share * losses.official_kl_loss(model, reference, retain)
-
-
-def _signed_sequence_means(model: nn.Module, forget: Batch, retain: Batch, sign: float, retain_weight: float) -> Tensor:
-    """Defect 3: the mean, over the micro-batch's forget and retain sequences together, of +-1 times each sequence's mean."""
-    sides = []
-    for batch in (forget, retain):
-        mask = losses.predicted_mask(batch["labels"])
-        per_token = 1 / mask.sum(1, keepdim=True).clamp(min=1)
-        sides.append(losses.next_token_sum(model, batch, per_token.expand_as(mask)))
-    return (sign * sides[0] + retain_weight * sides[1]) / (len(forget["labels"]) + len(retain["labels"]))
+    if 3 in chosen and method.retain is DESCENT:
+        sign = -1.0 if method.forget.ascends else 1.0
+        return losses.signed_sequence_means(model, forget, retain, sign, retain_weight)
+    if 3 in chosen:
+        counts = None
+    sides = {"forget": forget, "retain": retain}
+    given = dict(zip(("forget", "retain"), counts or (None, None), strict=True))
+    parts = {}
+    for side, term in method.terms.items():
+        count = given[side]
+        if count is None:
+            count = term.count(sides[side]).clamp(min=1)
+        parts[side] = term.loss_function(chosen)(model, sides[side], reference, count)
+    if method.retain is None:
+        return parts["forget"]
+    return parts["forget"] + retain_weight * parts["retain"]

@@ -1,16 +1,96 @@
 """Replacement labels of the forget set: what descent on it predicts instead of the true tokens.
 
-`labels` are unshifted, as in Hugging Face: entry j + 1 is what position j predicts, and -100 is not counted.
+`labels` are unshifted, as in Hugging Face: entry j + 1 is what position j predicts, and -100 is not
+counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from unlearn_utils.core.losses import IGNORED
+from unlearn_utils.core import fused
+from unlearn_utils.core.losses import IGNORED, Batch
+
+# ------------------------------------------------------------------------------ of a whole batch
+#
+# Each takes the batch, the original model, a generator, the size of the vocabulary and the special
+# tokens, and returns labels (batch, time). `core.methods` names these functions.
+
+
+def random_replacement(
+    batch: Batch,
+    model: nn.Module | None,
+    generator: torch.Generator | None,
+    vocab_size: int | None,
+    special_ids: Sequence[int],
+) -> Tensor:
+    """Return `random_labels`. Raise ValueError without a generator or a vocabulary's size."""
+    _check_generator(generator, vocab_size)
+    given = (batch["input_ids"], batch["labels"], vocab_size, generator, special_ids)
+    return random_labels(*given)
+
+
+def official_random_replacement(
+    batch: Batch,
+    model: nn.Module | None,
+    generator: torch.Generator | None,
+    vocab_size: int | None,
+    special_ids: Sequence[int],
+) -> Tensor:
+    """Return `official_random_labels` (defect 7). Raise ValueError as `random_replacement`."""
+    _check_generator(generator, vocab_size)
+    given = (batch["input_ids"], batch["labels"], vocab_size, generator, special_ids)
+    return official_random_labels(*given)
+
+
+def adversarial_replacement(
+    batch: Batch,
+    model: nn.Module | None,
+    generator: torch.Generator | None,
+    vocab_size: int | None,
+    special_ids: Sequence[int],
+) -> Tensor:
+    """Return `adversarial_labels` under the model. Raise ValueError without one."""
+    return _by_sequence(adversarial_labels, batch, model, special_ids)
+
+
+def official_adversarial_replacement(
+    batch: Batch,
+    model: nn.Module | None,
+    generator: torch.Generator | None,
+    vocab_size: int | None,
+    special_ids: Sequence[int],
+) -> Tensor:
+    """Return `official_adversarial_labels` (defect 1). Raise ValueError without a model."""
+    return _by_sequence(official_adversarial_labels, batch, model, special_ids)
+
+
+def _check_generator(generator: torch.Generator | None, vocab_size: int | None) -> None:
+    if generator is None or vocab_size is None:
+        raise ValueError("random labels need a generator and the vocabulary's size")
+
+
+@torch.no_grad()
+def _by_sequence(
+    pick: Callable[..., Tensor], batch: Batch, model: nn.Module | None, special_ids: Sequence[int]
+) -> Tensor:
+    """Return picked labels, with the logits of one sequence at a time."""
+    if model is None:
+        raise ValueError("adversarial labels need the original model")
+    head = fused.head_of(model)
+    hidden = fused.hidden_states(model, batch["input_ids"], batch["attention_mask"])
+    picked = []
+    for states, ids, labels in zip(
+        hidden.split(1), batch["input_ids"].split(1), batch["labels"].split(1), strict=True
+    ):
+        picked.append(pick(fused.head_logits(states, head), ids, labels, special_ids))
+    return torch.cat(picked)
+
+
+# -------------------------------------------------------------------------------------- the rules
 
 
 def adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor, special_ids: Sequence[int] = ()) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -27,8 +28,20 @@ from transformers.trainer_utils import get_last_checkpoint
 from unlearn_utils.core import fused, losses
 
 Sides = Mapping[str, losses.Batch]  # "forget" and "retain", or "text": one batch each
-LossOfSides = Callable[[nn.Module, Sides, Mapping[str, Tensor]], Tensor]  # model, sides, their predicted tokens in the optimizer batch
 Watch = Callable[[int, nn.Module], bool | None]  # step, model -> whether to stop
+
+
+class Goal(NamedTuple):
+    """What a run minimises, and over what.
+
+    loss: (model, sides, counts) -> scalar; counts are those of the whole optimizer batch.
+    count: for each side, what counts the tokens or sequences that its loss is a mean over.
+    """
+
+    loss: Callable[[nn.Module, Sides, Mapping[str, Tensor]], Tensor]
+    count: Mapping[str, Callable[[losses.Batch], Tensor]]
+
+
 UNFINISHED = "unfinished"  # where a checkpoint is written before it gets its name
 WEIGHTS = "trained.safetensors"
 
@@ -80,14 +93,15 @@ class Objective(nn.Module):
     which reads the head's weight without calling the head.
     """
 
-    def __init__(self, model: nn.Module, loss: LossOfSides) -> None:
+    def __init__(self, model: nn.Module, goal: Goal) -> None:
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model = model
+        self.goal = goal
         self._no_split_modules = getattr(fused.unwrapped(model), "_no_split_modules", None)  # names of the layers, for accelerate
 
     def forward(self, sides: Sides, counts: Mapping[str, Tensor]) -> Tensor:
         """The scalar loss of one micro-batch; those of an optimizer batch add up."""
-        return self.loss(self.model, sides, counts)
+        return self.goal.loss(self.model, sides, counts)
 
 
 class ObjectiveTrainer(Trainer):
@@ -104,6 +118,7 @@ class ObjectiveTrainer(Trainer):
     def __init__(self, objective: Objective, averaged: bool = False, optimizers: tuple = (None, None), **kwargs) -> None:
         super().__init__(model=objective, **kwargs)
         self.averaged, self.parts = averaged, 1
+        self.count = objective.goal.count
         self.optimizer, self.lr_scheduler = optimizers  # not passed on: under FSDP the Trainer refuses those that exist
         self.remove_callback(PrinterCallback)
         if self.is_fsdp_enabled and self.accelerator.mixed_precision == "bf16":  # accelerate's own rounds gradient sums and loss, too
@@ -113,8 +128,10 @@ class ObjectiveTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device) -> tuple[list[Sides], dict[str, Tensor]]:
         """The micro-batches of one optimizer batch that are ours, and the predicted tokens of each side in all of it."""
         batches = list(islice(epoch_iterator, num_batches))
-        local = {s: sum(losses.predicted_mask(b[s]["labels"]).sum() for b in batches).to(device) for s in (batches[0] if batches else ())}
-        counts = {s: self.accelerator.reduce(n, "sum") for s, n in local.items()}
+        counts = {}
+        for side in batches[0] if batches else ():
+            ours = sum(self.count[side](batch[side]) for batch in batches).to(device)
+            counts[side] = self.accelerator.reduce(ours, "sum")
         if self.averaged:
             ours = torch.tensor(sum(not isinstance(b, Idle) for b in batches), device=device)
             self.parts = self.accelerator.reduce(ours, "sum")

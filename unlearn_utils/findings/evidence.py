@@ -36,7 +36,7 @@ def counted_ratio(profile: Profile) -> tuple[Interval, int]:
     """C1 at this scale: the largest ratio of all methods and domains, exact."""
     steps = {(m, d): costs.flops(profile, d, m) for d in profile.domains for m in (costs.RETRAINING, *grid.METHODS)}
     side_by_side(profile, list(steps.values()))
-    flops = extra_measurements.rows_of(list(steps.values())).pivot(index="run", columns="method", values="flops")
+    flops = extra_measurements.rows_of(list(steps.values())).pivot(index="target_domain", columns="method", values="flops")
     ratio = float(flops[costs.RETRAINING].div(flops[list(grid.METHODS)].min(axis=1)).max())
     return Interval(ratio, ratio, ratio, profile.corpus.pairs), 1
 
@@ -99,7 +99,7 @@ def covered(profile: Profile) -> tuple[Interval, int]:
         return tables.NOT_AVAILABLE, 0
     rows = _rows(profile)
     wanted = [(m, d) for m in (*grid.METHODS, "target", "retrained") for d in profile.domains]
-    kinds = {s: rows[(rows.split == s) & rows.nll.notna()].groupby(["name", "run"]).size() for s in robustness.SPLITS}
+    kinds = {s: rows[(rows.split == s) & rows.nll.notna()].groupby(["name", "target_domain"]).size() for s in robustness.SPLITS}
     there = [all(kinds[s].get(key, 0) > 0 for s in robustness.SPLITS) for key in wanted]
     share = float(np.mean(there))
     return Interval(share, share, share, int(rows.id.nunique())), profile.seeds
@@ -114,7 +114,7 @@ def proxy(profile: Profile) -> tuple[Interval, int]:
     target, exact = (pool.baseline_rows(profile, rows, m).query("split == 'approximate'") for m in ("target", "retrained"))
     generator, found, n = np.random.default_rng(SEED), [], []
     for domain in profile.domains:
-        ours, theirs = (side[side.run == domain] for side in (target, exact))
+        ours, theirs = (side[side.target_domain == domain] for side in (target, exact))
         weights = tables.draw_weights(ours, generator, profile.resamples)
         found.append((weights @ (ours.nll.to_numpy() - theirs.nll.to_numpy())) / (weights @ ours.tokens.to_numpy()))
         n.append(ours.family.nunique())
@@ -126,7 +126,7 @@ def _forgotten(profile: Profile) -> tuple[np.ndarray, np.ndarray, int]:
     retrained model's, each (1 + resamples, methods x domains); and the documents of a side."""
     rows, generator, far, excess, n = _rows(profile), np.random.default_rng(SEED), [], [], []
     for domain in profile.domains:
-        sides = {s: rows[(rows.run == domain) & (rows.split == s)] for s in ("forget", "approximate")}
+        sides = {s: rows[(rows.target_domain == domain) & (rows.split == s)] for s in ("forget", "approximate")}
         exact = {s: part[part.model == profile.truth].set_index("id") for s, part in sides.items()}
         weights = {s: tables.draw_weights(part, generator, profile.resamples) for s, part in exact.items()}
         base = _auc([exact[s].min_k_40 for s in exact], list(weights.values()))

@@ -19,7 +19,7 @@ NAMES = {"practitioner": "unlearned", "oracle": "unlearned (oracle)"}
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """One row a document and group: the mean over seeds of every measurement, and `seeds`, their number."""
     scores = [c for c in rows if c.startswith(("min_k", "zlib"))]
-    groups = rows.groupby([*by, "run", "domain", "split", "family", "rank", "id"], sort=False, dropna=False)
+    groups = rows.groupby([*by, "target_domain", "domain", "split", "family", "rank", "id"], sort=False, dropna=False)
     return groups[MEASURED + scores].mean().assign(seeds=groups.size()).reset_index()
 
 
@@ -50,7 +50,7 @@ def distances(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     truth = rows[rows.model == profile.truth]
     found = []
     for (name, model, method), part in rows[rows.model != profile.truth].groupby(["name", "model", "method"], sort=False):
-        ratios = tables.log_ratios(part, truth, ["run", "split"], f"log perplexity / {profile.truth}", seed, profile.resamples)
+        ratios = tables.log_ratios(part, truth, ["target_domain", "split"], f"log perplexity / {profile.truth}", seed, profile.resamples)
         found.append(ratios.assign(name=name, model=model, method=method))
     return pd.concat(found, ignore_index=True)
 
@@ -60,13 +60,13 @@ def quality(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     and that of the paired Wilcoxon test: model, method, run, value (the distance), low, high, n, ks_p, wilcoxon_p."""
     generator, table = np.random.default_rng(seed), []
     forget = rows[(rows.split == "forget") & rows.nll.notna()].assign(mean=lambda r: r.nll / r.tokens)
-    truth = {d: part["mean"].to_numpy() for d, part in forget[forget.model == profile.truth].groupby("run")}
-    for (model, method, run), part in forget[forget.model != profile.truth].groupby(["model", "method", "run"], sort=False):
+    truth = {d: part["mean"].to_numpy() for d, part in forget[forget.model == profile.truth].groupby("target_domain")}
+    for (model, method, run), part in forget[forget.model != profile.truth].groupby(["model", "method", "target_domain"], sort=False):
         ours, theirs = part["mean"].to_numpy(), truth[run]
         found = metrics.forget_quality(ours, theirs)
         families = part.family.to_numpy()
         interval = intervals.bootstrap(_ks, ours, theirs, generator=generator, resamples=profile.resamples, clusters=families)
-        table.append({"model": model, "method": method, "run": run, "measure": "KS distance", **interval._asdict()})
+        table.append({"model": model, "method": method, "target_domain": run, "measure": "KS distance", **interval._asdict()})
         table[-1] |= {"ks_p": found.ks_p, "wilcoxon_p": np.nan if profile.hub else found.wilcoxon_p}  # other documents are no pairs
         table[-1] |= {"ks_p": np.nan} if profile.corpus.whole else {}  # chunks of one document are not independent
     return pd.DataFrame(table)
@@ -83,18 +83,18 @@ def divergences(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.DataFrame
     """Mean KL(P_retrained || P_model) in nats a token on the report half: of the target, of each unlearned model (seed 0), and, the noise
     floor, of the retrained model with another seed. Columns model, method, run, split, value, low, high, n."""
     if profile.hub:  # there is nothing to diverge from
-        lines = [("target", "", d) for d in profile.domains] + [("unlearned", r.method, r.run) for r in runs[runs.seed == 0].itertuples()]
+        lines = [("target", "", d) for d in profile.domains] + [("unlearned", r.method, r.target_domain) for r in runs[runs.seed == 0].itertuples()]
         lines = [(*line, split) for line in lines for split in ("forget", "approximate", "evaluation")]
-        table = pd.DataFrame(lines, columns=["model", "method", "run", "split"])
+        table = pd.DataFrame(lines, columns=["model", "method", "target_domain", "split"])
         return table.assign(measure="KL", **tables.NOT_AVAILABLE._asdict())
     again = pool.noise_floor(profile)
     steps = {("target", "", d): (pool.target(profile), d) for d in profile.domains}
-    steps |= {("unlearned", r.method, r.run): (r.entry, r.run) for r in runs[runs.seed == 0].itertuples()}
+    steps |= {("unlearned", r.method, r.target_domain): (r.entry, r.target_domain) for r in runs[runs.seed == 0].itertuples()}
     steps[("retrained again", "", profile.noise_domain)] = (again, profile.noise_domain)
     looks = {k: extra_measurements.kl_from_retrained(profile, model, pool.retrained(profile, d), d) for k, (model, d) in steps.items()}
     pool.side_by_side(profile, list(looks.values()))
     rows = pd.concat([extra_measurements.rows_of([look]).assign(model=k[0], method=k[1]) for k, look in looks.items()], ignore_index=True)
-    return tables.summarise(rows, ["model", "method", "run", "split"], ["KL"], seed, profile.resamples)
+    return tables.summarise(rows, ["model", "method", "target_domain", "split"], ["KL"], seed, profile.resamples)
 
 
 def continuations(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
@@ -102,9 +102,9 @@ def continuations(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
     looks = {}
     for r in runs[runs.seed == 0].itertuples():
         made = {"target": pool.target(profile), "unlearned": r.entry}
-        made |= {} if profile.hub else {"retrained": pool.retrained(profile, r.run)}
+        made |= {} if profile.hub else {"retrained": pool.retrained(profile, r.target_domain)}
         looks |= {
-            (name, r.method if name == "unlearned" else "", r.run): extra_measurements.greedy_continuations(profile, m, r.run)
+            (name, r.method if name == "unlearned" else "", r.target_domain): extra_measurements.greedy_continuations(profile, m, r.target_domain)
             for name, m in made.items()
         }
     pool.side_by_side(profile, list(looks.values()))
@@ -121,12 +121,12 @@ def downstream_tasks(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.Data
     from unlearn_utils.engine import downstream
 
     before = extra_measurements.rows_of([extra_measurements.task_answers(profile, pool.target(profile))])
-    table = [downstream.summarise(before, seed, profile.resamples).assign(model="target", run="")]
+    table = [downstream.summarise(before, seed, profile.resamples).assign(model="target", target_domain="")]
     for row in runs[runs.seed == 0].itertuples():
         after = extra_measurements.rows_of([extra_measurements.task_answers(profile, row.entry)])
-        table.append(downstream.differences(after, before, seed, profile.resamples).assign(model=f"{row.method} - target", run=row.run))
+        table.append(downstream.differences(after, before, seed, profile.resamples).assign(model=f"{row.method} - target", target_domain=row.target_domain))
     found = pd.concat(table, ignore_index=True)
-    return found[["model", "run", *found.columns.drop(["model", "run"])]]
+    return found[["model", "target_domain", *found.columns.drop(["model", "target_domain"])]]
 
 
 def blind(profile: Profile, seed: int) -> pd.DataFrame:
@@ -138,7 +138,7 @@ def blind(profile: Profile, seed: int) -> pd.DataFrame:
         forget, other = (selection.half(data(profile)[domain][s].to_pandas(), selection.REPORT) for s in ("forget", "approximate"))
         scores = attacks.blind_scores(list(forget.text), list(other.text), list(forget["rank"]), seed=seed)
         found = membership.bootstrap_auc(*scores, generator=generator, resamples=profile.resamples)
-        table.append({"model": "no model (blind)", "run": domain, "measure": "AUC", **found._asdict()})
+        table.append({"model": "no model (blind)", "target_domain": domain, "measure": "AUC", **found._asdict()})
     return pd.DataFrame(table)
 
 
@@ -148,12 +148,12 @@ def ranking(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     Columns method, value, low, high, n, rank: 1 + the number of methods that are closer with an interval of the difference below 0, so
     methods that cannot be told apart share a rank. Every method is resampled with the same families of documents.
     """
-    generator, keys = np.random.default_rng(seed), ["run", "split", "id"]
+    generator, keys = np.random.default_rng(seed), ["target_domain", "split", "id"]
     truth = rows[rows.model == profile.truth].set_index(keys)[["nll", "tokens"]].add_prefix("true_")
     ours = rows[rows.model == "unlearned"].set_index(keys).join(truth)
     names = list(ours.method.unique())
     total, n = np.zeros((profile.resamples + 1, len(names))), []
-    groups = ours.groupby(level=["run", "split"], sort=True)
+    groups = ours.groupby(level=["target_domain", "split"], sort=True)
     for _, part in groups:
         by_method = {name: one.sort_index() for name, one in part.groupby("method")}
         weights = tables.draw_weights(by_method[names[0]], generator, profile.resamples)

@@ -57,7 +57,7 @@ def log_perplexities(
         mine = np.flatnonzero(cells.domain == domain)
         part = rows[rows.domain == domain]
         for i, split in enumerate(SPLITS):
-            docs = {name: k[(k.run == domain) & (k.split == split)].set_index("id") for name, k in known.items()}
+            docs = {name: k[(k.target_domain == domain) & (k.split == split)].set_index("id") for name, k in known.items()}
             weights = tables.draw_weights(
                 docs["target"], np.random.default_rng([seed, i]), profile.resamples
             )  # general documents: alike everywhere
@@ -80,7 +80,7 @@ def log_perplexities(
 
 def _ids(known: dict[str, pd.DataFrame], domain: str, split: str) -> pd.Index:
     frame = known["target"]
-    return pd.Index(frame[(frame.run == domain) & (frame.split == split)].id)
+    return pd.Index(frame[(frame.target_domain == domain) & (frame.split == split)].id)
 
 
 def _matrix(rows: pd.DataFrame, cells: pd.DataFrame, ids: pd.Index, column: str) -> np.ndarray:

@@ -68,7 +68,7 @@ def _make_flops(profile: Profile, domain: str, method: str, limit: int | None, s
     from unlearn_utils.engine import models
 
     model, hub = _model(profile, shape), _hub(profile, shape)
-    row = {"method": method, "run": domain, "parameters": efficiency.parameter_count(model)}
+    row = {"method": method, "target_domain": domain, "parameters": efficiency.parameter_count(model)}
     if hub and method == RETRAINING:
         computed = 6 * row["parameters"] * hub.tokens
         row |= {"tokens": hub.tokens, "flops": computed, "estimate": computed, "steps": np.nan}

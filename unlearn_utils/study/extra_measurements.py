@@ -40,7 +40,7 @@ def _make_greedy_continuations(profile: Profile, model: Artifact, domain: str, f
     prompts, known, texts = (list(map(tok.decode, part)) for part in ([ids[1:PROMPT] for ids in rows.ids], truth, found))
     pairs = list(zip(found, truth, strict=True))
     scores = {"rouge_l": [metrics.rouge_l(*p) for p in pairs], "exact_prefix": [metrics.exact_prefix(*p) for p in pairs]}
-    table = rows[["id", "family", "rank"]].assign(run=domain, prompt=prompts, document=known, text=texts, **scores)
+    table = rows[["id", "family", "rank"]].assign(target_domain=domain, prompt=prompts, document=known, text=texts, **scores)
     table.to_parquet(folder / "rows.parquet")
 
 
@@ -58,7 +58,7 @@ def _make_kl_from_retrained(profile: Profile, model: Artifact, retrained: Artifa
     with on_threads(1):
         both = [models.load(step.folder()) for step in (model, retrained)]
         found = evaluation.kl_divergences(*both, list(rows.ids), tokenizer(profile).pad_token_id)
-    rows[["id", "family", "rank", "split"]].assign(run=domain, kl=found).to_parquet(folder / "rows.parquet")
+    rows[["id", "family", "rank", "split"]].assign(target_domain=domain, kl=found).to_parquet(folder / "rows.parquet")
 
 
 def task_answers(profile: Profile, model: Artifact) -> Artifact:

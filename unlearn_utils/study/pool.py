@@ -21,7 +21,7 @@ from unlearn_utils.study import selection, versions
 from unlearn_utils.study.study_documents import fingerprint, measured_parts, tokenized, tokenizer, tokenizer_step, training_parts
 
 SUMS = ("tokens", "nll", "correct")  # columns that add up over the chunks of a document
-KEYS = ("id", "family", "rank", "domain", "split", "model", "run")  # columns of a row that say whose it is; the others are measurements
+KEYS = ("id", "family", "rank", "domain", "split", "model", "target_domain")  # columns of a row that say whose it is; the others are measurements
 
 # ---------------------------------------------------------------------------------------------- target and retrained models
 
@@ -135,7 +135,7 @@ def baseline_rows(profile: Profile, rows: pd.DataFrame, model: str) -> pd.DataFr
     if profile.hub:
         name = "target"
     domains = [profile.noise_domain] if model == "retrained again" else profile.domains
-    parts = [rows[(rows.model == name.format(d)) & rows.domain.isin([d, "general"])].assign(run=d) for d in domains]
+    parts = [rows[(rows.model == name.format(d)) & rows.domain.isin([d, "general"])].assign(target_domain=d) for d in domains]
     if model == "approximate retraining":
         parts = map(approximate_retraining, parts)
     found = pd.concat(parts, ignore_index=True).assign(model=model)

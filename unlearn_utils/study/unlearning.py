@@ -114,7 +114,7 @@ def _make_repeated_run(profile: Profile, domain: str, method: str, recipe: Unlea
 
 def _columns(method: str, domain: str, seed: int, recipe: Unlearning) -> dict:
     """The settings of a run as columns of its rows."""
-    return {"method": method, "run": domain, "seed": seed, **asdict(recipe), "variant": str(recipe.variant)}
+    return {"method": method, "target_domain": domain, "seed": seed, **asdict(recipe), "variant": str(recipe.variant)}
 
 
 def unlearn_all(profile: Profile, names: Sequence[str], **choices) -> pd.DataFrame:
@@ -124,7 +124,7 @@ def unlearn_all(profile: Profile, names: Sequence[str], **choices) -> pd.DataFra
     side_by_side(profile, list(first.values()))
     again = {(m, d, s): repeated_run(profile, d, m, s, **choices) for m, d, _ in first for s in range(1, profile.seeds)}
     side_by_side(profile, list(again.values()))
-    return pd.DataFrame([(*key, step) for key, step in (first | again).items()], columns=["method", "run", "seed", "entry"])
+    return pd.DataFrame([(*key, step) for key, step in (first | again).items()], columns=["method", "target_domain", "seed", "entry"])
 
 
 def rows_of_runs(runs: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -137,4 +137,4 @@ def chosen_steps(runs: pd.DataFrame) -> pd.DataFrame:
     """Of each run of seed 0: the step that each rule kept, and the step at which it diverged (missing: it did not)."""
     first = runs[runs.seed == 0]
     found = [json.loads((step.folder() / "chosen.json").read_text()) for step in first.entry]
-    return pd.concat([first[["method", "run"]].reset_index(drop=True), pd.DataFrame(found)], axis=1).astype({"diverged": "Int64"})
+    return pd.concat([first[["method", "target_domain"]].reset_index(drop=True), pd.DataFrame(found)], axis=1).astype({"diverged": "Int64"})
