@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from unlearn_utils.data import corpus, readers, tokens
+from unlearn_utils.data import readers, sources, tokens
 
 Sets = Mapping[str, pd.DataFrame]  # "forget", "retain", "unseen" -> `chunks`
 
@@ -33,7 +33,7 @@ def read(path: Path) -> pd.DataFrame:
         except (OSError, ValueError) as error:  # of pyarrow too, which does not name the file
             raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
         single = file.suffix not in (".jsonl", ".parquet")
-        rows += [(str(file) if single else f"{file}:{i}", text, corpus.hash_text(text)) for i, text in enumerate(found, 1)]
+        rows += [(str(file) if single else f"{file}:{i}", text, sources.hash_text(text)) for i, text in enumerate(found, 1)]
     if not rows:
         raise ValueError(f"{path}: no document found; readable are {', '.join(readers.SUFFIXES)}")
     return pd.DataFrame(rows, columns=["name", "text", "sha256"])

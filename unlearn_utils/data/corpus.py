@@ -6,126 +6,55 @@ All three come back as a `datasets.DatasetDict` in the schema of `llmunlearn/unl
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import re
-import sys
-import textwrap
-from functools import cache
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from unlearn_utils.data import hub, readers
+from unlearn_utils.data import hub, manifest, readers, sources
 from unlearn_utils.profiles import DOMAINS
 
-MANIFEST = Path(__file__).with_name("manifest.csv")
 SPLITS = {domain: ("forget", "approximate", "retain") for domain in DOMAINS} | {"general": ("evaluation", "retain")}
 COLUMNS = ("id", "text", "family", "package", "version", "file", "licence", "rank")
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # import name -> name on the index, where they differ
 
 
 # ------------------------------------------------------------------------------------ the embedded corpus
 
 
-def site_packages(package: str) -> Path:
-    """The folder that holds an importable package, found without importing it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"package {package} is not installed: the embedded corpus is read from it")
-    return Path(next(iter(spec.submodule_search_locations))).parent
+def embedded(
+    domain: str, pairs: int = 60, retain: int = 180, general: int = 140, evaluation: int = 40
+) -> DatasetDict:
+    """Return one domain of the embedded corpus, read from installed packages.
 
+    Args:
+        domain: arxiv, books, github or general.
+        pairs, retain, general, evaluation: how many passages, as `manifest.first_ranks` takes them.
 
-@cache
-def topics() -> dict[str, str]:
-    """The Python Language Reference by topic, as the standard library ships it for `help()`."""
-    from pydoc_data.topics import topics as found
-
-    return dict(sorted(found.items()))
-
-
-@cache
-def source_lines(file: str) -> list[str]:
-    """The lines of a source: a package's file, `pydoc_data.topics:TOPIC` or `METADATA:DISTRIBUTION`."""
-    kind, _, name = file.partition(":")
-    if kind == "pydoc_data.topics":
-        return topics().get(name, "").split("\n")
-    if kind == "METADATA":
-        return (distribution(name).metadata.get_payload() or "").split("\n")
-    path = site_packages(file.split("/")[0]) / file
-    return path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-
-
-def read_lines(file: str, lines: str) -> str:
-    """The text at `lines` ("3-5,9-9", 1-based) of a source, dedented; "" where the source has no such lines."""
-    numbered = source_lines(file)
-    spans = [tuple(map(int, span.split("-"))) for span in lines.split(",")]
-    found = [line.rstrip() for a, b in spans for line in numbered[a - 1 : b]] or [""]
-    opening = re.match(r'\s*[rRuU]?"""', found[0])
-    head = [found[0][opening.end() :]] if opening else []
-    body = textwrap.dedent("\n".join(found[len(head) :]))
-    return "\n".join([*head, body]).strip("\n").removesuffix('"""').rstrip()
-
-
-@cache
-def licence(package: str) -> str:
-    """The licence that a distribution states: its SPDX expression, else its classifier, else its first words."""
-    if package == "python":
-        return "PSF-2.0"
-    metadata = distribution(package).metadata
-    classified = [c.split(" :: ")[-1] for c in metadata.get_all("Classifier", []) if c.startswith("License :: OSI")]
-    stated = metadata.get("License-Expression") or (classified or [metadata.get("License") or "not stated"])[0]
-    return stated.strip().splitlines()[0][:60]
-
-
-def origin(file: str) -> tuple[str, str, str]:
-    """(package, version, licence) of a source."""
-    kind, _, name = file.partition(":")
-    if kind == "pydoc_data.topics":
-        return "python", "{}.{}.{}".format(*sys.version_info), licence("python")
-    top = file.split("/")[0]
-    package = name if kind == "METADATA" else DISTRIBUTIONS.get(top, top)
-    return package, distribution(package).version.partition("+")[0], licence(package)
-
-
-def manifest(pairs: int, retain: int, general: int, evaluation: int) -> pd.DataFrame:
-    """The committed manifest, cut to the first `pairs` forget/approximate pairs and as many passages as asked."""
-    table = pd.read_csv(MANIFEST)
-    limit = {"forget": pairs, "approximate": pairs, "evaluation": evaluation}
-    top = table.split.map(limit).fillna(table.domain.map({"general": general})).fillna(retain)
-    return table[table["rank"] < top].reset_index(drop=True)
-
-
-def embedded(domain: str, pairs: int = 60, retain: int = 180, general: int = 140, evaluation: int = 40) -> DatasetDict:
-    """One domain of the embedded corpus, with a column `as_committed`: is this the text of the committed results?
-
-    Parts of the standard library differ between Python releases. A passage whose hash differs is kept as this
-    machine has it; one whose lines are gone is left out, and so is its partner in the pair.
+    Returns:
+        The splits, each with the columns `COLUMNS` and `as_committed`: whether the text belongs to
+        the same split of the committed corpus.
     """
-    table = manifest(pairs, retain, general, evaluation).query("domain == @domain").copy()
-    table["text"] = [read_lines(f, lines) for f, lines in zip(table.file, table.lines, strict=True)]
-    table["as_committed"] = [hash_text(t) == h for t, h in zip(table.text, table.sha256, strict=True)]
-    gone = table[table.text.str.len() < 200]
-    paired = table.split.isin(["forget", "approximate"]) & table["rank"].isin(gone[gone.split != "retain"]["rank"])
-    table = table[~paired & ~table.index.isin(gone.index)]
-    table["package"], table["version"], table["licence"] = zip(*map(origin, table.file), strict=True)
+    table = manifest.first_ranks(pairs, retain, general, evaluation)
+    table = table[table.domain == domain].copy()
+    table["text"] = list(map(sources.read_lines, table.file, table.lines))
+    known = manifest.committed()
+    known = known[known.domain == domain]
+    places = set(zip(known.split, known.sha256, strict=True))
+    here = zip(table.split, table.sha256, strict=True)
+    table["as_committed"] = [place in places for place in here]
+    origins = [sources.origin(file) for file in table.file]
+    table["package"], table["version"], table["licence"] = zip(*origins, strict=True)
     return _as_datasets(table, domain, (*COLUMNS, "as_committed"))
-
-
-def hash_text(text: str) -> str:
-    """SHA-256 of a text, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fingerprint(data: dict[str, DatasetDict]) -> str:
     """A short hash of every text in its place and order, part of the key of every result that was computed from them."""
     parts = [
-        f"{domain}/{split}/{row['id']}/{hash_text(row['text'])}" for domain in data for split in data[domain] for row in data[domain][split]
+        f"{domain}/{split}/{row['id']}/{sources.hash_text(row['text'])}" for domain in data for split in data[domain] for row in data[domain][split]
     ]
-    return hash_text("\n".join(parts))[:16]
+    return sources.hash_text("\n".join(parts))[:16]
 
 
 def _as_datasets(table: pd.DataFrame, domain: str, columns: tuple[str, ...]) -> DatasetDict:
@@ -232,7 +161,7 @@ def _belongs(path: Path, root: Path, split: str) -> bool:
 def _with_columns(data: Dataset, split: str) -> Dataset:
     """The corpus's columns for foreign rows: `content` becomes `text`; every document is its own family."""
     table = data.to_pandas().rename(columns={"content": "text"})
-    table["id"] = [f"{split}-{hash_text(t)[:10]}" for t in table.text]
+    table["id"] = [f"{split}-{sources.hash_text(t)[:10]}" for t in table.text]
     defaults = {"family": table.id, "package": "", "version": "", "file": "", "licence": "not stated", "rank": range(len(table))}
     table = table.assign(**{c: v for c, v in defaults.items() if c not in table})
     return Dataset.from_pandas(table[list(COLUMNS)], preserve_index=False)

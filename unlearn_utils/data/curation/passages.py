@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from unlearn_utils.data import corpus
+from unlearn_utils.data import sources
 
 PROSE_PACKAGES = ("numpy", "scipy", "sklearn", "sympy", "torch")
 KEPT_SECTIONS = {"notes", "explanation", "description", "extended summary"}
@@ -43,7 +43,7 @@ def digest(text: str) -> str:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """`[3, 4, 5, 9]` -> `"3-5,9-9"`: 1-based line numbers as `corpus.read_lines` takes them."""
+    """`[3, 4, 5, 9]` -> `"3-5,9-9"`: 1-based line numbers as `sources.read_lines` takes them."""
     spans: list[list[int]] = []
     for n in numbers:
         if spans and n == spans[-1][1] + 1:
@@ -74,7 +74,7 @@ def cut(file: str, numbered: list[tuple[int, str]]) -> Iterator[tuple[str, str]]
 def emit(file: str, block: list[tuple[int, str]]) -> Iterator[tuple[str, str]]:
     """The block as one passage, if it is long enough and readable."""
     lines = ranges(n for n, _ in block)
-    text = corpus.read_lines(file, lines) if block else ""
+    text = sources.read_lines(file, lines) if block else ""
     if 750 <= len(text) <= 1000 and readable(text):
         yield lines, text
 
@@ -109,10 +109,10 @@ def prose(lines: list[str]) -> list[int]:
     return kept
 
 
-def sources(packages: Iterable[str], holding: str = "") -> Iterator[tuple[str, list[str], ast.Module]]:
+def modules_of(packages: Iterable[str], holding: str = "") -> Iterator[tuple[str, list[str], ast.Module]]:
     """(file, lines, syntax tree) of every module of the packages that holds a string, tests left out."""
     for package in packages:
-        root = corpus.site_packages(package)
+        root = sources.site_packages(package)
         for path in sorted((root / package).rglob("*.py")):
             file = path.relative_to(root).as_posix()
             if "/tests/" not in file and "/_vendor/" not in file and "/externals/" not in file:
@@ -123,7 +123,7 @@ def sources(packages: Iterable[str], holding: str = "") -> Iterator[tuple[str, l
 
 def github() -> Iterator[Passage]:
     """Source code of networkx without its docstrings; unit: the file."""
-    for file, lines, tree in sources(["networkx"]):
+    for file, lines, tree in modules_of(["networkx"]):
         spoken = {n for d in docstring_nodes(tree) for n in range(d.lineno, d.end_lineno + 1)}
         code = [(n, line) for n, line in enumerate(lines, 1) if n not in spoken]
         for where, text in cut(file, code):
@@ -132,7 +132,7 @@ def github() -> Iterator[Passage]:
 
 def arxiv() -> Iterator[Passage]:
     """Scientific prose with formulas: docstrings that hold mathematics; unit: the docstring."""
-    for file, lines, tree in sources(PROSE_PACKAGES, "math:"):
+    for file, lines, tree in modules_of(PROSE_PACKAGES, "math:"):
         for node in docstring_nodes(tree):
             own = lines[node.lineno - 1 : node.end_lineno]
             if ":math:" in "\n".join(own) or ".. math::" in "\n".join(own):
@@ -143,9 +143,9 @@ def arxiv() -> Iterator[Passage]:
 
 def books() -> Iterator[Passage]:
     """The Python Language Reference by topic; unit: the passage."""
-    for topic in corpus.topics():
+    for topic in sources.topics():
         file = f"pydoc_data.topics:{topic}"
-        for where, text in cut(file, list(enumerate(corpus.source_lines(file), 1))):
+        for where, text in cut(file, list(enumerate(sources.source_lines(file), 1))):
             yield Passage("books", file, where, text, f"{file}:{where}", topic)
 
 
@@ -154,7 +154,7 @@ def general(distributions: Iterable[str]) -> Iterator[Passage]:
     noise = re.compile(r"<[^>]+>|\]\(https?://|!\[|^\s*\.\. (image|\|)|^\s*:(target|alt)|https?://\S+\.(svg|png)|https?://")
     for name in distributions:
         file = f"METADATA:{name}"
-        numbered = [(n, x) for n, x in enumerate(corpus.source_lines(file), 1) if not noise.search(x)]
+        numbered = [(n, x) for n, x in enumerate(sources.source_lines(file), 1) if not noise.search(x)]
         for where, text in cut(file, numbered):
             yield Passage("general", file, where, text, name, name)
 

@@ -1,25 +1,23 @@
 """How the embedded corpus was made: candidate passages de-duplicated, grouped into families and split.
 
-The result is `manifest.csv`, which `corpus.load` reads. Nothing here looks at a model: the only choices that
+The result is `manifest.csv`, which `data.manifest` reads. Nothing here looks at a model: the only choices that
 depend on the text are near-duplicates, families and a balance of lengths and character n-gram difficulty.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from unlearn_utils.cache import paths
-from unlearn_utils.data import corpus
+from unlearn_utils.data import sources
 from unlearn_utils.data.curation.passages import Passage, candidates, digest
 
 HOLD_OUT, RETAIN, GENERAL_EVALUATION, GENERAL_RETAIN = 120, 180, 40, 140
@@ -191,7 +189,7 @@ def row(p: Passage, split: str, rank: int) -> dict:
         "stratum": p.stratum,
         "file": p.file,
         "lines": p.lines,
-        "sha256": hashlib.sha256(p.text.encode()).hexdigest(),
+        "sha256": sources.hash_text(p.text),
     }
 
 
@@ -206,8 +204,8 @@ def curate(found: dict[str, list[Passage]]) -> pd.DataFrame:
     return pd.concat(frames).sort_values(["domain", "split", "rank"], ignore_index=True)
 
 
-def write_manifest(lock: Path = paths.PROJECT / "requirements.lock") -> None:
+def write_manifest() -> None:
     """Curate on this machine and replace the committed manifest."""
-    table = curate(candidates(lock))
-    table.to_csv(corpus.MANIFEST, index=False)
-    print(f"{corpus.MANIFEST}: {len(table)} passages")
+    table = curate(candidates(paths.LOCK))
+    paths.write_whole(paths.MANIFEST, table.to_csv(index=False))
+    print(f"{paths.MANIFEST}: {len(table)} passages")
