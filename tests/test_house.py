@@ -1,0 +1,166 @@
+"""The structure that docs/design.md describes: imports go downwards only, and a method decides once."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unlearn_utils.core import methods
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "unlearn_utils"
+MAY_IMPORT = {  # folder or module of the package -> what of the package it may import
+    "core": {"core"},
+    "cache": {"cache"},
+    "profiles": {"cache"},
+    "data": {"core", "cache", "profiles", "data"},
+    "engine": {"core", "cache", "profiles", "data", "engine"},
+    "study": {"core", "cache", "profiles", "data", "engine", "study"},
+    "findings": {"core", "cache", "profiles", "data", "engine", "study", "findings"},
+    "app": {"core", "cache", "profiles", "data", "engine", "app"},
+    "runner": {"core", "cache", "profiles", "data", "runner"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    """Return the folder, or the module, at the top of the package that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """Yield the dotted names that a file imports, wherever the statement stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downwards_only(path):
+    place = room(path)
+    if place in ("__main__", "__init__"):
+        return  # the command line stands above all; the package itself imports nothing of its own
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "unlearn_utils" and parts[1] != "__version__":
+            assert parts[1] in MAY_IMPORT[place], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_every_folder_is_of_the_plan_and_says_what_it_holds():
+    folders = {path.parent for path in FILES}
+    for folder in folders:
+        text = (folder / "__init__.py").read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        assert len(ast.get_docstring(tree) or "") > 80, folder
+        if folder != PACKAGE:
+            assert len(tree.body) == 1, f"{folder}/__init__.py holds more than its docstring"
+    tops = {room(path) for path in FILES} - {"__main__", "__init__"}
+    assert tops == set(MAY_IMPORT)
+
+
+def test_the_curation_of_the_corpus_is_imported_by_the_manifest_and_the_command_line_alone():
+    users = set()
+    for path in FILES:
+        if "curation" not in path.parts and any("curation" in name for name in imported(path)):
+            users.add(path.relative_to(PACKAGE).as_posix())
+    assert users == {"data/manifest.py", "__main__.py"}
+
+
+SCRIPT = """
+import importlib, os, sys, warnings
+before = dict(os.environ), list(warnings.filters)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert (dict(os.environ), list(warnings.filters)) == before, "an import changed the process"
+print(sorted({"torch", "transformers"} & set(sys.modules)))
+"""
+
+
+def modules(*tops):
+    """Return the dotted names of all modules in these folders."""
+    paths = [path for path in FILES if room(path) in tops and path.name != "__init__.py"]
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+
+
+def heavy(names):
+    command = [sys.executable, "-W", "default", "-c", SCRIPT, *names]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_runner_and_the_table_of_methods_import_no_torch():
+    light = ["unlearn_utils.profiles", "unlearn_utils.core.methods", "unlearn_utils.core.tables"]
+    assert heavy(modules("runner", "cache") + light) == "[]"
+
+
+def test_importing_changes_no_variable():
+    every = modules(*MAY_IMPORT)
+    assert len(every) > 40
+    code = "import importlib, os, sys\nbefore = {k: v for k, v in os.environ.items() if 'UNLEARN' in k}"
+    code += "\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    code += "\nassert before == {k: v for k, v in os.environ.items() if 'UNLEARN' in k}"
+    assert subprocess.run([sys.executable, "-c", code, *every], cwd=ROOT).returncode == 0
+
+
+def strings(path):
+    """Yield (line, string) of each string that a file compares with, or looks up by."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        compared = []
+        if isinstance(node, ast.Compare):
+            compared = [node.left, *node.comparators]
+        if isinstance(node, ast.Dict):
+            compared = [key for key in node.keys if key is not None]
+        for part in compared:
+            for one in ast.walk(part):
+                if isinstance(one, ast.Constant) and isinstance(one.value, str):
+                    yield node.lineno, one.value
+
+
+CLAIMED = {  # a claim, or what is compared with in a table, is about a method: named as a constant
+    "findings/evidence.py",
+    "findings/robustness.py",
+    "study/released_code.py",
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_but_the_table_branches_on_a_method_s_or_a_term_s_name(path):
+    place = path.relative_to(PACKAGE).as_posix()
+    if place == "core/methods.py" or place in CLAIMED:
+        return
+    names = set(methods.METHODS) | set(methods.TERMS) - {"descent"}
+    found = [(line, text) for line, text in strings(path) if text in names]
+    assert not found, f"{place}: {found}"
+
+
+def test_the_variables_are_named_in_one_module():
+    users = set()
+    for path in FILES:
+        if re.search(r"[\"']UNLEARN_", path.read_text(encoding="utf-8")):
+            users.add(path.relative_to(PACKAGE).as_posix())
+    assert users == {"cache/paths.py"}
+
+
+def test_the_root_folder_is_found_in_one_module():
+    users = set()
+    for path in FILES:
+        if re.search(r"__file__", path.read_text(encoding="utf-8")):
+            users.add(path.relative_to(PACKAGE).as_posix())
+    assert users <= {"cache/paths.py", "runner/stamps.py"}
+
+
+def test_lines_are_at_most_100_characters_long():
+    long = []
+    for folder in ("unlearn_utils", "tests", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                if len(line) > 100:
+                    long.append(f"{path.relative_to(ROOT)}:{number}")
+    assert not long
