@@ -30,7 +30,7 @@ def mirror(tmp_path_factory, text):
     """The folder in the place of the hub, and a store of its own."""
     folder, before = tmp_path_factory.mktemp("hub"), dict(os.environ)
     tok = tokens.train_tokenizer([text, *hubs.texts("general", 60)], 500)
-    os.environ |= {hub.MIRROR: str(hubs.mirror(folder, tok, seed=5)), "UNLEARN_STORE": str(tmp_path_factory.mktemp("store"))}
+    os.environ |= {paths.HUB: str(hubs.mirror(folder, tok, seed=5)), "UNLEARN_STORE": str(tmp_path_factory.mktemp("store"))}
     yield folder
     os.environ.clear()
     os.environ.update(before)
@@ -96,7 +96,7 @@ def test_results_of_one_model_and_text_are_not_those_of_another():
 
 
 def test_without_connection_one_line_says_what_to_get_and_how(monkeypatch, capsys):
-    monkeypatch.delenv(hub.MIRROR)
+    monkeypatch.delenv(paths.HUB)
     for name, profile in (("gpu", GPU), ("paper", PAPER)):
         assert __main__.main(["fetch", name]) == 2 and __main__.main(["run", name]) == 2
         first, second = capsys.readouterr().err.splitlines()
@@ -115,9 +115,9 @@ def test_fetch_says_where_everything_lies(mirror, capsys, monkeypatch):
 
 def test_a_mirror_that_lacks_something_is_named(mirror, monkeypatch, tmp_path, capsys):
     shutil.copytree(mirror / hub.MIMIR, tmp_path / hub.MIMIR)
-    monkeypatch.setenv(hub.MIRROR, str(tmp_path))
+    monkeypatch.setenv(paths.HUB, str(tmp_path))
     assert __main__.main(["fetch", "gpu"]) == 2
-    assert f"{hub.MIRROR}={tmp_path} holds no folder EleutherAI/pythia-1.4b; copy the files of revision fedc38" in capsys.readouterr().err
+    assert f"{paths.HUB}={tmp_path} holds no folder EleutherAI/pythia-1.4b; copy the files of revision fedc38" in capsys.readouterr().err
     file = next(tmp_path.rglob("test/arxiv_*.jsonl"))
     file.unlink()
     with pytest.raises(FileNotFoundError, match=f"{file}: no such file; MIMIR has one for each domain"):

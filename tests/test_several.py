@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from test_distributed import sharded, together
 
 from unlearn_utils import profiles
-from unlearn_utils.data import hub, tokens
+from unlearn_utils.cache import paths
+from unlearn_utils.data import tokens
 from unlearn_utils.study import everything, pool, unlearning
 
 METHOD = "ascent_kl_in_distribution"
@@ -41,7 +42,7 @@ def stores(mirror, tmp_path_factory):
     found = {}
     for name, processes, environment in (("one", 1, {}), ("two", 2, {}), ("sharded", 2, sharded())):
         out = tmp_path_factory.mktemp(name)
-        environment = environment | {hub.MIRROR: str(mirror), "UNLEARN_STORE": str(out / "store")}
+        environment = environment | {paths.HUB: str(mirror), "UNLEARN_STORE": str(out / "store")}
         assert set(together(filled, out, processes=processes, environment=environment)) == {0}
         found[name] = [json.loads((out / f"{rank}.json").read_text()) for rank in range(processes)]
     return found

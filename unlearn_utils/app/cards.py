@@ -82,9 +82,9 @@ def begun(out: Path) -> Path:
 def save(model: nn.Module, base: model_files.Checkpoint, folder: Path) -> None:
     """Writes config and weights in the type that they had on disk, or float32 adapters; every process calls it."""
     if isinstance(model, PeftModel):
-        models.save_from_all(model, folder, save_embedding_layers=False)
+        models.save(model, folder, save_embedding_layers=False)
     else:
-        models.save_from_all(model, folder, model_files.stored_dtype(base))
+        models.save(model, folder, model_files.stored_dtype(base))
 
 
 def finish(base: model_files.Checkpoint, merge: bool, folder: Path) -> float | None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from unlearn_utils.core import fused
+from unlearn_utils.data import hub
 from unlearn_utils.engine import distributed, models
 
-SMALL = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]  # of a hub repository: what is read before the weights
-WEIGHTS = ["model*.safetensors"]  # no .bin, no second copy in another layout
+SMALL = (*hub.BESIDE_WEIGHTS, "README.md")  # of a hub repository: what is read before the weights
 VOCABULARIES = ["tokenizer.json", "*.model", "vocab.*"]  # files of which a tokenizer has one
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 # ---------------------------------------------------------------------------------------------- models
@@ -33,30 +31,39 @@ class Checkpoint(NamedTuple):
     adapters: Path | None = None
 
 
-def find(name: str, revision: str | None = None, patterns: list[str] = SMALL) -> Checkpoint:
-    """A local folder, or a hub repository's files of these patterns, downloaded unless cached; main where no revision is given.
+def find(
+    name: str, revision: str | None = None, patterns: Sequence[str] = SMALL
+) -> Checkpoint:
+    """Return the checkpoint of a local folder, or of a hub repository.
 
-    Raises ValueError or OSError where there is neither, and for a revision of a folder.
+    Of a repository the files of these patterns are downloaded, unless cached; they are those of
+    main where no revision is given.
+
+    Raises:
+        ValueError, OSError: there is neither, or a revision is given of a folder.
     """
     if not Path(name).is_dir():
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+            folder = hub.download(name, "model", revision, patterns)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{name}: no such folder, and the hub does not give it: {error}") from error
-        return Checkpoint(name, folder, folder.name)  # the cache names a snapshot's folder by its commit
+            raise ValueError(
+                f"{name}: no such folder, and the hub does not give it: {error}"
+            ) from error
+        return Checkpoint(name, folder, commit=folder.name)
     if revision:
         raise ValueError(f"--revision is for a model of the hub, and {name} is a folder")
     folder = Path(name).resolve()
     if not (folder / "adapter_config.json").exists():
         return Checkpoint(name, folder)
     adapters = PeftConfig.from_pretrained(folder)
-    return find(adapters.base_model_name_or_path, adapters.revision, patterns)._replace(name=name, adapters=folder)
+    base = find(adapters.base_model_name_or_path, adapters.revision, patterns)
+    return base._replace(name=name, adapters=folder)
 
 
 def fetch(checkpoint: Checkpoint) -> None:
     """Downloads the weights of a hub's model, unless cached; `find` left them."""
     if checkpoint.commit:
-        find(checkpoint.name, None if checkpoint.adapters else checkpoint.commit, WEIGHTS)
+        find(checkpoint.name, None if checkpoint.adapters else checkpoint.commit, [hub.WEIGHTS])
 
 
 def config_of(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -84,29 +91,25 @@ def tokenizer_of(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The type of its weights on disk, read from the first file's header. Raises ValueError if there are none, or damaged ones."""
-    files = sorted(checkpoint.folder.glob(WEIGHTS[0]))
-    if not files:
-        raise ValueError(f"{checkpoint.name}: no weights ({WEIGHTS[0]}; .bin files, which can run code, are not read)")
-    try:
-        with safe_open(files[0], "pt") as file:
-            name = file.get_slice(next(iter(file.keys()))).get_dtype()
-    except SafetensorError as error:
-        raise ValueError(f"{files[0]}: damaged: {error}") from error
-    if name not in DTYPES:
-        raise ValueError(f"{files[0]}: weights of type {name}; readable are {', '.join(DTYPES)}")
-    return DTYPES[name]
+    """Return the type of its weights on disk.
+
+    Raises:
+        ValueError: there are none, or damaged ones.
+    """
+    return models.stored_dtype(checkpoint.folder, checkpoint.name)
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The model, in evaluation mode, on the GPU if there is one, with the attention that transformers finds right for its kind.
+    """Return the model, in evaluation mode, on the GPU if there is one.
 
-    Raises ValueError if weights are missing, or if its logits are not those of `objectives.head_of`.
+    dtype: the type of the weights in memory.
+
+    Raises:
+        ValueError: weights are missing or damaged, or the model's logits are not those that the
+            losses compute from hidden states and head.
     """
-    stored_dtype(checkpoint)
-    model, info = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False)
-    if info["missing_keys"]:
-        raise ValueError(f"{checkpoint.name}: {len(info['missing_keys'])} weights are missing, {min(info['missing_keys'])} among them")
+    stored_dtype(checkpoint)  # says what is wrong with the files, before they are read
+    model = models.load(checkpoint.folder, dtype, checkpoint.name)
     if checkpoint.adapters:
         model = PeftModel.from_pretrained(model, checkpoint.adapters)
     check_head(model.to(distributed.process_state().device).eval(), checkpoint.name)

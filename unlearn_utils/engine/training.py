@@ -297,7 +297,7 @@ def unlearn(model: nn.Module, job: Job, execution: Execution | None = None) -> l
     """Unlearn in place.
 
     Under `accelerate launch` every process calls this alike, and a batch is that of all together.
-    FSDP leaves the model sharded: `models.save_from_all` writes it.
+    FSDP leaves the model sharded: `models.save` writes it.
 
     Returns:
         The history: step, loss, learning_rate.

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from unlearn_utils import profiles
-from unlearn_utils.cache import workers
+from unlearn_utils.cache import paths, workers
 from unlearn_utils.cache.memory import PeakMemory
 from unlearn_utils.cache.paths import write_whole
 from unlearn_utils.data import hub
@@ -159,7 +159,7 @@ def prepare(root: Path, profile: str, fresh: bool) -> None:
     os.environ |= {"JUPYTER_RUNTIME_DIR": str(runs / "kernels" / "runtime"), "IPYTHONDIR": str(runs / "kernels" / "ipython")}
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", **workers.KEEP_FREED}
     os.environ |= dict.fromkeys(hub.OFFLINE, "1")  # what a profile reads from the hub is there by now
-    for name in (hub.MIRROR, profiles.BOOKS):
+    for name in (paths.HUB, profiles.BOOKS):
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).resolve())
     if fresh:  # the store takes what is older than this for missing

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from unlearn_utils import profiles
 from unlearn_utils.cache import paths
-from unlearn_utils.data import hub
 
 
 def stamp(root: Path, profile: str, path: Path) -> Path:
@@ -44,7 +43,7 @@ def inputs(profile: str, path: Path) -> str:
     package = Path(__file__).resolve().parents[1]
     files = [*sorted(package.rglob("*.py")), package / "data" / "manifest.csv", package.parent / "requirements.lock"]
     parts = [file_hash(file) for file in files if file.exists()]
-    made_by = [cells, parts, sys.version_info[:2], repr(profiles.profile(profile)), os.environ.get(hub.MIRROR), os.environ["UNLEARN_STORE"]]
+    made_by = [cells, parts, sys.version_info[:2], repr(profiles.profile(profile)), os.environ.get(paths.HUB), os.environ["UNLEARN_STORE"]]
     return sha256(json.dumps(made_by).encode()).hexdigest()
 
 

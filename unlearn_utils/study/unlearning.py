@@ -82,7 +82,7 @@ def _make_unlearning_run(profile: Profile, domain: str, method: str, recipe: Unl
         reports, part = {}, selection.half(rows, selection.REPORT)
         for step in set(chosen.values()):
             reports[step] = evaluation.measure(single_run.at(start, states.get(step, {})), part, tokenizer(profile))
-        models.save_from_all(single_run.at(start, states.get(chosen["practitioner"], {})), folder, dtype)
+        models.save(single_run.at(start, states.get(chosen["practitioner"], {})), folder, dtype)
     columns = _columns(method, domain, 0, recipe)
     report = pd.concat([reports[step].assign(rule=rule, step=step) for rule, step in chosen.items()], ignore_index=True)
     for name, frame in {"trajectory": trajectory, "report": report, "history": pd.DataFrame(history)}.items():
