@@ -28,11 +28,20 @@ def test_perplexity_weighs_tokens_and_its_sibling_sequences():
     assert metrics.perplexity_per_sequence(nll, tokens) == pytest.approx(math.exp(2))
 
 
-TABLE = np.array([[-1.0, -4.0], [-2.0, -8.0], [-3.0, -2.0], [-6.0, -1.0]])  # 4 tokens of 2 documents
+TABLE = np.array(
+    [[-1.0, -4.0], [-2.0, -8.0], [-3.0, -2.0], [-6.0, -1.0]]
+)  # 4 tokens of 2 documents
 
 
 @pytest.mark.parametrize(
-    ("k", "expected"), [(0.2, [-6, -8]), (0.5, [-4.5, -6]), (0.6, [-4.5, -6]), (0.75, [-11 / 3, -14 / 3]), (1, [-3, -3.75])]
+    ("k", "expected"),
+    [
+        (0.2, [-6, -8]),
+        (0.5, [-4.5, -6]),
+        (0.6, [-4.5, -6]),
+        (0.75, [-11 / 3, -14 / 3]),
+        (1, [-3, -3.75]),
+    ],
 )
 def test_min_k_by_hand(k, expected):
     assert [membership.min_k(column, k) for column in TABLE.T] == pytest.approx(expected)
@@ -49,14 +58,56 @@ def test_min_k_counts_whole_tokens_despite_rounding():
 
 def test_min_k_plus_plus_by_hand():
     # standardised: (-1 + 2)/1 = 1, (-4 + 2)/2 = -1, sigma 0 -> 0, (-5 + 2)/1 = -3
-    assert membership.min_k_plus_plus([-1, -4, 0, -5], [-2, -2, 0, -2], [1, 2, 0, 1], 0.5) == pytest.approx(-2)
-    assert membership.min_k_plus_plus(TABLE[:, 0], np.zeros(4), np.ones(4), 0.5) == membership.min_k(TABLE[:, 0], 0.5)
+    assert membership.min_k_plus_plus(
+        [-1, -4, 0, -5], [-2, -2, 0, -2], [1, 2, 0, 1], 0.5
+    ) == pytest.approx(-2)
+    assert membership.min_k_plus_plus(
+        TABLE[:, 0], np.zeros(4), np.ones(4), 0.5
+    ) == membership.min_k(TABLE[:, 0], 0.5)
 
 
 def test_zlib_score_divides_by_compressed_bytes():
     text = "abc" * 50
     assert membership.zlib_score(2.0, text) == -2 / len(zlib.compress(text.encode()))
     assert membership.zlib_score(1.0, text) > membership.zlib_score(2.0, text)  # higher = member
+
+
+DOCUMENT = membership.TokenScores(
+    log_probs=np.array([-1, -4, -2, -5], np.float32),
+    mu=np.full(4, -2, np.float32),
+    sigma=np.array([1, 2, 0, 1], np.float32),
+    correct=np.array([True, False, True, False]),
+    text="abc" * 50,
+)
+
+
+@pytest.mark.parametrize(
+    ("title", "column", "expected"),
+    [
+        ("Min-20%", "min_k_20", -5),
+        ("Min-30%", "min_k_30", -5),
+        ("Min-40%", "min_k_40", -5),
+        ("Min-50%", "min_k_50", -4.5),
+        ("Min-60%", "min_k_60", -4.5),
+        ("loss", "min_k_100", -3),
+        ("Min-20%++", "min_k_plus_20", -3),
+        ("Min-30%++", "min_k_plus_30", -3),
+        ("Min-40%++", "min_k_plus_40", -3),
+        ("Min-50%++", "min_k_plus_50", -2),
+        ("Min-60%++", "min_k_plus_60", -2),
+        ("Min-100%++", "min_k_plus_100", -0.75),
+        ("zlib", "zlib", -3 / len(zlib.compress(b"abc" * 50))),
+    ],
+)
+def test_each_score_of_a_document_by_hand(title, column, expected):
+    score = membership.get_score(title)
+    assert score.column == column
+    assert score.function(DOCUMENT) == pytest.approx(expected)
+
+
+def test_every_score_has_a_column_of_its_own():
+    columns = [score.column for score in membership.SCORES.values()]
+    assert len(set(columns)) == len(columns) == 13
 
 
 def test_auc_by_hand():
@@ -72,11 +123,15 @@ def test_auc_and_tpr_agree_with_sklearn():
     assert membership.auc(members, others) == pytest.approx(roc_auc_score(truth, scores))
     fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
     for level in (0, 0.05, 0.1, 0.25, 0.6, 1):
-        assert membership.tpr_at_fpr(members, others, level) == pytest.approx(tpr[fpr <= level + 1e-12].max())
+        assert membership.tpr_at_fpr(members, others, level) == pytest.approx(
+            tpr[fpr <= level + 1e-12].max()
+        )
 
 
 def test_tpr_by_hand():
-    assert membership.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0.25) == 0.5  # threshold above 1 lets 2 pass; 1 itself must not exceed it
+    assert (
+        membership.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0.25) == 0.5
+    )  # threshold above 1 lets 2 pass; 1 itself must not exceed it
     assert membership.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0) == 0.5
     assert membership.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0.5) == 0.75
     with pytest.raises(ValueError, match="4 non-members cannot tell"):
@@ -91,7 +146,10 @@ def test_priv_leak_by_hand():
         membership.priv_leak(0.5, 1.0)
 
 
-@pytest.mark.parametrize(("correct", "expected"), [("1111", 1), ("0111", 0.75), ("1011", 0.5), ("1110", 0), ("0000", 0), ("1", 1)])
+@pytest.mark.parametrize(
+    ("correct", "expected"),
+    [("1111", 1), ("0111", 0.75), ("1011", 0.5), ("1110", 0), ("0000", 0), ("1", 1)],
+)
 def test_extraction_strength_by_hand(correct, expected):
     assert metrics.extraction_strength([c == "1" for c in correct]) == expected
 
@@ -106,7 +164,9 @@ def test_rouge_l_by_hand():
 
 
 def test_exact_prefix_by_hand():
-    assert [metrics.exact_prefix([1, 2, 3], truth) for truth in ([1, 2, 4], [1, 2, 3, 4], [2], [])] == [2, 3, 0, 0]
+    assert [
+        metrics.exact_prefix([1, 2, 3], truth) for truth in ([1, 2, 4], [1, 2, 3, 4], [2], [])
+    ] == [2, 3, 0, 0]
 
 
 def test_forget_quality_by_hand_and_by_scipy():
@@ -118,7 +178,9 @@ def test_forget_quality_by_hand_and_by_scipy():
     assert apart.wilcoxon_p == pytest.approx(2 / 2**4)
     noise = rng(3).normal(size=(2, 50))
     shifted = metrics.forget_quality(noise[0], noise[0] + 0.1 + 0.01 * noise[1])
-    assert shifted.ks_p > 0.05 > shifted.wilcoxon_p  # the paired test sees what the unpaired one cannot
+    assert (
+        shifted.ks_p > 0.05 > shifted.wilcoxon_p
+    )  # the paired test sees what the unpaired one cannot
     assert shifted.wilcoxon_p == pytest.approx(stats.wilcoxon(0.1 + 0.01 * noise[1]).pvalue)
 
 
@@ -137,28 +199,38 @@ def test_bootstrap_repeats_with_the_generator():
 def test_bootstrap_of_a_mean_is_its_standard_error():
     data = rng(0).normal(size=400)
     interval = intervals.bootstrap(np.mean, data, generator=rng(1), level=0.9)
-    assert interval.high - interval.low == pytest.approx(2 * stats.norm.ppf(0.95) * data.std() / 20, rel=0.1)
+    assert interval.high - interval.low == pytest.approx(
+        2 * stats.norm.ppf(0.95) * data.std() / 20, rel=0.1
+    )
 
 
 def test_bootstrap_covers():
     """Of 200 intervals at 80%, 160 +- 3 standard deviations (17) hold the true mean; a mean of 40 costs a little."""
     hits = 0
     for seed in range(200):
-        low, high = intervals.bootstrap(np.mean, rng(seed).normal(size=40), generator=rng(1000 + seed), resamples=200, level=0.8)[1:3]
+        low, high = intervals.bootstrap(
+            np.mean, rng(seed).normal(size=40), generator=rng(1000 + seed), resamples=200, level=0.8
+        )[1:3]
         hits += low < 0 < high
     assert 140 <= hits <= 177
 
 
 def test_bootstrap_keeps_pairs_together():
     a = rng(0).normal(size=50)
-    paired = intervals.bootstrap(lambda x, y: (x - y).mean(), a, a - 1, generator=rng(1), resamples=50)
+    paired = intervals.bootstrap(
+        lambda x, y: (x - y).mean(), a, a - 1, generator=rng(1), resamples=50
+    )
     assert paired[:3] == pytest.approx((1, 1, 1))
-    apart = intervals.bootstrap(lambda x, y: x.mean() - y.mean(), a, a - 1, generator=rng(1), resamples=50, paired=False)
+    apart = intervals.bootstrap(
+        lambda x, y: x.mean() - y.mean(), a, a - 1, generator=rng(1), resamples=50, paired=False
+    )
     assert apart.high - apart.low > 0.3
 
 
 def test_bootstrap_unpaired_takes_unequal_lengths():
-    interval = intervals.bootstrap(membership.auc, [3, 4, 5, 6], [1, 2], generator=rng(1), resamples=20, paired=False)
+    interval = intervals.bootstrap(
+        membership.auc, [3, 4, 5, 6], [1, 2], generator=rng(1), resamples=20, paired=False
+    )
     assert interval == (1, 1, 1, 2)
     with pytest.raises(ValueError, match="unequal lengths"):
         intervals.bootstrap(membership.auc, [3, 4, 5, 6], [1, 2], generator=rng(1))
@@ -168,7 +240,9 @@ def test_clusters_stay_together():
     """Ten copies of each of 20 documents carry the information of 20."""
     data, clusters = rng(0).normal(size=20), [f"unit {i}" for i in range(20)]
     alone = intervals.bootstrap(np.mean, data, generator=rng(1))
-    copies = intervals.bootstrap(np.mean, np.repeat(data, 10), generator=rng(1), clusters=np.repeat(clusters, 10))
+    copies = intervals.bootstrap(
+        np.mean, np.repeat(data, 10), generator=rng(1), clusters=np.repeat(clusters, 10)
+    )
     naive = intervals.bootstrap(np.mean, np.repeat(data, 10), generator=rng(1))
     assert copies.n == 20 and naive.n == 200
     assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=0.15)
@@ -177,7 +251,12 @@ def test_clusters_stay_together():
 
 def test_cluster_members_are_drawn_whole():
     seen = []
-    intervals.bootstrap(lambda x: seen.append(np.bincount(x, minlength=5)) or 0, [0, 1, 2, 3, 4], generator=rng(0), clusters=list("abaca"))
+    intervals.bootstrap(
+        lambda x: seen.append(np.bincount(x, minlength=5)) or 0,
+        [0, 1, 2, 3, 4],
+        generator=rng(0),
+        clusters=list("abaca"),
+    )
     for counts in seen[:-1]:  # the last call is the statistic itself
         assert counts[0] == counts[2] == counts[4] and counts[[0, 1, 3]].sum() == 3
 
@@ -185,11 +264,23 @@ def test_cluster_members_are_drawn_whole():
 @pytest.mark.parametrize("clustered", [False, True])
 def test_bootstrap_auc_equals_the_plain_bootstrap(clustered):
     members, others = rng(1).integers(0, 9, 60) + 2, rng(2).integers(0, 9, 40)  # many ties
-    clusters = (np.sqrt(np.arange(60) * 4).astype(int), np.arange(40) // 4) if clustered else None  # of unequal sizes
+    clusters = (
+        (np.sqrt(np.arange(60) * 4).astype(int), np.arange(40) // 4) if clustered else None
+    )  # of unequal sizes
     fast = membership.bootstrap_auc(members, others, rng(3), resamples=4000, clusters=clusters)
-    plain = intervals.bootstrap(membership.auc, members, others, generator=rng(4), resamples=4000, paired=False, clusters=clusters)
+    plain = intervals.bootstrap(
+        membership.auc,
+        members,
+        others,
+        generator=rng(4),
+        resamples=4000,
+        paired=False,
+        clusters=clusters,
+    )
     assert fast.value == plain.value and fast.n == plain.n == (10 if clustered else 40)
-    assert fast.low == pytest.approx(plain.low, abs=0.01) and fast.high == pytest.approx(plain.high, abs=0.01)
+    assert fast.low == pytest.approx(plain.low, abs=0.01) and fast.high == pytest.approx(
+        plain.high, abs=0.01
+    )
 
 
 def test_bootstrap_auc_in_several_blocks(monkeypatch):
@@ -216,7 +307,9 @@ EMPTY = {
     "forget quality, unequal": lambda: metrics.forget_quality([1.0], [1.0, 2.0]),
     "bootstrap": lambda: intervals.bootstrap(np.mean, [], generator=rng()),
     "bootstrap of nothing": lambda: intervals.bootstrap(np.mean, generator=rng()),
-    "bootstrap, clusters": lambda: intervals.bootstrap(np.mean, [1.0, 2.0], generator=rng(), clusters=[1]),
+    "bootstrap, clusters": lambda: intervals.bootstrap(
+        np.mean, [1.0, 2.0], generator=rng(), clusters=[1]
+    ),
     "bootstrap_auc": lambda: membership.bootstrap_auc([1.0], [], rng()),
 }
 
