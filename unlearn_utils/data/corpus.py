@@ -1,7 +1,8 @@
-"""Documents with provenance: the embedded corpus, the paper's hub dataset, or a folder of the user's own text.
+"""A corpus, domain by domain: the embedded one, one of the hub, or a folder of the user's own text.
 
-All three come back as a `datasets.DatasetDict` in the schema of `llmunlearn/unlearn_dataset`: the domains
-`arxiv`, `github` and `books` have the splits forget, approximate and retain; `general` has evaluation and retain.
+All come back as a `datasets.DatasetDict` in the schema of `llmunlearn/unlearn_dataset`: the domains
+`arxiv`, `github` and `books` have the splits forget, approximate and retain; `general` has
+evaluation and retain.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from datasets import Dataset, DatasetDict
 from unlearn_utils.data import hub, manifest, readers, sources
 from unlearn_utils.profiles import DOMAINS
 
-SPLITS = {domain: ("forget", "approximate", "retain") for domain in DOMAINS} | {"general": ("evaluation", "retain")}
+SPLITS = {domain: ("forget", "approximate", "retain") for domain in DOMAINS}
+SPLITS["general"] = ("evaluation", "retain")
 COLUMNS = ("id", "text", "family", "package", "version", "file", "licence", "rank")
 
 
-# ------------------------------------------------------------------------------------ the embedded corpus
+# --------------------------------------------------------------------------- the embedded corpus
 
 
 def embedded(
@@ -50,36 +52,47 @@ def embedded(
 
 
 def fingerprint(data: dict[str, DatasetDict]) -> str:
-    """A short hash of every text in its place and order, part of the key of every result that was computed from them."""
-    parts = [
-        f"{domain}/{split}/{row['id']}/{sources.hash_text(row['text'])}" for domain in data for split in data[domain] for row in data[domain][split]
-    ]
+    """Return a short hash of every text in its place and order.
+
+    It is part of the key of every result that was computed from them.
+    """
+    parts = []
+    for domain, splits in data.items():
+        for split, documents in splits.items():
+            for row in documents:
+                parts.append(f"{domain}/{split}/{row['id']}/{sources.hash_text(row['text'])}")
     return sources.hash_text("\n".join(parts))[:16]
 
 
 def _as_datasets(table: pd.DataFrame, domain: str, columns: tuple[str, ...]) -> DatasetDict:
-    """One `Dataset` a split, in the manifest's order."""
-    kept = [c for c in columns if c in table]
-    frames = {split: table[table.split == split][kept] for split in SPLITS[domain]}
-    return DatasetDict({s: Dataset.from_pandas(f, preserve_index=False) for s, f in frames.items()})
+    """Return one `Dataset` a split, in the table's order."""
+    kept = [column for column in columns if column in table]
+    splits = {}
+    for split in SPLITS[domain]:
+        rows = table[table.split == split][kept]
+        splits[split] = Dataset.from_pandas(rows, preserve_index=False)
+    return DatasetDict(splits)
 
 
-# ------------------------------------------------------------------------- a hub dataset, a user's own text
+# ----------------------------------------------------------- a hub dataset, a user's own text
 
 
 def load(source: str, domain: str, books: str = "", **sizes: int) -> DatasetDict:
-    """One domain of a corpus.
+    """Return one domain of a corpus.
 
     Args:
-        source: "embedded"; a folder `DOMAIN/{forget,approximate,retain}[.suffix or /files]`; or a dataset of `hub.DATASETS`: the paper's,
-            which is such a folder, or MIMIR.
+        source: "embedded"; a folder `DOMAIN/{forget,approximate,retain}[.suffix or /files]`; or a
+            dataset of `hub.DATASETS`: the paper's, which is such a folder, or MIMIR.
         domain: github, arxiv, books or general; for a folder any name.
         books: such a folder with the domain books, which the paper's dataset lacks.
-        sizes: pairs, retain, general, evaluation; documents of a split at most. A folder's splits are given whole without them.
+        sizes: pairs, retain, general, evaluation; documents of a split at most. A folder's splits
+            are given whole without them.
 
     Raises:
-        FileNotFoundError: the folder lacks the domain, or holds no readable document; or a dataset that is not on this machine.
-        ValueError: a document cannot be read, or one column `text` (or `content`) is missing; an unknown source.
+        FileNotFoundError: the folder lacks the domain, or holds no readable document; or the
+            dataset is not on this machine.
+        ValueError: a document cannot be read, or one column `text` (or `content`) is missing; or
+            the source is unknown.
     """
     if source == "embedded":
         return embedded(domain, **sizes)
@@ -87,81 +100,162 @@ def load(source: str, domain: str, books: str = "", **sizes: int) -> DatasetDict
         return sample(_from_folder(Path(books), domain), **sizes)
     if Path(source).is_dir():
         return sample(_from_folder(Path(source), domain), **sizes)
-    if source == hub.MIMIR:
-        return _mimir(hub.dataset(source), domain, **sizes)
     if source not in hub.DATASETS:
-        raise ValueError(f"{source}: no such folder; expected a folder, embedded, or one of {', '.join(hub.DATASETS)}")
-    return sample(_from_folder(hub.dataset(source), domain), **sizes)
+        known = ", ".join(hub.DATASETS)
+        raise ValueError(
+            f"{source}: no such folder; expected a folder, embedded, or one of {known}"
+        )
+    folder = hub.dataset(source)
+    if source == hub.MIMIR:
+        return _mimir(folder, domain, **sizes)
+    return sample(_from_folder(folder, domain), **sizes)
 
 
-def sample(splits: DatasetDict, pairs=None, retain=None, general=None, evaluation=None) -> DatasetDict:
-    """At most so many documents of each split (None: all), in a seeded order; equally many forget as approximate; `rank`: their place.
+def sample(
+    splits: DatasetDict,
+    pairs: int | None = None,
+    retain: int | None = None,
+    general: int | None = None,
+    evaluation: int | None = None,
+) -> DatasetDict:
+    """Return at most so many documents of each split, in a seeded order; `rank` is their place.
 
-    A text that comes again, in a split or in a later one (forget, approximate, evaluation, retain), is left out.
+    There are equally many forget documents as approximate ones. A text that comes again, in a
+    split or in a later one (forget, approximate, evaluation, retain), is left out.
+
+    Args:
+        pairs: of forget and approximate documents; None: every split stays whole, as it is.
+        retain, evaluation: documents of these splits.
+        general: retain documents of the domain general, the one with a split evaluation.
     """
     if pairs is None:
         return splits
-    limits = {"forget": pairs, "approximate": pairs, "evaluation": evaluation, "retain": general if "evaluation" in splits else retain}
-    seen, found = set(), {}
-    for split in (s for s in limits if s in splits):
+    limits = {"forget": pairs, "approximate": pairs, "evaluation": evaluation, "retain": retain}
+    if "evaluation" in splits:
+        limits["retain"] = general
+    seen = set()
+    found = {}
+    for split, limit in limits.items():
+        if split not in splits:
+            continue
         table = splits[split].to_pandas().sample(frac=1, random_state=0)
         table = table[~table.text.isin(seen)].drop_duplicates("text")
         seen |= set(table.text)
-        found[split] = table[: limits[split]]
-    size = min(len(found[s]) for s in ("forget", "approximate") if s in found) if "forget" in found else 0
-    cut = {s: t[:size] if s in ("forget", "approximate") else t for s, t in found.items()}
-    return DatasetDict({s: Dataset.from_pandas(t.assign(rank=range(len(t))), preserve_index=False) for s, t in cut.items()})
+        found[split] = table[:limit]
+    if "forget" in found:
+        paired = [split for split in ("forget", "approximate") if split in found]
+        size = min(len(found[split]) for split in paired)
+        for split in paired:
+            found[split] = found[split][:size]
+    ranked = {}
+    for split, table in found.items():
+        table = table.assign(rank=range(len(table)))
+        ranked[split] = Dataset.from_pandas(table, preserve_index=False)
+    return DatasetDict(ranked)
 
 
-def _mimir(folder: Path, domain: str, pairs: int, retain: int, general: int, evaluation: int) -> DatasetDict:
-    """MIMIR's members are what a model trained on the Pile was trained on: forget and retain; its non-members are unseen text.
+def _mimir(
+    folder: Path, domain: str, pairs: int, retain: int, general: int, evaluation: int
+) -> DatasetDict:
+    """Return a domain of MIMIR (arXiv 2402.07841), sampled.
 
-    Its files: a JSON text a line; `train` holds members, `test` non-members. General text is its Pile-CC.
-    Raises FileNotFoundError or ValueError for files that are not there or not so.
+    Its members, in `train`, are what a model trained on the Pile was trained on: forget and retain.
+    Its non-members, in `test`, are unseen text. General text is its Pile-CC. A file has a JSON text
+    a line.
+
+    Raises:
+        FileNotFoundError, ValueError: files are not there or not so.
     """
-    name = f"{'pile_cc' if domain == 'general' else domain}_ngram_13_0.8.jsonl"
-    members, others = (_json_texts(folder / "cache_100_200_1000_512" / side / name) for side in ("train", "test"))
-    half = min(pairs, len(members) // 2)
-    parts = {"forget": members[:half], "approximate": others, "retain": members[half:]}
+    subset = "pile_cc" if domain == "general" else domain
+    name = f"{subset}_ngram_13_0.8.jsonl"
+    root = folder / "cache_100_200_1000_512"
+    members = _json_texts(root / "train" / name)
+    others = _json_texts(root / "test" / name)
     if domain == "general":
         parts = {"evaluation": others, "retain": members}
-    splits = DatasetDict({split: _with_columns(Dataset.from_dict({"text": texts}), split) for split, texts in parts.items()})
-    return sample(splits, pairs, retain, general, evaluation)
+    else:
+        half = min(pairs, len(members) // 2)
+        parts = {"forget": members[:half], "approximate": others, "retain": members[half:]}
+    splits = {}
+    for split, texts in parts.items():
+        splits[split] = _with_columns(Dataset.from_dict({"text": texts}), split)
+    return sample(DatasetDict(splits), pairs, retain, general, evaluation)
 
 
 def _json_texts(path: Path) -> list[str]:
-    """The distinct texts of a file with a JSON string, or an object with `text`, a line."""
+    """Return the distinct texts of a file with a JSON string, or an object with `text`, a line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is neither.
+    """
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; MIMIR has one for each domain, members in train, non-members in test")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = [row if isinstance(row, str) else readers.text_row(row, path)["text"] for row in rows]
-    return list(dict.fromkeys(rows))
+        raise FileNotFoundError(
+            f"{path}: no such file; MIMIR has one for each domain, members in train, non-members "
+            "in test"
+        )
+    texts = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.strip():
+            continue
+        row = json.loads(line)
+        texts.append(row if isinstance(row, str) else readers.text_row(row, path)["text"])
+    return list(dict.fromkeys(texts))
 
 
 def _from_folder(folder: Path, domain: str) -> DatasetDict:
-    """The splits of one domain below a folder; `forget.jsonl`, `forget-00000.parquet` and `forget/*.txt` all serve."""
-    if not (folder / domain).is_dir():
-        raise FileNotFoundError(f"{folder / domain}: no such folder; expected {domain}/forget, {domain}/retain, ...")
+    """Return the splits of one domain below a folder, whole.
+
+    `forget.jsonl`, `forget-00000.parquet` and `forget/*.txt` all serve.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no document in it.
+        ValueError: a document cannot be read.
+    """
+    root = folder / domain
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root}: no such folder; expected {domain}/forget, {domain}/retain, ..."
+        )
+    files = sorted(root.rglob("*"))
     splits = {}
     for split in SPLITS.get(domain, SPLITS["github"]):
-        paths = [p for p in sorted((folder / domain).rglob("*")) if _belongs(p, folder / domain, split)]
-        documents = [d for path in paths for d in readers.read_documents(path)]
+        documents = []
+        for path in files:
+            if _belongs(path, root, split):
+                documents += readers.read_documents(path)
         if documents:
             splits[split] = _with_columns(Dataset.from_list(documents), split)
     if not splits:
-        raise FileNotFoundError(f"{folder / domain}: no document found; readable are {', '.join(readers.SUFFIXES)}")
+        readable = ", ".join(readers.SUFFIXES)
+        raise FileNotFoundError(f"{root}: no document found; readable are {readable}")
     return DatasetDict(splits)
 
 
 def _belongs(path: Path, root: Path, split: str) -> bool:
-    """Does this file hold documents of the split (`forget/a.txt`, `forget.jsonl`, `forget-00000-of-00001.parquet`)?"""
-    return path.is_file() and path.suffix in readers.SUFFIXES and re.split(r"[-.]", path.relative_to(root).parts[0])[0] == split
+    """Return whether a file below `root` holds documents of the split.
+
+    Such are `forget/a.txt`, `forget.jsonl` and `forget-00000-of-00001.parquet`.
+    """
+    if not path.is_file() or path.suffix not in readers.SUFFIXES:
+        return False
+    top = path.relative_to(root).parts[0]
+    return re.split(r"[-.]", top)[0] == split
 
 
 def _with_columns(data: Dataset, split: str) -> Dataset:
-    """The corpus's columns for foreign rows: `content` becomes `text`; every document is its own family."""
+    """Return foreign rows with the corpus's columns: every document is its own family."""
     table = data.to_pandas().rename(columns={"content": "text"})
-    table["id"] = [f"{split}-{sources.hash_text(t)[:10]}" for t in table.text]
-    defaults = {"family": table.id, "package": "", "version": "", "file": "", "licence": "not stated", "rank": range(len(table))}
-    table = table.assign(**{c: v for c, v in defaults.items() if c not in table})
+    table["id"] = [f"{split}-{sources.hash_text(text)[:10]}" for text in table.text]
+    defaults = {
+        "family": table.id,
+        "package": "",
+        "version": "",
+        "file": "",
+        "licence": "not stated",
+        "rank": range(len(table)),
+    }
+    for column, value in defaults.items():
+        if column not in table:
+            table[column] = value
     return Dataset.from_pandas(table[list(COLUMNS)], preserve_index=False)
