@@ -362,7 +362,7 @@ def test_the_counted_ratio_is_the_largest_of_all(monkeypatch):
     flops["arxiv"][WIDE], flops["github"] = 120, flops["github"] | dict.fromkeys(grid.METHODS, 20)
     flops["github"][LABELS] = 10
     monkeypatch.setattr(costs, "flops", lambda profile, domain, method: (domain, method))
-    monkeypatch.setattr(evidence, "side_by_side", lambda profile, steps: None)
+    monkeypatch.setattr(evidence, "side_by_side", lambda artifacts, workers: None)
     monkeypatch.setattr(
         extra_measurements, "rows_of", lambda keys: pd.DataFrame([{"target_domain": d, "method": m, "flops": flops[d][m]} for d, m in keys])
     )

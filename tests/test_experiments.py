@@ -270,7 +270,7 @@ def test_side_by_side_keeps_what_is_finished_when_another_step_fails(tmp_path, m
     monkeypatch.setenv("UNLEARN_STORE", str(tmp_path))
     steps = [pool.Step("toy", 1, {"x": x}, lambda folder, x=x: [][x] if x else None) for x in (0, 1)]
     with pytest.raises(IndexError):
-        workers.side_by_side(TINY, steps)
+        workers.side_by_side(steps, TINY.workers)
     assert [s.done() for s in steps] == [True, False]
 
 
@@ -282,9 +282,9 @@ def test_two_steps_run_in_two_processes(tmp_path, monkeypatch):
         time.sleep(1)  # long enough that one process cannot take both
 
     steps = [pool.Step("toy", 1, {"x": x}, make) for x in range(2)]
-    workers.side_by_side(replace(TINY, workers=2), steps)
+    workers.side_by_side(steps, 2)
     monkeypatch.setattr("joblib.Parallel", refuse)
-    workers.side_by_side(replace(TINY, workers=2), steps)  # nothing is missing: nothing is started
+    workers.side_by_side(steps, 2)  # nothing is missing: nothing is started
     assert all(s.done() for s in steps)
     assert len({(s.path / "process").read_text() for s in steps} | {str(os.getpid())}) == 3
 

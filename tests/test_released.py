@@ -90,7 +90,7 @@ def test_runs_are_those_of_the_pairs_trained_together(monkeypatch):
         return len(asked)
 
     monkeypatch.setattr(unlearning, "unlearning_run", unlearned)
-    monkeypatch.setattr(released_code, "side_by_side", lambda profile, steps: together.append(steps))
+    monkeypatch.setattr(released_code, "side_by_side", lambda artifacts, workers: together.append(artifacts))
     found = released_code.trained_runs(SMOKE, "github")
     expected = [(m, choices) for m, *both in released_code.pairs(SMOKE).values() for choices in both]
     assert [(m, choices) for _, _, m, choices in asked] == expected and {a[:2] for a in asked} == {(SMOKE, "github")}

@@ -1,4 +1,4 @@
-"""Peak memory of a tree of processes."""
+"""Peak memory of a process and of its children."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from pathlib import Path
 
 import psutil
 
+SECONDS_APART = 0.5  # between two samples
+
 
 class PeakMemory:
-    """Peak resident memory, in GB, of this process and its children together, sampled twice a second in a thread.
+    """The peak memory of this process and its children together, while the `with` block runs.
 
-    Pages that processes share are counted in each, so the sum is an upper bound.
+    It is sampled twice a second in a thread. Pages that processes share are counted in each, so the
+    sum is an upper bound.
+
+    Attributes:
+        peak: resident memory so far, in GB.
     """
 
     def __init__(self) -> None:
@@ -30,13 +36,15 @@ class PeakMemory:
         self._thread.join()
 
     def _sample(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(0.5):
-            self.peak = max(self.peak, sum(map(resident, [me, *me.children(recursive=True)])) / 1e9)
+        this = psutil.Process()
+        while not self._stop.wait(SECONDS_APART):
+            processes = [this, *this.children(recursive=True)]
+            total = sum(resident(process) for process in processes)
+            self.peak = max(self.peak, total / 1e9)
 
 
 def resident(process: psutil.Process) -> int:
-    """Resident bytes of a process; 0 if it has ended."""
+    """Return the resident bytes of a process; 0 if it has ended."""
     try:
         return process.memory_info().rss
     except psutil.NoSuchProcess:
@@ -44,8 +52,14 @@ def resident(process: psutil.Process) -> int:
 
 
 def own_peak() -> float:
-    """Peak resident memory of this process so far, in MB. On Linux from its own address space: ru_maxrss starts with the parent's."""
+    """Return the peak resident memory of this process so far, in MB.
+
+    On Linux it is that of its own address space, for ru_maxrss starts with the parent's.
+    """
     status = Path("/proc/self/status")
     if status.exists():
-        return next(int(line.split()[1]) / 2**10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 2**10
+    units = 2**20 if platform.system() == "Darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units

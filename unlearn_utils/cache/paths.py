@@ -1,7 +1,8 @@
-"""Where everything lies: the project, the store, the figures; every variable that users may set; whole files.
+"""Where everything lies, and every variable that users may set.
 
-This module owns the environment variables of the package. Nothing is read when it is imported: each function reads
-its variable when it is called, so that a test or a notebook may set one at any time.
+This module owns the environment variables of the package. Nothing is read when it is imported: each
+function reads its variable when it is called, so that a test or a notebook may set one at any time.
+`write_whole` is how a text file is replaced.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]  # the folder that holds notebooks/, figures/ and unlearn_utils/
+PROJECT = Path(__file__).resolve().parents[2]  # holds notebooks/, figures/ and unlearn_utils/
 MANIFEST = PROJECT / "unlearn_utils" / "data" / "manifest.csv"
 LOCK = PROJECT / "requirements.lock"
 
@@ -45,12 +46,15 @@ def figures_folder() -> Path:
 
 
 def fresh_since() -> float:
-    """Return the time, in unix seconds, before which a stored result counts as missing; 0 without such a wish."""
+    """Return the time, in unix seconds, before which a stored result counts as missing.
+
+    It is 0 without such a wish.
+    """
     return float(os.environ.get(FRESH) or 0)
 
 
 def number_of_workers(default: int) -> int:
-    """Return how many processes shall compute side by side: as the variable says, else `default`."""
+    """Return how many processes compute side by side: as the variable says, else `default`."""
     return int(os.environ.get(WORKERS) or default)
 
 

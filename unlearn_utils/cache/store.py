@@ -1,8 +1,9 @@
-"""Results and checkpoints, addressed by what made them: `STORE/<step>/<key>/`.
+"""Results and checkpoints, addressed by what made them: `STORE/<artifact>/<key>/`.
 
-An entry is a folder that one call filled. Its key hashes the step's name, its hand-kept version and every setting, the data's
-fingerprint among them. It appears whole or not at all, carries the SHA-256 of each of its files, and keeps what never repeats
-(seconds, memory, versions) apart in `cost.json`. A killed run leaves what was finished, and the next one goes on from there.
+An entry is a folder that one call filled. Its key hashes the artifact's name, its hand-kept version
+and every setting, the data's fingerprint among them. It appears whole or not at all, carries the
+SHA-256 of each of its files, and keeps what never repeats (seconds, memory, versions) apart in
+`cost.json`. A killed run leaves what was finished, and the next one goes on from there.
 """
 
 from __future__ import annotations
@@ -22,14 +23,21 @@ from filelock import FileLock, Timeout
 
 from unlearn_utils.cache import memory, paths
 
-SIDE_FILES = ("checksums.json", "cost.json")  # not part of what an entry promises
+CHECKSUMS = "checksums.json"
+COST = "cost.json"
+SETTINGS = "settings.json"
+SIDE_FILES = (CHECKSUMS, COST)  # not part of what an entry promises
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One memoised computation. `make(folder)` fills an empty folder and may return further costs; `settings` must be JSON.
+    """One computation whose results are kept.
 
-    `version` is kept by hand: raise it when the code of a step changes what it computes.
+    Attributes:
+        name: of the kind of artifact, and of its folder in the store.
+        version: kept by hand; raise it when the code changes what it computes.
+        settings: all that the results follow from; must be JSON.
+        make: fills an empty folder, and may return further costs.
     """
 
     name: str
@@ -40,77 +48,125 @@ class Artifact:
     @property
     def path(self) -> Path:
         """Where the entry lies, or will: named by 16 hexadecimal digits of its hash."""
-        text = json.dumps({"step": self.name, "version": self.version, "settings": self.settings}, sort_keys=True)
-        return paths.store_folder() / self.name / hashlib.sha256(text.encode()).hexdigest()[:16]
+        hashed = {"artifact": self.name, "version": self.version, "settings": self.settings}
+        text = json.dumps(hashed, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return paths.store_folder() / self.name / key
 
     def done(self) -> bool:
-        """Is the entry there, undamaged, and not older than `UNLEARN_FRESH` (unix seconds)?"""
+        """Return whether the entry is there, undamaged, and not older than `UNLEARN_FRESH`."""
         return _valid(self.path)
 
     def folder(self) -> Path:
-        """The entry's folder, filled first if need be. Safe between processes: whoever comes second waits, and finds it."""
+        """Return the entry's folder, filled first if need be.
+
+        Processes do not disturb each other: whoever comes second waits, and finds it.
+        """
         self.fill()
         return self.path
 
     def fill(self, wait: bool = True) -> None:
-        """Fills the entry if need be. If another process is at it: waits for that, or, without `wait`, leaves it alone."""
+        """Fill the entry if need be.
+
+        Args:
+            wait: if another process is at it, wait for that; else leave it alone.
+        """
         folder = self.path
         if _valid(folder):
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
+        timeout = -1 if wait else 0
         try:
-            with FileLock(f"{folder}.lock", timeout=-1 if wait else 0):
+            with FileLock(f"{folder}.lock", timeout=timeout):
                 if not _valid(folder):
                     self._fill(folder)
         except Timeout:
             pass
 
     def _fill(self, folder: Path) -> None:
-        """Makes the entry in a folder beside its own, then renames it into place."""
+        """Make the entry in a folder beside its own, then rename it into place."""
         part = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
         part.mkdir()
         start = time.perf_counter()
-        extra = self.make(part) or {}
-        _write(part / "settings.json", self.settings)
-        _write(
-            part / "cost.json",
-            {"seconds": round(time.perf_counter() - start, 2), "peak_mb": round(memory.own_peak()), **extra, **_machine()},
-        )
-        _write(part / "checksums.json", _checksums(part))
+        further = self.make(part) or {}
+        taken = {
+            "seconds": round(time.perf_counter() - start, 2),
+            "peak_mb": round(memory.own_peak()),
+        }
+        _write(part / SETTINGS, self.settings)
+        _write(part / COST, {**taken, **further, **_machine()})
+        _write(part / CHECKSUMS, _checksums(part))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
+        _intact[folder] = _look(folder)
 
 
 def cost(folder: Path) -> dict:
-    """What filling an entry took (`seconds`, `peak_mb` of the process) and on what: never the same twice, never in a results file."""
-    return json.loads((folder / "cost.json").read_text())
+    """Return what filling an entry took, and on what machine: never the same twice.
+
+    Among it are `seconds` and `peak_mb`, of the process. No results file holds any of it.
+    """
+    return json.loads((folder / COST).read_text())
 
 
 def settings(folder: Path) -> dict:
-    """The settings that made an entry."""
-    return json.loads((folder / "settings.json").read_text())
+    """Return the settings that made an entry."""
+    return json.loads((folder / SETTINGS).read_text())
+
+
+# ------------------------------------------------------------------------------------- checking
+#
+# Weights take long to read, and an entry is looked at often. So its files are hashed once in a
+# process, and again only when their sizes or their times of writing are no longer those of then.
+
+Look = dict[str, tuple[int, int]]  # of each file: its size, and when it was written, in ns
+
+_intact: dict[Path, Look] = {}  # the entries that this process has found, or made, intact
 
 
 def _valid(folder: Path) -> bool:
-    """Whether an entry can be used. A damaged one is reported: it is made again."""
-    path = folder / "checksums.json"
-    if not path.exists() or path.stat().st_mtime < float(os.environ.get("UNLEARN_FRESH", 0)):
+    """Return whether an entry can be used. Report a damaged one: it is made again."""
+    checksums = folder / CHECKSUMS
+    if not checksums.exists() or checksums.stat().st_mtime < paths.fresh_since():
         return False
-    try:
-        intact = json.loads(path.read_text()) == _checksums(folder)
-    except ValueError:  # the list of checksums is damaged itself
-        intact = False
-    if intact:
+    look = _look(folder)
+    if _intact.get(folder) == look:
+        return True
+    if _matches(folder):
+        _intact[folder] = look
         return True
     print(f"{folder}: a file does not match its checksum; it is computed again", flush=True)
     return False
 
 
+def _matches(folder: Path) -> bool:
+    """Return whether the files of an entry are those that its checksums list."""
+    try:
+        listed = json.loads((folder / CHECKSUMS).read_text())
+    except ValueError:  # the list is damaged itself
+        return False
+    return listed == _checksums(folder)
+
+
+def _look(folder: Path) -> Look:
+    """Return what can be seen of the files and of their checksums without reading them."""
+    look = {}
+    for path in [*_files(folder), folder / CHECKSUMS]:
+        status = path.stat()
+        look[path.relative_to(folder).as_posix()] = (status.st_size, status.st_mtime_ns)
+    return look
+
+
 def _checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that an entry promises."""
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files that an entry promises, in order."""
     aside = [folder / name for name in SIDE_FILES]
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in aside)
-    return {p.relative_to(folder).as_posix(): _sha256(p) for p in files}
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path not in aside)
 
 
 def _sha256(path: Path) -> str:
@@ -123,4 +179,9 @@ def _write(path: Path, content: Mapping) -> None:
 
 
 def _machine() -> dict[str, str]:
-    return {"torch": installed("torch"), "python": platform.python_version(), "machine": platform.machine()}
+    """Return the versions and the kind of machine that a computation ran on."""
+    return {
+        "torch": installed("torch"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }

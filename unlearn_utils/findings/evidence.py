@@ -13,7 +13,15 @@ from unlearn_utils.core import efficiency, methods, tables
 from unlearn_utils.core.intervals import Interval
 from unlearn_utils.findings import reports, robustness
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import costs, extra_measurements, grid, pool, released_code, selection, unlearning
+from unlearn_utils.study import (
+    costs,
+    extra_measurements,
+    grid,
+    pool,
+    released_code,
+    selection,
+    unlearning,
+)
 
 SEED = 0  # of every bootstrap
 WIDE = "ascent_descent_in_distribution"  # the method that claim C2 is about
@@ -25,7 +33,11 @@ def computed_ratio(profile: Profile) -> tuple[Interval, int]:
     """C1: the least ratio of all methods and forget sets for Yi-6B; bounds: the bytes a token that are thought possible."""
     terms = {m: methods.METHODS[m].retain for m in grid.METHODS}
     ratios = [
-        [efficiency.computed_ratio(t, s, b) for t in terms.values() for s in efficiency.FORGET_BYTES.values()]
+        [
+            efficiency.computed_ratio(t, s, b)
+            for t in terms.values()
+            for s in efficiency.FORGET_BYTES.values()
+        ]
         for b in efficiency.BYTES_PER_TOKEN
     ]
     low, value, high = (min(r) for r in ratios)
@@ -34,9 +46,15 @@ def computed_ratio(profile: Profile) -> tuple[Interval, int]:
 
 def counted_ratio(profile: Profile) -> tuple[Interval, int]:
     """C1 at this scale: the largest ratio of all methods and domains, exact."""
-    steps = {(m, d): costs.flops(profile, d, m) for d in profile.domains for m in (costs.RETRAINING, *grid.METHODS)}
-    side_by_side(profile, list(steps.values()))
-    flops = extra_measurements.rows_of(list(steps.values())).pivot(index="target_domain", columns="method", values="flops")
+    steps = {
+        (m, d): costs.flops(profile, d, m)
+        for d in profile.domains
+        for m in (costs.RETRAINING, *grid.METHODS)
+    }
+    side_by_side(list(steps.values()), profile.workers)
+    flops = extra_measurements.rows_of(list(steps.values())).pivot(
+        index="target_domain", columns="method", values="flops"
+    )
     ratio = float(flops[costs.RETRAINING].div(flops[list(grid.METHODS)].min(axis=1)).max())
     return Interval(ratio, ratio, ratio, profile.corpus.pairs), 1
 
@@ -50,7 +68,8 @@ def _grid(profile: Profile) -> dict[int | None, robustness.LogPerplexities]:
     settings = [s for s in grid.plan(profile) if s.retain_documents is None]
     rows, baselines = grid.grid_rows(profile, settings), pool.measure_baselines(profile)
     every = {
-        h: robustness.log_perplexities(profile, settings, rows, baselines, SEED, h) for h in (None, selection.SELECTION, selection.REPORT)
+        h: robustness.log_perplexities(profile, settings, rows, baselines, SEED, h)
+        for h in (None, selection.SELECTION, selection.REPORT)
     }
     return {h: found.of(grid.goal_cells(found.cells, profile)) for h, found in every.items()}
 
@@ -99,7 +118,10 @@ def covered(profile: Profile) -> tuple[Interval, int]:
         return tables.NOT_AVAILABLE, 0
     rows = _rows(profile)
     wanted = [(m, d) for m in (*grid.METHODS, "target", "retrained") for d in profile.domains]
-    kinds = {s: rows[(rows.split == s) & rows.nll.notna()].groupby(["name", "target_domain"]).size() for s in robustness.SPLITS}
+    kinds = {
+        s: rows[(rows.split == s) & rows.nll.notna()].groupby(["name", "target_domain"]).size()
+        for s in robustness.SPLITS
+    }
     there = [all(kinds[s].get(key, 0) > 0 for s in robustness.SPLITS) for key in wanted]
     share = float(np.mean(there))
     return Interval(share, share, share, int(rows.id.nunique())), profile.seeds
@@ -111,12 +133,18 @@ def covered(profile: Profile) -> tuple[Interval, int]:
 def proxy(profile: Profile) -> tuple[Interval, int]:
     """F1: log perplexity of the target over the retrained models' on the same unseen documents, mean of domains."""
     rows = pool.measure_baselines(profile)
-    target, exact = (pool.baseline_rows(profile, rows, m).query("split == 'approximate'") for m in ("target", "retrained"))
+    target, exact = (
+        pool.baseline_rows(profile, rows, m).query("split == 'approximate'")
+        for m in ("target", "retrained")
+    )
     generator, found, n = np.random.default_rng(SEED), [], []
     for domain in profile.domains:
         ours, theirs = (side[side.target_domain == domain] for side in (target, exact))
         weights = tables.draw_weights(ours, generator, profile.resamples)
-        found.append((weights @ (ours.nll.to_numpy() - theirs.nll.to_numpy())) / (weights @ ours.tokens.to_numpy()))
+        found.append(
+            (weights @ (ours.nll.to_numpy() - theirs.nll.to_numpy()))
+            / (weights @ ours.tokens.to_numpy())
+        )
         n.append(ours.family.nunique())
     return Interval(**robustness.interval_columns(np.mean(found, axis=0), min(n))), 1
 
@@ -126,12 +154,20 @@ def _forgotten(profile: Profile) -> tuple[np.ndarray, np.ndarray, int]:
     retrained model's, each (1 + resamples, methods x domains); and the documents of a side."""
     rows, generator, far, excess, n = _rows(profile), np.random.default_rng(SEED), [], [], []
     for domain in profile.domains:
-        sides = {s: rows[(rows.target_domain == domain) & (rows.split == s)] for s in ("forget", "approximate")}
+        sides = {
+            s: rows[(rows.target_domain == domain) & (rows.split == s)]
+            for s in ("forget", "approximate")
+        }
         exact = {s: part[part.model == profile.truth].set_index("id") for s, part in sides.items()}
-        weights = {s: tables.draw_weights(part, generator, profile.resamples) for s, part in exact.items()}
+        weights = {
+            s: tables.draw_weights(part, generator, profile.resamples) for s, part in exact.items()
+        }
         base = _auc([exact[s].min_k_40 for s in exact], list(weights.values()))
         for name in grid.METHODS:
-            kept = {s: part[(part.model == "unlearned") & (part.method == name)].set_index("id") for s, part in sides.items()}
+            kept = {
+                s: part[(part.model == "unlearned") & (part.method == name)].set_index("id")
+                for s, part in sides.items()
+            }
             ours = {s: part.loc[exact[s].index] for s, part in kept.items()}
             w, pair = weights["forget"], (ours["forget"], exact["forget"])
             logs = [w @ side.nll.to_numpy() / (w @ side.tokens.to_numpy()) for side in pair]
@@ -154,7 +190,9 @@ def agreement(profile: Profile) -> tuple[Interval, int]:
     ranks = [rankdata(x, axis=1) for x in (far, np.abs(excess))]
     ranks = [r - r.mean(1, keepdims=True) for r in ranks]
     with np.errstate(invalid="ignore"):
-        spearman = (ranks[0] * ranks[1]).sum(1) / np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
+        spearman = (ranks[0] * ranks[1]).sum(1) / np.sqrt(
+            (ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1)
+        )
     return Interval(**robustness.interval_columns(np.nan_to_num(spearman), n)), profile.seeds
 
 

@@ -12,14 +12,21 @@ from unlearn_utils.profiles import Profile
 from unlearn_utils.study import extra_measurements, pool, selection, unlearning
 from unlearn_utils.study.study_documents import data
 
-MEASURED = ["tokens", "nll", "correct", "extraction"]  # columns of a document that are averaged over seeds, with every score
+MEASURED = [
+    "tokens",
+    "nll",
+    "correct",
+    "extraction",
+]  # columns of a document that are averaged over seeds, with every score
 NAMES = {"practitioner": "unlearned", "oracle": "unlearned (oracle)"}
 
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """One row a document and group: the mean over seeds of every measurement, and `seeds`, their number."""
     scores = [c for c in rows if c.startswith(("min_k", "zlib"))]
-    groups = rows.groupby([*by, "target_domain", "domain", "split", "family", "rank", "id"], sort=False, dropna=False)
+    groups = rows.groupby(
+        [*by, "target_domain", "domain", "split", "family", "rank", "id"], sort=False, dropna=False
+    )
     return groups[MEASURED + scores].mean().assign(seeds=groups.size()).reset_index()
 
 
@@ -32,14 +39,22 @@ def report_rows(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
     """
     baselines = pool.measure_baselines(profile)
     names = dict.fromkeys(("target", "retrained", "retrained again", profile.truth))
-    known = {m: selection.half(pool.baseline_rows(profile, baselines, m), selection.REPORT).assign(method="", seeds=1) for m in names}
+    known = {
+        m: selection.half(pool.baseline_rows(profile, baselines, m), selection.REPORT).assign(
+            method="", seeds=1
+        )
+        for m in names
+    }
     unlearned = over_seeds(unlearning.rows_of_runs(runs, "report"), ["method", "rule"])
     unlearned = unlearned.assign(model=unlearned.rule.map(NAMES))
     before, *after = known.values()
     order = [before, *(unlearned[unlearned.rule == rule] for rule in selection.RULES), *after]
     rows = pd.concat(order, ignore_index=True).drop(columns="rule")
     return rows.assign(
-        name=rows.model.where(rows.method == "", rows.method + rows.model.map({"unlearned (oracle)": " (oracle)"}).fillna(""))
+        name=rows.model.where(
+            rows.method == "",
+            rows.method + rows.model.map({"unlearned (oracle)": " (oracle)"}).fillna(""),
+        )
     )
 
 
@@ -49,8 +64,17 @@ def distances(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     Where there is no retrained model, over its stand-in's, approximate retraining; so in `quality` and `ranking`."""
     truth = rows[rows.model == profile.truth]
     found = []
-    for (name, model, method), part in rows[rows.model != profile.truth].groupby(["name", "model", "method"], sort=False):
-        ratios = tables.log_ratios(part, truth, ["target_domain", "split"], f"log perplexity / {profile.truth}", seed, profile.resamples)
+    for (name, model, method), part in rows[rows.model != profile.truth].groupby(
+        ["name", "model", "method"], sort=False
+    ):
+        ratios = tables.log_ratios(
+            part,
+            truth,
+            ["target_domain", "split"],
+            f"log perplexity / {profile.truth}",
+            seed,
+            profile.resamples,
+        )
         found.append(ratios.assign(name=name, model=model, method=method))
     return pd.concat(found, ignore_index=True)
 
@@ -59,16 +83,38 @@ def quality(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Forget quality: Kolmogorov-Smirnov distance of the documents' mean NLL on the forget set to the retrained model's, its p-value,
     and that of the paired Wilcoxon test: model, method, run, value (the distance), low, high, n, ks_p, wilcoxon_p."""
     generator, table = np.random.default_rng(seed), []
-    forget = rows[(rows.split == "forget") & rows.nll.notna()].assign(mean=lambda r: r.nll / r.tokens)
-    truth = {d: part["mean"].to_numpy() for d, part in forget[forget.model == profile.truth].groupby("target_domain")}
-    for (model, method, run), part in forget[forget.model != profile.truth].groupby(["model", "method", "target_domain"], sort=False):
+    forget = rows[(rows.split == "forget") & rows.nll.notna()].assign(
+        mean=lambda r: r.nll / r.tokens
+    )
+    truth = {
+        d: part["mean"].to_numpy()
+        for d, part in forget[forget.model == profile.truth].groupby("target_domain")
+    }
+    for (model, method, run), part in forget[forget.model != profile.truth].groupby(
+        ["model", "method", "target_domain"], sort=False
+    ):
         ours, theirs = part["mean"].to_numpy(), truth[run]
         found = metrics.forget_quality(ours, theirs)
         families = part.family.to_numpy()
-        interval = intervals.bootstrap(_ks, ours, theirs, generator=generator, resamples=profile.resamples, clusters=families)
-        table.append({"model": model, "method": method, "target_domain": run, "measure": "KS distance", **interval._asdict()})
-        table[-1] |= {"ks_p": found.ks_p, "wilcoxon_p": np.nan if profile.hub else found.wilcoxon_p}  # other documents are no pairs
-        table[-1] |= {"ks_p": np.nan} if profile.corpus.whole else {}  # chunks of one document are not independent
+        interval = intervals.bootstrap(
+            _ks, ours, theirs, generator=generator, resamples=profile.resamples, clusters=families
+        )
+        table.append(
+            {
+                "model": model,
+                "method": method,
+                "target_domain": run,
+                "measure": "KS distance",
+                **interval._asdict(),
+            }
+        )
+        table[-1] |= {
+            "ks_p": found.ks_p,
+            "wilcoxon_p": np.nan if profile.hub else found.wilcoxon_p,
+        }  # other documents are no pairs
+        table[-1] |= (
+            {"ks_p": np.nan} if profile.corpus.whole else {}
+        )  # chunks of one document are not independent
     return pd.DataFrame(table)
 
 
@@ -83,18 +129,36 @@ def divergences(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.DataFrame
     """Mean KL(P_retrained || P_model) in nats a token on the report half: of the target, of each unlearned model (seed 0), and, the noise
     floor, of the retrained model with another seed. Columns model, method, run, split, value, low, high, n."""
     if profile.hub:  # there is nothing to diverge from
-        lines = [("target", "", d) for d in profile.domains] + [("unlearned", r.method, r.target_domain) for r in runs[runs.seed == 0].itertuples()]
-        lines = [(*line, split) for line in lines for split in ("forget", "approximate", "evaluation")]
+        lines = [("target", "", d) for d in profile.domains] + [
+            ("unlearned", r.method, r.target_domain) for r in runs[runs.seed == 0].itertuples()
+        ]
+        lines = [
+            (*line, split) for line in lines for split in ("forget", "approximate", "evaluation")
+        ]
         table = pd.DataFrame(lines, columns=["model", "method", "target_domain", "split"])
         return table.assign(measure="KL", **tables.NOT_AVAILABLE._asdict())
     again = pool.noise_floor(profile)
     steps = {("target", "", d): (pool.target(profile), d) for d in profile.domains}
-    steps |= {("unlearned", r.method, r.target_domain): (r.entry, r.target_domain) for r in runs[runs.seed == 0].itertuples()}
+    steps |= {
+        ("unlearned", r.method, r.target_domain): (r.entry, r.target_domain)
+        for r in runs[runs.seed == 0].itertuples()
+    }
     steps[("retrained again", "", profile.noise_domain)] = (again, profile.noise_domain)
-    looks = {k: extra_measurements.kl_from_retrained(profile, model, pool.retrained(profile, d), d) for k, (model, d) in steps.items()}
-    pool.side_by_side(profile, list(looks.values()))
-    rows = pd.concat([extra_measurements.rows_of([look]).assign(model=k[0], method=k[1]) for k, look in looks.items()], ignore_index=True)
-    return tables.summarise(rows, ["model", "method", "target_domain", "split"], ["KL"], seed, profile.resamples)
+    looks = {
+        k: extra_measurements.kl_from_retrained(profile, model, pool.retrained(profile, d), d)
+        for k, (model, d) in steps.items()
+    }
+    pool.side_by_side(list(looks.values()), profile.workers)
+    rows = pd.concat(
+        [
+            extra_measurements.rows_of([look]).assign(model=k[0], method=k[1])
+            for k, look in looks.items()
+        ],
+        ignore_index=True,
+    )
+    return tables.summarise(
+        rows, ["model", "method", "target_domain", "split"], ["KL"], seed, profile.resamples
+    )
 
 
 def continuations(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
@@ -104,11 +168,18 @@ def continuations(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
         made = {"target": pool.target(profile), "unlearned": r.entry}
         made |= {} if profile.hub else {"retrained": pool.retrained(profile, r.target_domain)}
         looks |= {
-            (name, r.method if name == "unlearned" else "", r.target_domain): extra_measurements.greedy_continuations(profile, m, r.target_domain)
+            (
+                name,
+                r.method if name == "unlearned" else "",
+                r.target_domain,
+            ): extra_measurements.greedy_continuations(profile, m, r.target_domain)
             for name, m in made.items()
         }
-    pool.side_by_side(profile, list(looks.values()))
-    parts = [extra_measurements.rows_of([look]).assign(model=name, method=method) for (name, method, _), look in looks.items()]
+    pool.side_by_side(list(looks.values()), profile.workers)
+    parts = [
+        extra_measurements.rows_of([look]).assign(model=name, method=method)
+        for (name, method, _), look in looks.items()
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -120,11 +191,21 @@ def downstream_tasks(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.Data
     """
     from unlearn_utils.engine import downstream
 
-    before = extra_measurements.rows_of([extra_measurements.task_answers(profile, pool.target(profile))])
-    table = [downstream.summarise(before, seed, profile.resamples).assign(model="target", target_domain="")]
+    before = extra_measurements.rows_of(
+        [extra_measurements.task_answers(profile, pool.target(profile))]
+    )
+    table = [
+        downstream.summarise(before, seed, profile.resamples).assign(
+            model="target", target_domain=""
+        )
+    ]
     for row in runs[runs.seed == 0].itertuples():
         after = extra_measurements.rows_of([extra_measurements.task_answers(profile, row.entry)])
-        table.append(downstream.differences(after, before, seed, profile.resamples).assign(model=f"{row.method} - target", target_domain=row.target_domain))
+        table.append(
+            downstream.differences(after, before, seed, profile.resamples).assign(
+                model=f"{row.method} - target", target_domain=row.target_domain
+            )
+        )
     found = pd.concat(table, ignore_index=True)
     return found[["model", "target_domain", *found.columns.drop(["model", "target_domain"])]]
 
@@ -135,10 +216,22 @@ def blind(profile: Profile, seed: int) -> pd.DataFrame:
 
     generator, table = np.random.default_rng(seed), []
     for domain in profile.domains:
-        forget, other = (selection.half(data(profile)[domain][s].to_pandas(), selection.REPORT) for s in ("forget", "approximate"))
-        scores = attacks.blind_scores(list(forget.text), list(other.text), list(forget["rank"]), seed=seed)
+        forget, other = (
+            selection.half(data(profile)[domain][s].to_pandas(), selection.REPORT)
+            for s in ("forget", "approximate")
+        )
+        scores = attacks.blind_scores(
+            list(forget.text), list(other.text), list(forget["rank"]), seed=seed
+        )
         found = membership.bootstrap_auc(*scores, generator=generator, resamples=profile.resamples)
-        table.append({"model": "no model (blind)", "target_domain": domain, "measure": "AUC", **found._asdict()})
+        table.append(
+            {
+                "model": "no model (blind)",
+                "target_domain": domain,
+                "measure": "AUC",
+                **found._asdict(),
+            }
+        )
     return pd.DataFrame(table)
 
 
@@ -159,10 +252,25 @@ def ranking(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
         weights = tables.draw_weights(by_method[names[0]], generator, profile.resamples)
         for i, name in enumerate(names):
             one = by_method[name]
-            levels = [weights @ one[nll] / (weights @ one[n]) for nll, n in (("nll", "tokens"), ("true_nll", "true_tokens"))]
+            levels = [
+                weights @ one[nll] / (weights @ one[n])
+                for nll, n in (("nll", "tokens"), ("true_nll", "true_tokens"))
+            ]
             total[:, i] += np.abs(levels[0] - levels[1]) / groups.ngroups
         n.append(by_method[names[0]].family.nunique())
     low, high = np.quantile(total[1:], [0.025, 0.975], axis=0)
-    closer = [sum(np.quantile(total[1:, j] - total[1:, i], 0.975) < 0 for j in range(len(names))) for i in range(len(names))]
-    table = pd.DataFrame({"method": names, "value": total[0], "low": low, "high": high, "n": min(n), "rank": np.add(closer, 1)})
+    closer = [
+        sum(np.quantile(total[1:, j] - total[1:, i], 0.975) < 0 for j in range(len(names)))
+        for i in range(len(names))
+    ]
+    table = pd.DataFrame(
+        {
+            "method": names,
+            "value": total[0],
+            "low": low,
+            "high": high,
+            "n": min(n),
+            "rank": np.add(closer, 1),
+        }
+    )
     return table.sort_values("value", ignore_index=True)

@@ -108,7 +108,7 @@ def grid_rows(profile: Profile, settings: Sequence[Setting]) -> pd.DataFrame:
     """Runs what is missing, side by side, and gives the rows of all runs with their settings as columns."""
     pool.measure_baselines(profile)
     steps = [grid_run(profile, s) for s in settings]
-    side_by_side(profile, steps, "runs of the grid")
+    side_by_side(steps, profile.workers, "runs of the grid")
     frames = []
     for setting, step in zip(settings, steps, strict=True):
         frame = pd.read_parquet(step.folder() / "rows.parquet").rename(columns={"domain": "source"})

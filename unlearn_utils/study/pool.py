@@ -87,7 +87,7 @@ def train_baselines(profile: Profile) -> dict[str, Artifact]:
     *alone, last = steps.values()
     if not profile.hub:
         tokenizer_step(profile).folder()
-    side_by_side(profile, alone)
+    side_by_side(alone, profile.workers)
     last.folder()
     return steps
 
@@ -120,7 +120,7 @@ def _make_measurements(profile: Profile, model: Artifact, folder: Path) -> None:
 def measure_baselines(profile: Profile) -> pd.DataFrame:
     """Rows of every baseline on every measured split; `model` says whose."""
     steps = {name: measurements(profile, step) for name, step in train_baselines(profile).items()}
-    side_by_side(profile, list(steps.values()))
+    side_by_side(list(steps.values()), profile.workers)
     return pd.concat([pd.read_parquet(s.folder() / "rows.parquet").assign(model=name) for name, s in steps.items()], ignore_index=True)
 
 

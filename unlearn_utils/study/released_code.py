@@ -48,7 +48,7 @@ def artifacts(profile: Profile, domain: str) -> dict[tuple[str, str], Artifact]:
 def trained_runs(profile: Profile, domain: str) -> dict[tuple[str, str], Artifact]:
     """`steps`, trained side by side where missing."""
     found = artifacts(profile, domain)
-    side_by_side(profile, list(found.values()))
+    side_by_side(list(found.values()), profile.workers)
     return found
 
 

@@ -121,9 +121,9 @@ def unlearn_all(profile: Profile, names: Sequence[str], **choices) -> pd.DataFra
     """Runs methods on every domain, side by side, then repeats them with other seeds; as a table: method, run, seed, entry (the `Step`)."""
     pool.measure_baselines(profile)
     first = {(m, d, 0): unlearning_run(profile, d, m, **choices) for m in names for d in profile.domains}
-    side_by_side(profile, list(first.values()))
+    side_by_side(list(first.values()), profile.workers)
     again = {(m, d, s): repeated_run(profile, d, m, s, **choices) for m, d, _ in first for s in range(1, profile.seeds)}
-    side_by_side(profile, list(again.values()))
+    side_by_side(list(again.values()), profile.workers)
     return pd.DataFrame([(*key, step) for key, step in (first | again).items()], columns=["method", "target_domain", "seed", "entry"])
 
 
