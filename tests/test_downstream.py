@@ -138,7 +138,7 @@ def test_shots_are_drawn_by_the_seed(build, tokenizer, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's, of transformers
 def test_adapters_answer_too(build, model, tokenizer, folder):
     """New ones change nothing; others do."""
-    adapted = lora_adapters.adapted(build(0, context=64), settings.LoraSettings(2, 4.0), 0, model_files.Checkpoint("base", folder))
+    adapted = lora_adapters.add_adapters(build(0, context=64), settings.LoraSettings(2, 4.0), 0, model_files.StoredModel("base", folder))
     rows, same = (answered(m, tokenizer, folder, "muons") for m in (model, adapted))
     assert same.equals(rows)
     for name, parameter in adapted.named_parameters():

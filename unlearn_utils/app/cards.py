@@ -1,37 +1,31 @@
-"""The folder of an unlearned model, and what lies in it beside the weights: results.csv, run.json, README.md (its card on the hub)."""
+"""What lies in a new model's folder beside the weights: results.csv, run.json and README.md.
+
+README.md is the model's card on the hub.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
-from peft import PeftModel
-from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from unlearn_utils.app import model_files, settings, user_documents, user_run
+import unlearn_utils
+from unlearn_utils.app import model_files
+from unlearn_utils.app.model_files import StoredModel
+from unlearn_utils.app.settings import RunSettings
+from unlearn_utils.app.user_documents import Tables
+from unlearn_utils.cache import paths
 from unlearn_utils.core import methods, tables
+from unlearn_utils.core.methods import Method
 from unlearn_utils.data import tokens
-from unlearn_utils.engine import distributed, models
+from unlearn_utils.engine import distributed
 
-TERMS = {
-    "ascent": "minus the cross-entropy of the forget text",
-    "random_label": "the cross-entropy of the forget text with labels drawn once at random among the other tokens",
-    "adversarial": "the cross-entropy of the forget text with the original model's likeliest wrong token as each label",
-    "descent": "the cross-entropy of the retain text",
-    "kl": "KL(original model || model) of the next token on the retain text",
-}
-TEXTS = {"general": "general text, unlike the forget text", "in_distribution": "text of the forget text's own kind"}
 RELEASED = "the released code of arXiv 2402.15159 uses it"
 SOURCES = {  # of each default: where it comes from
     "learning_rate": f"{RELEASED}, for 6e9 parameters; smaller models may need more",
@@ -44,201 +38,194 @@ SOURCES = {  # of each default: where it comes from
     "seed": "ours",
     "lora": "ours: every weight is trained",
 }
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "unlearn-utils")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")
+COUNTED = {"tokens": "predicted tokens", "sequences": "sequences"}  # of a term, in words
 LIMITS = """\
-- Unlearning is approximate. The weights were never shown to be without these documents; only a model trained without them is.
-- Membership inference may still find the documents: an area under the curve above 0.5 is a trace of them, one far below 0.5 a trace of the
+- Unlearning is approximate. The weights were never shown to be without these documents; only a \
+model trained without them is.
+- Membership inference may still find the documents: an area under the curve above 0.5 is a trace \
+of them, one far below 0.5 a trace of the
   unlearning. A stronger attack than Min-40% may find more.
-- A higher perplexity of the forget text alone does not mean that it is forgotten: every text may have become harder. Compare the rows.
-- Copies, quotations and paraphrases of the documents elsewhere in the training text are not touched.
-- Intervals are 95% percentile bootstraps over documents; n is their number. With few documents they are too narrow."""
+- A higher perplexity of the forget text alone does not mean that it is forgotten: every text may \
+have become harder. Compare the rows.
+- Copies, quotations and paraphrases of the documents elsewhere in the training text are not \
+touched.
+- Intervals are 95% percentile bootstraps over documents; n is their number. With few documents \
+they are too narrow."""
 
 
-@contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to fill, the same in every process, which becomes `out` at the end, or goes if anything fails.
-
-    Raises ValueError if `out` is in use.
-    """
-    part = distributed.on_main_process(lambda: begun(out))
-    try:
-        yield part
-        distributed.on_main_process(lambda: os.replace(part, out))
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+# -------------------------------------------------------------------------------- what is written
 
 
-def begun(out: Path) -> Path:
-    """Makes the folder that `whole` gives."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"--out {out}: already there and not empty; choose another folder")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    part.mkdir()
-    return part
+def results_table(parts: Sequence[pd.DataFrame], members: str) -> pd.DataFrame:
+    """Return tidy results: model, split, measure, value, low, high, n (documents).
 
-
-def save(model: nn.Module, base: model_files.Checkpoint, folder: Path) -> None:
-    """Writes config and weights in the type that they had on disk, or float32 adapters; every process calls it."""
-    if isinstance(model, PeftModel):
-        models.save(model, folder, save_embedding_layers=False)
-    else:
-        models.save(model, folder, model_files.stored_dtype(base))
-
-
-def finish(base: model_files.Checkpoint, merge: bool, folder: Path) -> float | None:
-    """Adds the tokenizer to what `save` wrote, and the adapters to the weights, if they shall merge.
-
-    Returns the share of weights that then differ from the base model's, which rounding to 16 bits lowers; None for adapters.
-    Raises FloatingPointError if no weight differs.
-    """
-    AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False).save_pretrained(folder)  # as it was, without our padding
-    stored, adapters = model_files.stored_dtype(base), list(folder.glob("adapter_*"))
-    if adapters and not merge:
-        return None
-    if merge:  # in float32: rounded once, at the end
-        model_files.load(base._replace(adapters=folder)).merge_and_unload().to(stored).save_pretrained(folder)
-        for file in adapters:
-            file.unlink()
-    new, old = (
-        dict(model_files.load(found, stored).named_parameters()) for found in (model_files.Checkpoint("the new model", folder), base)
-    )
-    changed = sum(int((weight != old[name]).sum()) for name, weight in new.items())
-    if not changed:
-        raise FloatingPointError(f"no weight changed, once rounded to {stored}: raise --learning-rate or --epochs. Nothing was written")
-    return changed / sum(weight.numel() for weight in new.values())
-
-
-def measured(
-    folder: Path, sets: user_documents.Sets, run: settings.RunSettings, base: model_files.Checkpoint, tokenizer: PreTrainedTokenizerBase
-) -> pd.DataFrame:
-    """Rows of measurements of what was saved. Raises FloatingPointError if a probability is not finite: the run diverged."""
-    rows = user_run.measure(
-        model_files.load(model_files.find(str(folder)), settings.weight_dtype(run, model_files.stored_dtype(base))), sets, tokenizer
-    )
-    if not np.isfinite(rows.nll).all():
-        raise FloatingPointError("the run diverged: not every probability is finite; lower --learning-rate. Nothing was written")
-    return rows
-
-
-def results(parts: Sequence[pd.DataFrame], members: str) -> pd.DataFrame:
-    """Tidy results: model, split, measure, value, low, high, n (documents). parts: of `own.measure`, each with a column model.
-
-    members: the set that is told from "unseen", where there is one, by Min-40% Prob of each chunk; higher AUC = better known.
+    Args:
+        parts: rows of `user_run.measure`, each with a column model.
+        members: the set that is told from "unseen", where there is one, by Min-40% Prob of each
+            chunk; a higher AUC means that it is known better.
     """
     rows = pd.concat(parts, ignore_index=True)
-    table = [tables.summarise(rows, ["model", "split"], ["perplexity", "accuracy"])]
+    found = [tables.summarise(rows, ["model", "split"], ["perplexity", "accuracy"])]
     if "unseen" in set(rows.split):
         sides = rows[rows.split.isin([members, "unseen"])]
-        found = tables.auc_table(sides.replace({"split": {members: "forget", "unseen": "approximate"}}), ["model"], ["Min-40%"])
-        table.append(found.assign(split=f"{members} against unseen"))
-    return pd.concat(table, ignore_index=True)
+        sides = sides.replace({"split": {members: "forget", "unseen": "approximate"}})
+        areas = tables.auc_table(sides, ["model"], ["Min-40%"])
+        found.append(areas.assign(split=f"{members} against unseen"))
+    return pd.concat(found, ignore_index=True)
 
 
-def formula(method: methods.Method) -> str:
-    """What a method minimises, in words."""
-    retain = f" + w * {TERMS[method.retain]}" if method.retain else ""
-    return TERMS[method.forget] + retain
+def run_record(
+    base: StoredModel,
+    run: RunSettings,
+    documents: Tables,
+    chunks: Tables,
+    context: int,
+    changed: float | None,
+    history: list[dict],
+) -> dict:
+    """Return what run.json holds: origin, settings, hashes of each set's documents, versions.
 
+    It holds no path, for one may tell what was forgotten. A document so short that no chunk is left
+    of it counts as left out, not as forgotten.
 
-def method_table() -> pd.DataFrame:
-    """The methods: name, forget term, retain term, retain text, and what is minimised."""
-    rows = [(m.name, m.forget, m.retain or "", m.retain_text or "", formula(m)) for m in methods.METHODS.values()]
-    return pd.DataFrame(rows, columns=["name", "forget term", "retain term", "retain text", "minimises"])
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide the result."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
-def stated_license(folder: Path) -> dict[str, str]:
-    """The license that the base model's card states in its front matter, or "unknown"."""
-    card = folder / "README.md"
-    data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.exists() else {}
-    return {"license": "unknown"} | {k: data[k] for k in ("license", "license_name", "license_link") if data.get(k)}
-
-
-def record(base: model_files.Checkpoint, run: settings.RunSettings, texts: user_documents.Sets, sets: user_documents.Sets, **more) -> dict:
-    """What run.json holds: origin, settings, hashes of each set's documents, versions. No path: one may tell what was forgotten.
-
-    texts: of `own.read`; sets: of `own.chunks`. What was so short that no chunk is left of it counts as left out, not as forgotten.
+    Args:
+        base: the model that was made to unlearn.
+        documents: of each set, as they were read.
+        chunks: of each set, as they were cut.
+        context: tokens of a chunk.
+        changed: the share of weights that differ from the base model's; None for adapters.
+        history: of `training.unlearn`.
     """
-    settings = asdict(run)
+    settings = asdict(run) | {"method": run.method.name}
+    recipe = settings.pop("recipe")
     origin = {
         "model": base.name if base.commit else base.folder.name,
         "commit": base.commit,
-        "dtype": str(model_files.stored_dtype(base))[6:],
+        "dtype": str(model_files.stored_dtype(base)).removeprefix("torch."),
     }
-    used = {name: list(dict.fromkeys(found.family)) for name, found in sets.items()}
-    left_out = {name: [h for h in found.sha256 if h not in used[name]] for name, found in texts.items()}
-    more |= {"processes": distributed.process_state().num_processes}
-    return origin | settings.pop("recipe") | settings | more | {"documents": used, "left_out": left_out, "versions": versions()}
+    outcome = {
+        "context": context,
+        "changed": changed,
+        "history": history,
+        "processes": distributed.process_state().num_processes,
+    }
+    used, left_out = {}, {}
+    for name, table in chunks.items():
+        used[name] = list(dict.fromkeys(table.family))
+    for name, table in documents.items():
+        left_out[name] = [digest for digest in table.sha256 if digest not in used[name]]
+    hashes = {"documents": used, "left_out": left_out}
+    return origin | recipe | settings | outcome | hashes | {"versions": versions()}
 
 
-def write(folder: Path, run: Mapping, results: pd.DataFrame, base: Path, chosen: Sequence[str]) -> None:
-    """Writes the three files. run: settings, `documents` (hashes of each set), `changed`, history, versions; base: the base model's folder;
-    chosen: names of the settings that were given on the command line."""
-    results.to_csv(folder / "results.csv", index=False)
-    (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(run, results, stated_license(base), chosen), encoding="utf-8")
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of the packages that decide the result, and of this one."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        found[name] = metadata.version(name)
+    return found | {"unlearn-utils": unlearn_utils.__version__}
 
 
-def weights(run: Mapping) -> str:
-    """What was written, and what rounding left of the change."""
-    if run["changed"] is None:
-        return "LoRA adapters alone: the base model is needed too, where adapter_config.json says."
-    lost = "" if run["dtype"] == "float32" else "; smaller changes are rounded away"
-    return f"Whole weights in {run['dtype']}: {run['changed']:.1%} of them differ from the base model's{lost}."
+def stated_license(folder: Path) -> dict[str, str]:
+    """Return the license that a model's card states in its front matter, or "unknown"."""
+    found = {"license": "unknown"}
+    card = folder / "README.md"
+    if card.exists():
+        stated = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        for key in ("license", "license_name", "license_link"):
+            if stated.get(key):
+                found[key] = stated[key]
+    return found
 
 
-def card(run: Mapping, results: pd.DataFrame, license: Mapping[str, str], chosen: Sequence[str]) -> str:
-    """README.md: YAML front matter, then what was done, with what, what was measured, and the limits."""
-    method = methods.get_method(run["method"])
-    data = ModelCardData(base_model=run["model"], library_name="transformers", tags=["unlearning", method.name], **license)
-    read = "\n".join(f"- {name}: {len(hashes)} documents" for name, hashes in run["documents"].items())
-    forgotten = "\n".join(run["documents"]["forget"])
-    retained = f", w = {run['retain_weight']:g}, the retain text being meant as {TEXTS[method.retain_text]}" if method.retain else ""
+def write_files(
+    folder: Path, record: Mapping, results: pd.DataFrame, base: Path, chosen: Sequence[str]
+) -> None:
+    """Write the three files.
+
+    Args:
+        record: of `run_record`.
+        results: of `results_table`.
+        base: the base model's folder.
+        chosen: names of the settings that were given on the command line.
+    """
+    card = model_card(record, results, stated_license(base), chosen)
+    paths.write_whole(folder / "results.csv", results.to_csv(index=False))
+    paths.write_whole(folder / "run.json", json.dumps(record, indent=1) + "\n")
+    paths.write_whole(folder / "README.md", card)
+
+
+# --------------------------------------------------------------------------------------- the card
+
+
+def model_card(
+    record: Mapping, results: pd.DataFrame, license: Mapping[str, str], chosen: Sequence[str]
+) -> str:
+    """Return README.md: front matter in YAML, what was done, what was measured, and the limits.
+
+    Args:
+        record: of `run_record`.
+        results: of `results_table`.
+        license: of `stated_license`.
+        chosen: names of the settings that were given on the command line.
+    """
+    method = methods.get_method(record["method"])
+    front_matter = ModelCardData(
+        base_model=record["model"],
+        library_name="transformers",
+        tags=["unlearning", method.name],
+        **license,
+    )
+    origin = f"commit {record['commit']}" if record["commit"] else "a local folder"
+    forgotten = record["documents"]["forget"]
+    hashes = "\n".join(forgotten)
+    given = "\n".join(
+        f"- {name}: {len(digests)} documents" for name, digests in record["documents"].items()
+    )
     return f"""---
-{data.to_yaml()}
+{front_matter.to_yaml()}
 ---
 
-# {run["model"]}, made to unlearn {len(run["documents"]["forget"])} documents
+# {record["model"]}, made to unlearn {len(forgotten)} documents
 
-Made with unlearn-utils, a reproduction of "Machine Unlearning of Pre-trained Large Language Models" (arXiv 2402.15159).
-Base model: {run["model"]}, {f"commit {run['commit']}" if run["commit"] else "a local folder"}.
-{weights(run)}
+Made with unlearn-utils, a reproduction of \
+"Machine Unlearning of Pre-trained Large Language Models" (arXiv 2402.15159).
+Base model: {record["model"]}, {origin}.
+{describe_weights(record)}
 
 ## What was forgotten
 
 Documents by the SHA-256 of their UTF-8 text; their text and names are not part of this repository:
 
 ```
-{forgotten}
+{hashes}
 ```
 
 ## Method
 
-{method.title} (`{method.name}`). Minimised: {formula(method)}{retained}.
-Each term is a mean over the predicted tokens of an optimizer batch. Texts given:
+{method.title} (`{method.name}`). Minimised: {_describe_objective(method, record)}.
+{describe_means(method)} Texts given:
 
-{read}
+{given}
 
 | setting | value | source |
 |---|---|---|
-{_settings(run, chosen)}
+{_setting_rows(record, chosen)}
 
-{len(run["history"])} steps of AdamW without weight decay. Documents are cut into chunks of {run["context"]} tokens;
+{len(record["history"])} steps of AdamW without weight decay. \
+Documents are cut into chunks of {record["context"]} tokens;
 a last chunk under {tokens.SHORTEST} tokens is dropped, as the released code does.
 
 ## Measurements
 
-Before and after. Forget: the very text that was trained on; retain: the text to be kept; unseen: text that was not trained on here.
-Accuracy: share of tokens that are the model's likeliest. AUC Min-40%: how well membership inference tells chunks of forget documents from
+Before and after. Forget: the very text that was trained on; retain: the text to be kept; \
+unseen: text that was not trained on here.
+Accuracy: share of tokens that are the model's likeliest. \
+AUC Min-40%: how well membership inference tells chunks of forget documents from
 unseen ones (0.5: not at all).
 
-{_measurements(results)}
+{_measurement_rows(results)}
 
 ## Limits
 
@@ -246,21 +233,80 @@ unseen ones (0.5: not at all).
 """
 
 
-def _settings(run: Mapping, chosen: Sequence[str]) -> str:
-    """A row for each setting: its value, and whether it was given or where the default comes from."""
-    given = {name: "given" if name in chosen else source for name, source in SOURCES.items()}
-    return "\n".join(f"| {name} | {_shown(run[name])} | {source} |" for name, source in given.items())
+def describe_weights(record: Mapping) -> str:
+    """Return what was written, in words, and what rounding left of the change."""
+    if record["changed"] is None:
+        return "LoRA adapters alone: the base model is needed too, where adapter_config.json says."
+    lost = ""
+    if record["dtype"] != "float32":
+        lost = "; smaller changes are rounded away"
+    return (
+        f"Whole weights in {record['dtype']}: {record['changed']:.1%} of them differ from the base "
+        f"model's{lost}."
+    )
 
 
-def _shown(value: object) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def describe_means(method: Method) -> str:
+    """Return, in words, what each term of a method is a mean over."""
+    counted = {side: COUNTED[term.counted] for side, term in method.terms.items()}
+    if len(set(counted.values())) == 1:
+        return f"Each term is a mean over the {counted['forget']} of an optimizer batch."
+    return (
+        f"The forget term is a mean over the {counted['forget']} of an optimizer batch, the retain "
+        f"term over its {counted['retain']}."
+    )
 
 
-def _measurements(results: pd.DataFrame) -> str:
-    """Rows by split and measure, before beside after."""
+def _describe_objective(method: Method, record: Mapping) -> str:
+    """Return what a method minimises, and what the retain text was meant as."""
+    if method.retain is None:
+        return method.minimises
+    meant = methods.RETAIN_TEXTS[method.retain_text]
+    weight = f"w = {record['retain_weight']:g}"
+    return f"{method.minimises}, {weight}, the retain text being meant as {meant}"
+
+
+def _setting_rows(record: Mapping, chosen: Sequence[str]) -> str:
+    """Return a row for each setting: its value, and whether it was given or where it is from."""
+    rows = []
+    for name, source in SOURCES.items():
+        said = "given" if name in chosen else source
+        rows.append(f"| {name} | {_setting_text(record[name])} | {said} |")
+    return "\n".join(rows)
+
+
+def _setting_text(value: object) -> str:
+    """Return a setting as the card shows it."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _measurement_rows(results: pd.DataFrame) -> str:
+    """Return a Markdown table with a row for each split and measure, before beside after."""
     wide = tables.wide(results, ["split", "measure", "n"], "model", digits=3)
-    rows = [
-        f"| {split} | {measure} | {before} | {after} | {n} |"
-        for (split, measure, n), (before, after) in zip(wide.index, wide.to_numpy(), strict=True)
-    ]
-    return "\n".join(["| text | measure | before | after | n |", "|---|---|---|---|---|", *rows])
+    rows = ["| text | measure | before | after | n |", "|---|---|---|---|---|"]
+    for (split, measure, n), (before, after) in zip(wide.index, wide.to_numpy(), strict=True):
+        rows.append(f"| {split} | {measure} | {before} | {after} | {n} |")
+    return "\n".join(rows)
+
+
+# -------------------------------------------------------------------------------- all the methods
+
+
+def method_table() -> pd.DataFrame:
+    """Return the methods: name, forget term, retain term, retain text, and what is minimised."""
+    rows = []
+    for method in methods.METHODS.values():
+        retain = method.retain.name if method.retain is not None else ""
+        row = {
+            "name": method.name,
+            "forget term": method.forget.name,
+            "retain term": retain,
+            "retain text": method.retain_text or "",
+            "minimises": method.minimises,
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)

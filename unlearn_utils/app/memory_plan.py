@@ -1,4 +1,8 @@
-"""The settings of a run, and how much memory it will take: from the model's config alone, before anything is loaded."""
+"""How much memory a run will take, from the model's config alone, before anything is loaded.
+
+`request_of` reads what the plan depends on, `plan` counts and estimates bytes, `check` compares
+them with the machine and says them in words.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +17,54 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Conv1D, PreTrainedConfig
 
 from unlearn_utils.app import settings
-from unlearn_utils.core import efficiency, fused, methods
+from unlearn_utils.app.settings import LoraSettings, RunSettings
+from unlearn_utils.core import efficiency, fused
 from unlearn_utils.engine import distributed
 
-# Bytes a layer keeps for its backward pass, for each token, in float32: measured on Llama, GPT-NeoX, GPT-2, Qwen3, Gemma 2 and Gemma 3 as
-# 42 to 72 times the hidden width and 8 to 20 times the intermediate one. Under bfloat16 autocast it was 0.65 to 0.85 of that.
-# With layers computed again the peak of a step of 8 layers was 0.3 to 0.8 of the estimate, and 0.13 to 0.17 of the peak without.
-PER_HIDDEN, PER_INTERMEDIATE, HALF = 75, 20, 0.85
-WITH_LORA = 1.4  # resident memory of a Llama of 6e7 parameters on a CPU, in float32: temporary results that are given back late
+GB = 1e9
+FLOAT32, BFLOAT16, MOMENTS = 4, 2, 8  # bytes of a number; of AdamW's two moments
+
+# Bytes that a layer keeps for its backward pass, for each token, in float32. Measured on Llama,
+# GPT-NeoX, GPT-2, Qwen3, Gemma 2 and Gemma 3 as 42 to 72 times the hidden width and 8 to 20 times
+# the intermediate one. Under bfloat16 autocast it was 0.65 to 0.85 of that. With layers computed
+# again the peak of a step of 8 layers was 0.3 to 0.8 of the estimate, and 0.13 to 0.17 of the peak
+# without.
+PER_HIDDEN = 75
+PER_INTERMEDIATE = 20
+UNDER_BFLOAT16 = 0.85
+# Resident memory of a Llama of 6e7 parameters on a CPU, in float32: temporary results that are
+# given back late.
+WITH_LORA = 1.4
 PER_HEAD = 12  # and for each token, head and token before it, where attention is not fused
-CHUNKS = 4  # chunks of logits at a time: `objectives.fused_loss`
-FEWER = 512  # tokens of a chunk, to suggest where memory is short
+LOGIT_CHUNKS = 4  # chunks of logits at a time: `core.fused.fused_loss`
+
+SUGGESTED_CONTEXT = 512  # tokens of a chunk, where memory is short
+SUGGESTED_LORA = LoraSettings(8, 16.0)
 
 
-# ---------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------- what a plan depends on
 
 
 @dataclass(frozen=True)
 class Request:
-    """All that the plan of one process depends on. trained: parameters that change; sequences: documents at a time, of both sides; bf16:
-    autocast; checkpointing: layers are computed again in the backward pass; processes, sharded: how many, and whether by FSDP."""
+    """All that the plan of one process depends on.
+
+    Attributes:
+        parameters: of the model, adapters included.
+        trained: those that change.
+        hidden, intermediate: widths of a layer.
+        layers, heads, vocabulary: how many.
+        context: tokens of a chunk.
+        sequences: chunks at a time, of both sides.
+        bf16: products are in bfloat16, under autocast.
+        frozen_bytes: of a parameter that does not change.
+        reference: the method needs a second copy of the model.
+        fused: attention keeps no matrix of token by token.
+        device: "cpu" or "cuda".
+        checkpointing: layers are computed again in the backward pass.
+        processes: how many train together.
+        sharded: FSDP divides the model among them.
+    """
 
     parameters: int
     trained: int
@@ -44,19 +76,103 @@ class Request:
     context: int
     sequences: int
     bf16: bool = False
-    frozen_bytes: int = 4  # of a parameter that does not change
-    reference: bool = False  # whether KL needs a second copy
-    fused: bool = True  # attention
+    frozen_bytes: int = FLOAT32
+    reference: bool = False
+    fused: bool = True
     device: str = "cpu"
     checkpointing: bool = False
     processes: int = 1
     sharded: bool = False
 
+    @property
+    def lora(self) -> bool:
+        """Whether adapters alone are trained."""
+        return self.trained < self.parameters
+
+
+def request_of(
+    config: PreTrainedConfig, run: RunSettings, context: int, stored: torch.dtype
+) -> Request:
+    """Return the request of a run.
+
+    stored: the type of the weights on disk.
+    """
+    text = config.get_text_config()
+    model = empty_model(config)
+    parameters = efficiency.parameter_count(model)
+    trained = parameters
+    if run.lora is not None:
+        trained = lora_parameters(model, run.lora.rank)
+        parameters += trained
+    stated = getattr(text, "intermediate_size", None)  # GPT-2 leaves it out
+    process_state = distributed.process_state()
+    return Request(
+        parameters=parameters,
+        trained=trained,
+        hidden=text.hidden_size,
+        intermediate=stated or 4 * text.hidden_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        vocabulary=text.vocab_size,
+        context=context,
+        sequences=run.micro_batch * len(run.method.terms),
+        bf16=run.bf16,
+        frozen_bytes=settings.weight_dtype(run, stored).itemsize,
+        reference=run.method.needs_reference and run.lora is None,
+        fused=attention_is_fused(model.config),
+        device=process_state.device.type,
+        checkpointing=run.gradient_checkpointing or distributed.launcher_checkpoints(),
+        processes=process_state.num_processes,
+        sharded=distributed.sharded(),
+    )
+
+
+def empty_model(config: PreTrainedConfig) -> nn.Module:
+    """Return the model without memory for its weights (PyTorch's meta device)."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def lora_parameters(model: nn.Module, rank: int) -> int:
+    """Return the number of parameters of LoRA adapters on every linear layer but the head.
+
+    That is rank x (inputs + outputs) of each.
+    """
+    head = model.get_output_embeddings()
+    total = 0
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, Conv1D)) and layer is not head:
+            total += rank * sum(layer.weight.shape)
+    return total
+
+
+def attention_is_fused(config: PreTrainedConfig) -> bool:
+    """Return whether attention keeps no matrix of token by token.
+
+    On a CPU it keeps one where it has dropout, as in GPT-2.
+    """
+    text = config.get_text_config()
+    dropout = getattr(text, "attn_pdrop", 0) or getattr(text, "attention_dropout", 0)
+    if config._attn_implementation == "eager":
+        return False
+    return torch.cuda.is_available() or not dropout
+
+
+# -------------------------------------------------------------------------------------- the plan
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of one training step at its peak, in one process. Activations, bfloat16 copies (of all weights, of which some need none) and
-    what FSDP gathers are estimates. whole: the model before it is sharded, measured beside no gradient and no optimizer."""
+    """Bytes of one training step at its peak, in one process.
+
+    Attributes:
+        weights, gradients, optimizer, reference: counted.
+        bf16_copies: of all weights, of which some need none: an estimate.
+        activations: an estimate.
+        gathered: what FSDP has whole at a time: an estimate.
+        whole: the model before it is sharded, beside no gradient and no optimizer; not a part of
+            the step.
+    """
 
     weights: int
     bf16_copies: int
@@ -73,153 +189,206 @@ class Plan:
         return sum(asdict(self).values()) - self.whole
 
     @property
+    def before_step(self) -> int:
+        """What lies there before the model is sharded; 0 where it is not sharded."""
+        return self.whole + self.reference if self.whole else 0
+
+    @property
     def total(self) -> int:
         """The most at a time: a step, or what lies there before it."""
-        return max(self.step, self.whole + self.reference)
+        return max(self.step, self.before_step)
 
     @property
     def certain(self) -> int:
         """What is counted, not estimated."""
-        return max(self.weights + self.gradients + self.optimizer + self.reference, self.whole + self.reference)
+        counted = self.weights + self.gradients + self.optimizer + self.reference
+        return max(counted, self.before_step)
 
 
-def plan(ask: Request) -> Plan:
-    """Float32 for what is trained, its gradient and AdamW's two moments (4 + 4 + 8 bytes); autocast's copies in bfloat16 (2 bytes).
+def plan(request: Request) -> Plan:
+    """Return the plan of a request.
 
-    Several processes: each has a second copy of the gradients, to sum them in (DDP); or its share of weights, gradients and moments, and
-    what is gathered of the others (FSDP). The reference is a whole float32 copy in each; its hidden states, up to
-    `training.REFERENCE_BYTES`, are not counted.
+    What is trained is in float32, with its gradient and AdamW's two moments (4 + 4 + 8 bytes);
+    autocast's copies are in bfloat16 (2 bytes). Of several processes each has a second copy of the
+    gradients, to sum them in (DDP); or its share of weights, gradients and moments, and what is
+    gathered of the others (FSDP). The reference is a whole float32 copy in each; its hidden states,
+    up to `training.REFERENCE_BYTES`, are not counted.
     """
-    share = ask.processes if ask.sharded else 1
-    weights = 4 * ask.trained + ask.frozen_bytes * (ask.parameters - ask.trained)
-    summed = ask.processes > 1 and not ask.sharded
-    return Plan(
-        weights=weights // share,
-        bf16_copies=2 * ask.parameters if ask.bf16 and ask.frozen_bytes == 4 and not ask.sharded else 0,
-        gradients=4 * ask.trained * (2 if summed else 1) // share,
-        optimizer=8 * ask.trained // share,
-        reference=4 * ask.parameters if ask.reference else 0,
-        activations=activations(ask),
-        gathered=gathered(ask) if ask.sharded else 0,
-        whole=weights if ask.sharded else 0,
+    frozen = request.parameters - request.trained
+    weights = FLOAT32 * request.trained + request.frozen_bytes * frozen
+    gradients = FLOAT32 * request.trained
+    bf16_copies = 0
+    if request.bf16 and request.frozen_bytes == FLOAT32 and not request.sharded:
+        bf16_copies = BFLOAT16 * request.parameters
+    found = Plan(
+        weights=weights,
+        bf16_copies=bf16_copies,
+        gradients=gradients,
+        optimizer=MOMENTS * request.trained,
+        reference=FLOAT32 * request.parameters if request.reference else 0,
+        activations=activations(request),
     )
+    if request.sharded:
+        return replace(
+            found,
+            weights=weights // request.processes,
+            gradients=gradients // request.processes,
+            optimizer=found.optimizer // request.processes,
+            gathered=gathered(request),
+            whole=weights,
+        )
+    if request.processes > 1:
+        return replace(found, gradients=2 * gradients)
+    return found
 
 
-def gathered(ask: Request) -> int:
-    """Estimated bytes of what FSDP has whole at a time: two layers, embeddings and head; weights and gradients in the type of the products,
-    and gradients once more in float32 to be summed."""
-    return (2 * ask.parameters // ask.layers + 2 * ask.vocabulary * ask.hidden) * ((2 if ask.bf16 else 4) * 2 + 4)
+def gathered(request: Request) -> int:
+    """Return the estimated bytes of what FSDP has whole at a time.
+
+    These are two layers, embeddings and head: weights and gradients in the type of the products,
+    and gradients once more in float32 to be summed.
+    """
+    two_layers = 2 * request.parameters // request.layers
+    ends = 2 * request.vocabulary * request.hidden
+    of_product = BFLOAT16 if request.bf16 else FLOAT32
+    return (two_layers + ends) * (of_product * 2 + FLOAT32)
 
 
-def activations(ask: Request) -> int:
-    """Estimated bytes: tokens x layers x (75 hidden + 20 intermediate), times 0.85 in bfloat16 and 1.4 with LoRA, and 12 x heads x context
-    a token and layer where attention is not fused, all for one layer if the others are computed again, and their float32 inputs; then the
-    head's float32 gradient of two sides and four chunks of float32 logits."""
-    lora = ask.trained < ask.parameters
-    a_token = (PER_HIDDEN * ask.hidden + PER_INTERMEDIATE * ask.intermediate) * (HALF if ask.bf16 else 1) * (WITH_LORA if lora else 1)
-    a_token += 0 if ask.fused else PER_HEAD * ask.heads * ask.context
-    head = 0 if lora else 2 * 4 * ask.vocabulary * ask.hidden
-    rows = min(fused.chunk_rows(ask.vocabulary, torch.device(ask.device)), ask.sequences * ask.context)
-    kept = a_token + 4 * ask.hidden * ask.layers if ask.checkpointing else ask.layers * a_token
-    return int(ask.sequences * ask.context * kept) + head + CHUNKS * 4 * rows * ask.vocabulary
+def activations(request: Request) -> int:
+    """Return the estimated bytes of what is kept for the backward pass.
+
+    Each token and layer keeps 75 hidden + 20 intermediate, times 0.85 in bfloat16 and 1.4 with
+    LoRA, and 12 x heads x context where attention is not fused. If layers are computed again, one
+    layer keeps all that and the others their float32 inputs. Then the head: its float32 gradient of
+    two sides, and four chunks of float32 logits.
+    """
+    per_token = PER_HIDDEN * request.hidden + PER_INTERMEDIATE * request.intermediate
+    per_token *= UNDER_BFLOAT16 if request.bf16 else 1
+    per_token *= WITH_LORA if request.lora else 1
+    if not request.fused:
+        per_token += PER_HEAD * request.heads * request.context
+    if request.checkpointing:
+        kept = per_token + FLOAT32 * request.hidden * request.layers
+    else:
+        kept = request.layers * per_token
+    predicted = request.sequences * request.context
+    head_gradient = 0
+    if not request.lora:
+        head_gradient = 2 * FLOAT32 * request.vocabulary * request.hidden
+    device = torch.device(request.device)
+    rows = min(fused.chunk_rows(request.vocabulary, device), predicted)
+    logits = LOGIT_CHUNKS * FLOAT32 * rows * request.vocabulary
+    return int(predicted * kept) + head_gradient + logits
 
 
-def request(config: PreTrainedConfig, run: settings.RunSettings, context: int, stored: torch.dtype) -> Request:
-    """The request of a run. stored: the type of the weights on disk."""
-    text, model, retain = config.get_text_config(), empty(config), methods.get_method(run.method).retain
-    parameters, lora = efficiency.parameter_count(model), lora_parameters(model, run.lora.rank) if run.lora else 0
-    return Request(
-        parameters=parameters + lora,
-        trained=lora or parameters,
-        hidden=text.hidden_size,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,  # GPT-2 leaves it out
-        layers=text.num_hidden_layers,
-        heads=text.num_attention_heads,
-        vocabulary=text.vocab_size,
-        context=context,
-        sequences=run.micro_batch * (2 if retain else 1),
-        bf16=run.bf16,
-        frozen_bytes=settings.weight_dtype(run, stored).itemsize,
-        reference=retain == "kl" and not run.lora,
-        fused=attention_is_fused(model.config),
-        device=distributed.process_state().device.type,
-        checkpointing=run.gradient_checkpointing or distributed.launcher_checkpoints(),
-        processes=distributed.process_state().num_processes,
-        sharded=distributed.sharded(),
-    )
+# ----------------------------------------------------------------------------- against the machine
 
 
-def attention_is_fused(config: PreTrainedConfig) -> bool:
-    """Whether attention keeps no matrix of token by token; on a CPU it does where it has dropout, as in GPT-2."""
-    text = config.get_text_config()
-    dropout = getattr(text, "attn_pdrop", 0) or getattr(text, "attention_dropout", 0)
-    return config._attn_implementation != "eager" and (torch.cuda.is_available() or not dropout)
+def check(
+    config: PreTrainedConfig,
+    run: RunSettings,
+    context: int,
+    folder: Path,
+    checkpoints: Path | None = None,
+) -> list[str]:
+    """Return the plan in words.
+
+    Args:
+        folder: on the disk that the new model goes to.
+        checkpoints: on the disk that checkpoints go to, if there are any.
+
+    Raises:
+        ValueError: what is certain of the plan does not fit, in memory or on a disk.
+    """
+    stored = config.dtype or torch.float32  # as the config says: the weights may not be here yet
+    request = request_of(config, run, context, stored)
+    with_lora = None
+    if run.lora is None:
+        with_lora = request_of(config, replace(run, lora=SUGGESTED_LORA), context, stored)
+    found = plan(request)
+    where, free = available()
+    changes = alternatives(request, run.micro_batch, with_lora)
+    lines = describe(found, where, free, changes)
+    if found.certain > free:
+        raise ValueError(" ".join(lines))
+    if run.lora is None or run.merge:
+        written = stored.itemsize * request.parameters
+        check_disk("the new model takes", written, folder, "--out")
+    if checkpoints is not None:
+        # weights and moments in float32; the last checkpoint goes when the next is whole
+        kept = 2 * (FLOAT32 + MOMENTS) * request.trained
+        check_disk("checkpoints take", kept, checkpoints, "--checkpoints")
+    return lines
 
 
-def empty(config: PreTrainedConfig) -> nn.Module:
-    """The model without memory for its weights (PyTorch's meta device)."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-
-
-def lora_parameters(model: nn.Module, rank: int) -> int:
-    """Parameters of LoRA adapters on every linear layer but the head: rank x (inputs + outputs) of each."""
-    head = model.get_output_embeddings()
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
-    return sum(rank * sum(layer.weight.shape) for layer in layers)
-
-
-# ---------------------------------------------------------------------------------------------- against the machine
+def check_disk(what: str, size: int, folder: Path, option: str) -> None:
+    """Check that so many bytes fit on the disk of a folder. Raise ValueError if they do not."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ValueError(
+            f"{what} {size / GB:.2f} GB, and {free / GB:.2f} GB are free on the disk of {option}"
+        )
 
 
 def available() -> tuple[str, int]:
-    """Where training would run, and the bytes that are free there now for one process. A container's own limit is not seen."""
+    """Return where training would run, and the bytes that are free there now for one process.
+
+    A container's own limit is not seen.
+    """
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of the launcher
-    where = f"this machine for each of {beside} processes" if beside > 1 else "this machine"
+    where = "this machine"
+    if beside > 1:
+        where = f"this machine for each of {beside} processes"
     return where, psutil.virtual_memory().available // beside
 
 
-def alternatives(ask: Request, micro_batch: int, lora: Request | None) -> dict[str, int]:
-    """What to change for less memory, and the total bytes of a step then. lora: the request with adapters, None if this one has them."""
-    changes = {"--micro-batch 1": {"sequences": ask.sequences // micro_batch}} if micro_batch > 1 else {}
-    if ask.context > FEWER:
-        changes[f"--context {FEWER}"] = {"context": FEWER}
-    if not ask.checkpointing:
+def alternatives(request: Request, micro_batch: int, with_lora: Request | None) -> dict[str, int]:
+    """Return what to change for less memory, and the most bytes at a time then.
+
+    with_lora: the request with adapters; None if this one has them.
+    """
+    changes = {}
+    if micro_batch > 1:
+        changes["--micro-batch 1"] = {"sequences": request.sequences // micro_batch}
+    if request.context > SUGGESTED_CONTEXT:
+        changes[f"--context {SUGGESTED_CONTEXT}"] = {"context": SUGGESTED_CONTEXT}
+    if not request.checkpointing:
         changes["--gradient-checkpointing"] = {"checkpointing": True}
-    found = {"--lora rank=8": lora} if lora else {}
-    found |= {name: replace(ask, **change) for name, change in changes.items()}
-    if len(found) > 1:
-        found["all of these"] = replace(lora or ask, **{k: v for change in changes.values() for k, v in change.items()})
-    return {name: plan(new).total for name, new in found.items()}
+
+    changed = {}
+    if with_lora is not None:
+        changed[f"--lora rank={SUGGESTED_LORA.rank}"] = with_lora
+    least = with_lora or request
+    for name, change in changes.items():
+        changed[name] = replace(request, **change)
+        least = replace(least, **change)
+    if len(changed) > 1:
+        changed["all of these"] = least
+    return {name: plan(one).total for name, one in changed.items()}
 
 
-def check(config: PreTrainedConfig, run: settings.RunSettings, context: int, folder: Path, checkpoints: Path | None = None) -> list[str]:
-    """The plan in words. Raises ValueError if what is certain of it does not fit, in memory or on a disk: of `folder`, of `checkpoints`."""
-    stored = config.dtype or torch.float32  # as the config says: the weights may not be here yet
-    ask = request(config, run, context, stored)
-    lora = None if run.lora else request(config, replace(run, lora=settings.LoraSettings(8, 16.0)), context, stored)
-    found, (where, free) = plan(ask), available()
-    told = lines(found, where, free, alternatives(ask, run.micro_batch, lora))
-    if found.certain > free:
-        raise ValueError(" ".join(told))
-    written = 0 if run.lora and not run.merge else stored.itemsize * ask.parameters
-    if written > (room := shutil.disk_usage(folder).free):
-        raise ValueError(f"the new model takes {written / 1e9:.2f} GB, and {room / 1e9:.2f} GB are free on the disk of --out")
-    kept = 2 * 12 * ask.trained  # weights and moments in float32; the last checkpoint goes when the next is whole
-    if checkpoints and kept > (room := shutil.disk_usage(checkpoints).free):
-        raise ValueError(f"checkpoints take {kept / 1e9:.2f} GB, and {room / 1e9:.2f} GB are free on the disk of --checkpoints")
-    return told
+def describe(found: Plan, where: str, free: int, changes: dict[str, int]) -> list[str]:
+    """Return the plan in words, in GB (1e9 bytes), and what to change if it does not fit.
 
-
-def lines(found: Plan, where: str, free: int, changes: dict[str, int]) -> list[str]:
-    """The plan in words, in GB (1e9 bytes); what to change if it does not fit."""
-    parts = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.3g}" for name, size in asdict(found).items() if size and name != "whole")
-    before = f"; before the model is sharded {(found.whole + found.reference) / 1e9:.3g}" if found.whole else ""
-    told = [f"memory, GB: {parts} (an estimate); together {found.step / 1e9:.3g}{before}; free on {where}: {free / 1e9:.3g}"]
+    Args:
+        where, free: of `available`.
+        changes: of `alternatives`.
+    """
+    parts = []
+    for name, size in asdict(found).items():
+        if size and name != "whole":
+            parts.append(f"{name.replace('_', ' ')} {size / GB:.3g}")
+    line = f"memory, GB: {', '.join(parts)} (an estimate); together {found.step / GB:.3g}"
+    if found.whole:
+        line += f"; before the model is sharded {found.before_step / GB:.3g}"
+    lines = [f"{line}; free on {where}: {free / GB:.3g}"]
     if found.total > free:
         verdict = "will not" if found.certain > free else "may not"
-        options = ", ".join(f"{change} ({size / 1e9:.3g} GB)" for change, size in changes.items())
-        told.append(f"this {verdict} fit: {options + '; or ' if options else ''}use a machine or GPU with more memory, or several GPUs")
-    return told
+        options = [f"{change} ({size / GB:.3g} GB)" for change, size in changes.items()]
+        advice = "use a machine or GPU with more memory, or several GPUs"
+        if options:
+            advice = f"{', '.join(options)}; or {advice}"
+        lines.append(f"this {verdict} fit: {advice}")
+    return lines

@@ -1,4 +1,4 @@
-"""The settings of a run, and how much memory it will take: from the model's config alone, before anything is loaded."""
+"""The settings of a run of `unlearn`, and what follows from them and the model's config."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
+from unlearn_utils.core.methods import Method
 from unlearn_utils.data import tokens
 from unlearn_utils.profiles import Unlearning
 
-CONTEXT = 4096  # tokens of a chunk where the model reads so many: the paper's
+PAPER_CONTEXT = 4096  # tokens of a chunk where the model reads so many
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Rank of the adapters, and alpha: they are scaled by alpha / rank."""
+    """The size of LoRA adapters (arXiv 2106.09685).
+
+    Attributes:
+        rank: of each adapter.
+        alpha: adapters are scaled by alpha / rank.
+    """
 
     rank: int
     alpha: float
@@ -23,10 +29,20 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Every setting of a run but model, documents and context. micro_batch: in each process; merge: adapters into whole weights; bf16:
-    products under autocast."""
+    """Every setting of a run but model, documents and context.
 
-    method: str
+    Attributes:
+        method: one of `methods.METHODS`, or your own.
+        recipe: learning rate, epochs, batch and so on.
+        micro_batch: chunks at a time in each process.
+        seed: decides the order of the chunks, random labels and the adapters' first weights.
+        lora: train adapters of this size alone; None: every weight.
+        merge: adapters are added to the weights, which are then written whole.
+        bf16: products are in bfloat16, under autocast.
+        gradient_checkpointing: layers are computed again in the backward pass, for less memory.
+    """
+
+    method: Method
     recipe: Unlearning
     micro_batch: int
     seed: int
@@ -37,13 +53,29 @@ class RunSettings:
 
 
 def context_of(config: PreTrainedConfig, wanted: int | None) -> int:
-    """Tokens of a chunk: as wanted, else 4,096 or what the model reads. Raises ValueError for more, or too few."""
-    most = getattr(config.get_text_config(), "max_position_embeddings", None) or CONTEXT
-    if wanted is not None and not tokens.SHORTEST <= wanted <= most:
-        raise ValueError(f"--context {wanted}: choose {tokens.SHORTEST} to {most} tokens, what the model reads")
-    return wanted or min(CONTEXT, most)
+    """Return the tokens of a chunk: as wanted, else 4,096, or what the model reads if it is less.
+
+    Raises:
+        ValueError: more are wanted than the model reads, or too few to make a chunk.
+    """
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    most = stated or PAPER_CONTEXT
+    if wanted is None:
+        return min(PAPER_CONTEXT, most)
+    if not tokens.SHORTEST <= wanted <= most:
+        raise ValueError(
+            f"--context {wanted}: choose {tokens.SHORTEST} to {most} tokens, what the model reads"
+        )
+    return wanted
 
 
 def weight_dtype(run: RunSettings, stored: torch.dtype) -> torch.dtype:
-    """The type to load weights in: float32, but bfloat16 for those that LoRA does not train, if they and the products are."""
-    return torch.bfloat16 if run.lora and run.bf16 and stored == torch.bfloat16 else torch.float32
+    """Return the type to load weights in: float32, so that no update is rounded away.
+
+    What LoRA does not train may stay in bfloat16, if it is stored so and products are so.
+
+    stored: the type of the weights on disk.
+    """
+    if run.lora is not None and run.bf16 and stored == torch.bfloat16:
+        return torch.bfloat16
+    return torch.float32

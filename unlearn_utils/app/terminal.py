@@ -1,4 +1,7 @@
-"""What a command says on the terminal: lines, a table, a bar, one line for a mistake. Of several processes the first speaks."""
+"""What a command says on the terminal: lines, a table, a bar, one line for a mistake.
+
+Of several processes the first speaks. Imports are lazy, so that `--help` is instant.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+TENTHS = 10  # lines of progress in a log
+
+
+# -------------------------------------------------------------------------------- around a command
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, no warnings; bars on a terminal only; lines of the first process alone."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: of DDP, in every process
+    """Show no warnings, inside; bars on a terminal only, and lines of the first process alone."""
+    # read when torch is imported, in every process: DDP's warnings
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from transformers.utils import logging
 
-    from unlearn_utils.engine import distributed, models  # noqa: F401 - the second turns bars off
+    from unlearn_utils.engine import distributed, models  # noqa: F401 - models turns bars off
 
     logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)  # of peft against transformers
@@ -34,10 +43,13 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def interrupted() -> Iterator[None]:
-    """Inside, a request to end (SIGTERM: of a launcher whose other process failed, of a queue) leaves nothing half-written, as Ctrl-C."""
+def exit_on_sigterm() -> Iterator[None]:
+    """End on SIGTERM, inside, as on Ctrl-C, so that nothing is left half-written.
 
-    def end(*_) -> None:
+    It comes from a queue, or from a launcher whose other process failed.
+    """
+
+    def end(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, end)
@@ -47,8 +59,12 @@ def interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def fail(error: Exception, code: int) -> int:
-    """One line on stderr, and the exit code. A mistake of all processes (`loop.agreed`) is the first's to say, before any ends."""
+def report_mistake(error: Exception, code: int) -> int:
+    """Print one line on stderr and return the exit code.
+
+    The mistake of all processes (`distributed.raise_together`) is the first's to say, before any of
+    them ends.
+    """
     from unlearn_utils.engine import distributed
 
     everywhere = getattr(error, "everywhere", False)
@@ -59,33 +75,45 @@ def fail(error: Exception, code: int) -> int:
     return code
 
 
+# ---------------------------------------------------------------------------------- on the way
+
+
 def say(line: str) -> None:
-    """A line of the log, at once."""
+    """Print a line of the log, at once."""
     print(line, flush=True)
 
 
-def show(table: pd.DataFrame) -> None:
-    """Prints results: value and interval of each model side by side."""
+def show_results(table: pd.DataFrame) -> None:
+    """Print results: value and interval of each model side by side."""
     from unlearn_utils.core import tables
 
-    print(tables.wide(table, ["split" if "split" in table else "task", "measure", "n"], "model", digits=3).to_string())
+    measured_on = "split" if "split" in table else "task"
+    wide = tables.wide(table, [measured_on, "measure", "n"], "model", digits=3)
+    print(wide.to_string())
 
 
-def progress(steps: int) -> Callable[[int, nn.Module], None]:
-    """A watch: a bar on a terminal, else a line at every tenth of the run."""
+def show_progress(steps: int) -> Callable[[int, nn.Module], None]:
+    """Return a watch that shows a bar on a terminal, and elsewhere a line at every tenth of a run.
+
+    steps: of the run.
+    """
     from tqdm import tqdm
 
     from unlearn_utils.engine import distributed
 
-    bar, marks = None, {math.ceil(steps * tenth / 10) for tenth in range(1, 11)}
-    hidden = None if distributed.process_state().is_main_process else True  # None: unless stderr is a terminal
+    bar = None
+    marks = {math.ceil(steps * tenth / TENTHS) for tenth in range(1, TENTHS + 1)}
+    hidden = True
+    if distributed.process_state().is_main_process:
+        hidden = None  # then tqdm shows it if stderr is a terminal
 
     def watch(step: int, model: nn.Module) -> None:
         nonlocal bar
         if bar is None:  # made with the first step: loading and measuring come before
-            bar = tqdm(total=steps, initial=step - 1, desc="unlearning", unit="step", disable=hidden)
-            if step > 1:
-                say(f"unlearning: goes on after step {step - 1}")
+            first = step - 1
+            bar = tqdm(total=steps, initial=first, desc="unlearning", unit="step", disable=hidden)
+            if first > 0:
+                say(f"unlearning: goes on after step {first}")
         bar.update()
         if bar.disable and step in marks:
             say(f"unlearning: step {step} of {steps}")

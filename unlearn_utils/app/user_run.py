@@ -1,8 +1,9 @@
-"""A user's own documents and model: read, checked, cut into chunks, loaded, unlearned, measured and saved."""
+"""One run on a user's model: load, measure, unlearn, in every process alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -10,66 +11,117 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from unlearn_utils.app import lora_adapters, model_files, settings, user_documents
-from unlearn_utils.core import methods
+from unlearn_utils.app import lora_adapters, model_files, settings
+from unlearn_utils.app.model_files import StoredModel
+from unlearn_utils.app.settings import RunSettings
+from unlearn_utils.app.user_documents import Tables
 from unlearn_utils.engine import distributed, evaluation, models, training
-
-# ---------------------------------------------------------------------------------------------- a run
 
 
 def load_and_unlearn(
-    base: model_files.Checkpoint,
-    sets: user_documents.Sets,
-    run: settings.RunSettings,
+    base: StoredModel,
+    chunks: Tables,
+    run: RunSettings,
     tokenizer: PreTrainedTokenizerBase,
-    watch: Callable,
+    watch: Callable[[int, nn.Module], None],
     checkpoints: Path | None = None,
-) -> tuple:
-    """Loads, measures and unlearns: (model, rows of measurements before, history of `training.unlearn`); in every process alike.
+) -> tuple[nn.Module, pd.DataFrame, list[dict]]:
+    """Load a model, measure it, and make it unlearn.
 
-    Float32 weights, so that no update is rounded away; what LoRA does not train may stay in bfloat16. watch: called as watch(step, model).
-    checkpoints: as `training.unlearn`. FSDP leaves the model sharded. Raises MemoryError if training runs out of memory.
+    Args:
+        base: the model.
+        chunks: of each set, as `user_documents.cut_sets` gives them.
+        tokenizer: of the model.
+        watch: called as watch(step, model) after each step.
+        checkpoints: a folder for them, as in `training.Execution`.
+
+    Returns:
+        The model, which FSDP leaves sharded; its measurements before, as `measure` gives them; the
+        history of `training.unlearn`.
+
+    Raises:
+        MemoryError: training runs out of memory.
     """
     with distributed.raise_together():
-        model = model_files.load(base, settings.weight_dtype(run, model_files.stored_dtype(base)))
-        rows = measure(model, sets, tokenizer)
-        if run.lora:
-            model = lora_adapters.adapted(model, run.lora, run.seed, base)
-    return model, rows, unlearn(model, base, sets, run, tokenizer, watch, checkpoints)
+        dtype = settings.weight_dtype(run, model_files.stored_dtype(base))
+        model = model_files.load(base, dtype)
+        before = measure(model, chunks, tokenizer)
+        if run.lora is not None:
+            model = lora_adapters.add_adapters(model, run.lora, run.seed, base)
+    history = unlearn(model, base, chunks, run, tokenizer, watch, checkpoints)
+    return model, before, history
 
 
 def unlearn(
     model: nn.Module,
-    base: model_files.Checkpoint,
-    sets: user_documents.Sets,
-    run: settings.RunSettings,
+    base: StoredModel,
+    chunks: Tables,
+    run: RunSettings,
     tokenizer: PreTrainedTokenizerBase,
-    watch: Callable,
-    checkpoints=None,
+    watch: Callable[[int, nn.Module], None],
+    checkpoints: Path | None = None,
 ) -> list[dict]:
-    """Unlearns in place; the history of `training.unlearn`. Raises MemoryError, saying what to lower."""
-    forget, retain = (list(sets[name].ids) if name in sets else [] for name in ("forget", "retain"))
-    steps, pad = training.steps_of(len(forget), run.recipe.batch, run.recipe.epochs), tokenizer.pad_token_id
-    try:
+    """Unlearn in place and return the history of `training.unlearn`.
+
+    Args:
+        model: the base, perhaps with adapters.
+        base, chunks, run, tokenizer, watch, checkpoints: as for `load_and_unlearn`.
+
+    Raises:
+        MemoryError: training runs out of memory; the message says what to lower.
+    """
+    forget = list(chunks["forget"].ids)
+    retain = list(chunks["retain"].ids) if "retain" in chunks else []
+    steps = training.steps_of(len(forget), run.recipe.batch, run.recipe.epochs)
+    with _explained_memory():
         with distributed.raise_together():
-            reference = None
-            if methods.get_method(run.method).retain == "kl":
-                reference = lora_adapters.WithoutAdapters(model) if run.lora else model_files.load(base)
-            labels = training.draw_labels(run.method, forget, model, tokenizer, run.seed)
-        with models.matmul_precision(run.bf16):
-            return training.unlearn(
-                *(model, run.method, forget, retain, run.recipe, pad, run.seed, reference, labels, watch, range(1, steps + 1)),
-                micro_batch=run.micro_batch,
-                checkpoints=checkpoints,
-                checkpointing=run.gradient_checkpointing,
+            job = training.Job(
+                method=run.method,
+                forget=forget,
+                retain=retain,
+                recipe=run.recipe,
+                pad_id=tokenizer.pad_token_id,
+                seed=run.seed,
+                reference=_reference(model, base, run),
+                labels=training.draw_labels(run.method, forget, model, tokenizer, run.seed),
             )
-    except RuntimeError as error:  # torch.OutOfMemoryError is one, of a GPU; on a CPU the allocator says so
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        execution = training.Execution(
+            watch=watch,
+            watched=range(1, steps + 1),
+            micro_batch=run.micro_batch,
+            checkpoints=checkpoints,
+            recompute_layers=run.gradient_checkpointing,
+        )
+        with models.matmul_precision(run.bf16):
+            return training.unlearn(model, job, execution)
+
+
+def _reference(model: nn.Module, base: StoredModel, run: RunSettings) -> nn.Module | None:
+    """Return the original model where the method reads it: a copy, or the one under adapters."""
+    if not run.method.needs_reference:
+        return None
+    if run.lora is not None:
+        return lora_adapters.WithoutAdapters(model)
+    return model_files.load(base)
+
+
+@contextmanager
+def _explained_memory() -> Iterator[None]:
+    """Raise MemoryError, saying what to lower, where memory ends inside.
+
+    A GPU's end of memory is torch.OutOfMemoryError, a RuntimeError; on a CPU the allocator says so.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not on_gpu and "DefaultCPUAllocator" not in str(error):
             raise
         lower = "lower --micro-batch or --context, or use --gradient-checkpointing or --lora"
         raise MemoryError(f"out of memory in training: {lower}. Nothing was written") from error
 
 
-def measure(model: nn.Module, sets: user_documents.Sets, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-    """One row of measurements for each chunk of each set."""
-    return evaluation.measure(model, pd.concat(sets.values(), ignore_index=True), tokenizer)
+def measure(model: nn.Module, chunks: Tables, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
+    """Return a row of measurements for each chunk of each set, as `evaluation.measure`."""
+    every = pd.concat(chunks.values(), ignore_index=True)
+    return evaluation.measure(model, every, tokenizer)

@@ -1,0 +1,157 @@
+"""The commands `evaluate` and `compare`: models measured on documents, or on tasks.
+
+Imports are lazy, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlearn_utils.app import task_commands, terminal
+from unlearn_utils.app.unlearn_arguments import DOCUMENTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from unlearn_utils.app.user_documents import Tables
+
+SETS = ("documents", "unseen")  # options that name documents
+
+
+def add_evaluate_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of `evaluate`."""
+    command.add_argument("--model", required=True, help="a folder, or a model of the hub")
+    command.add_argument(
+        "--against", metavar="MODEL", help="another, compared on the same documents or questions"
+    )
+    _add_measurement_arguments(command)
+
+
+def add_compare_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of `compare`."""
+    command.add_argument("--models", required=True, nargs="+", metavar="MODEL")
+    _add_measurement_arguments(command)
+
+
+def _add_measurement_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what models are measured on, and where the table goes."""
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("--documents", type=Path, metavar="PATH", help=DOCUMENTS)
+    task_commands.add_arguments(command, which)
+    command.add_argument(
+        "--unseen",
+        type=Path,
+        metavar="PATH",
+        help="documents that no model has seen, for membership inference",
+    )
+    command.add_argument(
+        "--context",
+        type=int,
+        help="tokens of a chunk; default: 4096, or what the models read",
+    )
+    command.add_argument("--out", type=Path, metavar="CSV", help="a file to write, tidy")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure a model, perhaps against another."""
+    names = [options.model]
+    if options.against:
+        names.append(options.against)
+    measure_models(names, options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Measure several models."""
+    measure_models(options.models, options)
+
+
+def measure_models(names: Sequence[str], options: argparse.Namespace) -> None:
+    """Measure models on the same documents or tasks, print a table, and write it if asked."""
+    from unlearn_utils.cache import paths
+
+    task_commands.check_options(options)
+    check_one_process()
+    if options.out and options.out.exists():
+        raise ValueError(f"--out {options.out}: already there; choose another file")
+    names = list(dict.fromkeys(names))
+    if options.tasks:
+        table = task_commands.measure_on_tasks(names, options, terminal.say)
+    else:
+        table = measure_on_documents(names, options)
+    terminal.show_results(table)
+    if options.out:
+        paths.write_whole(options.out, table.to_csv(index=False))
+
+
+def check_one_process() -> None:
+    """Check that no launcher started others beside this process. Raise ValueError if one did."""
+    from unlearn_utils.engine import distributed
+
+    with distributed.raise_together():
+        processes = distributed.process_state().num_processes
+        if processes > 1:
+            raise ValueError(
+                f"this command is one process, and {processes} were started: only unlearn runs in "
+                "several"
+            )
+
+
+def measure_on_documents(names: Sequence[str], options: argparse.Namespace) -> pd.DataFrame:
+    """Return results of the models on the same chunks.
+
+    Returns:
+        Tidy results, as `cards.results_table`; of two models also the log ratio of perplexities.
+
+    Raises:
+        ValueError: a tokenizer cuts a document otherwise than the first model's, so that
+            perplexities of a token would not compare.
+    """
+    import pandas as pd
+
+    from unlearn_utils.app import cards, model_files, settings, user_documents, user_run
+    from unlearn_utils.core import tables
+
+    documents = {}
+    for name in SETS:
+        path = getattr(options, name)
+        if path is not None:
+            documents[name] = user_documents.read_documents(path)
+    stored_models = [model_files.find(name) for name in names]
+    configs = [model_files.config_of(stored) for stored in stored_models]
+    tokenizers = [model_files.tokenizer_of(stored) for stored in stored_models]
+    context = min(settings.context_of(config, options.context) for config in configs)
+    chunks = []
+    for tokenizer, config in zip(tokenizers, configs, strict=True):
+        chunks.append(user_documents.cut_sets(documents, tokenizer, context, config))
+    check_same_tokens(names, chunks)
+    terminal.say("\n".join(user_documents.describe_sets(documents, chunks[0], context)))
+
+    rows = []
+    for stored in stored_models:
+        model_files.fetch(stored)
+        terminal.say(f"measuring {stored.name_and_commit}")
+        measured = user_run.measure(model_files.load(stored), chunks[0], tokenizers[0])
+        rows.append(measured.assign(model=stored.name))
+    table = cards.results_table(rows, "documents")
+    if len(rows) == 2:
+        ratio = tables.log_ratios(*rows, ["split"], "log ratio of perplexities")
+        table = pd.concat([table, ratio.assign(model=" / ".join(names))], ignore_index=True)
+    return table
+
+
+def check_same_tokens(names: Sequence[str], chunks: Sequence[Tables]) -> None:
+    """Check that every model reads the same chunks as the first. Raise ValueError if one does not.
+
+    chunks: of each model, as its tokenizer cuts them.
+    """
+    first = chunks[0]
+    for name, own in zip(names, chunks, strict=True):
+        for split, table in own.items():
+            if list(table.ids) != list(first[split].ids):
+                raise ValueError(
+                    f"{name} and {names[0]} cut the documents into different tokens: their "
+                    "perplexities do not compare"
+                )

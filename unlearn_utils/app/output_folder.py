@@ -1,0 +1,134 @@
+"""The folder of a new model: made whole or not at all; its weights and tokenizer, and their check.
+
+What lies in it beside them is of `cards`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from unlearn_utils.app import model_files, settings, user_run
+from unlearn_utils.app.model_files import StoredModel
+from unlearn_utils.app.settings import RunSettings
+from unlearn_utils.app.user_documents import Tables
+from unlearn_utils.engine import distributed, models
+
+# ------------------------------------------------------------------------------------- the folder
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give a folder to fill, the same in every process, that becomes `out` at the end.
+
+    It lies beside `out`, and goes if anything fails.
+
+    Raises:
+        ValueError: `out` is in use, or lies nowhere.
+    """
+    part = distributed.on_main_process(lambda: _make_part(out))
+    try:
+        yield part
+        distributed.on_main_process(lambda: os.replace(part, out))
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _make_part(out: Path) -> Path:
+    """Make the folder that `new_folder` gives, and return it."""
+    if out.exists():
+        usable = out.is_dir() and not any(out.iterdir())
+        if not usable:
+            raise ValueError(f"--out {out}: already there and not empty; choose another folder")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.mkdir()
+    return part
+
+
+# ------------------------------------------------------------------------------------- the weights
+
+
+def save_model(model: nn.Module, base: StoredModel, folder: Path) -> None:
+    """Write config and weights in the type that they had on disk, or float32 adapters.
+
+    Every process must call this.
+    """
+    if isinstance(model, PeftModel):
+        models.save(model, folder, save_embedding_layers=False)
+    else:
+        models.save(model, folder, model_files.stored_dtype(base))
+
+
+def complete_model(base: StoredModel, merge: bool, folder: Path) -> float | None:
+    """Add the tokenizer to what `save_model` wrote, and adapters to the weights if they merge.
+
+    The tokenizer is as it was, without our padding.
+
+    Returns:
+        The share of weights that then differ from the base model's, which rounding to 16 bits
+        lowers; None for adapters.
+
+    Raises:
+        FloatingPointError: no weight differs.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
+    adapters = list(folder.glob("adapter_*"))
+    if adapters and not merge:
+        return None
+    dtype = model_files.stored_dtype(base)
+    if merge:  # in float32: rounded once, at the end
+        merged = model_files.load(base._replace(adapters=folder)).merge_and_unload()
+        merged.to(dtype).save_pretrained(folder)
+        for file in adapters:
+            file.unlink()
+    return _changed_share(base, folder, dtype)
+
+
+def _changed_share(base: StoredModel, folder: Path, dtype: torch.dtype) -> float:
+    """Return the share of weights in a folder that differ from the base model's, in one type."""
+    written = StoredModel("the new model", folder)
+    new = dict(model_files.load(written, dtype).named_parameters())
+    old = dict(model_files.load(base, dtype).named_parameters())
+    changed = sum(int((weight != old[name]).sum()) for name, weight in new.items())
+    if changed == 0:
+        raise FloatingPointError(
+            f"no weight changed, once rounded to {dtype}: raise --learning-rate or --epochs. "
+            "Nothing was written"
+        )
+    return changed / sum(weight.numel() for weight in new.values())
+
+
+def measure_saved(
+    folder: Path,
+    chunks: Tables,
+    run: RunSettings,
+    base: StoredModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> pd.DataFrame:
+    """Return the measurements of what was saved, as `user_run.measure`.
+
+    Raises:
+        FloatingPointError: a probability is not finite, so that the run diverged.
+    """
+    dtype = settings.weight_dtype(run, model_files.stored_dtype(base))
+    model = model_files.load(model_files.find(str(folder)), dtype)
+    rows = user_run.measure(model, chunks, tokenizer)
+    if not np.isfinite(rows.nll).all():
+        raise FloatingPointError(
+            "the run diverged: not every probability is finite; lower --learning-rate. Nothing was "
+            "written"
+        )
+    return rows

@@ -1,0 +1,250 @@
+"""The options of the command `unlearn`, and the settings that they say.
+
+Imports are lazy, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unlearn_utils.app.settings import LoraSettings, RunSettings
+
+# `cards.SOURCES` says where they come from
+DEFAULTS = {"learning_rate": 2e-5, "epochs": 1, "batch": 4, "retain_weight": 1.0}
+DOCUMENTS = (
+    "a .txt, .md, .py, .tex, .jsonl or .parquet file (column text or content), or a folder of them"
+)
+SETS = ("forget", "retain", "unseen")  # options that name documents
+
+
+# -------------------------------------------------------------------------------------- the options
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of `unlearn`."""
+    _add_model_and_documents(command)
+    _add_recipe(command)
+    _add_execution(command)
+
+
+def _add_model_and_documents(command: argparse.ArgumentParser) -> None:
+    """Add what is unlearned from what, how, and where the new model goes."""
+    command.add_argument(
+        "--model",
+        required=True,
+        help="a folder as save_pretrained writes it, or a model of the hub",
+    )
+    command.add_argument(
+        "--revision", help="of a model of the hub; default: main, whose commit is printed"
+    )
+    command.add_argument("--forget", required=True, type=Path, metavar="PATH", help=DOCUMENTS)
+    command.add_argument(
+        "--retain",
+        type=Path,
+        metavar="PATH",
+        help="what the model shall keep; methods with a retain term need it",
+    )
+    command.add_argument(
+        "--unseen",
+        type=Path,
+        metavar="PATH",
+        help="documents like the forgotten ones that the model has not seen",
+    )
+    command.add_argument(
+        "--method", required=True, metavar="NAME", help="see: python -m unlearn_utils methods"
+    )
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="a new or empty folder"
+    )
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    """Add rates, sizes and the seed."""
+    command.add_argument(
+        "--learning-rate", type=float, help="default: 2e-5, as the paper's released code"
+    )
+    command.add_argument("--epochs", type=int, help="default: 1, as the paper's released code")
+    command.add_argument(
+        "--batch",
+        type=int,
+        help="chunks an optimizer step, of all processes together; default: 4",
+    )
+    command.add_argument(
+        "--micro-batch",
+        type=int,
+        help="chunks at a time, for less memory; divides the batch, or a process's share of it",
+    )
+    command.add_argument("--retain-weight", type=float, help="default: 1")
+    command.add_argument(
+        "--context",
+        type=int,
+        help="tokens of a chunk; default: 4096, or what the model reads if that is less",
+    )
+    command.add_argument("--seed", type=int, help="default: 0")
+
+
+def _add_execution(command: argparse.ArgumentParser) -> None:
+    """Add adapters, and what costs time or memory."""
+    command.add_argument(
+        "--lora",
+        metavar="rank=8[,alpha=16]",
+        help="train LoRA adapters only; alpha: twice the rank by default",
+    )
+    command.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="less memory, about a third more time",
+    )
+    command.add_argument(
+        "--checkpoints",
+        type=Path,
+        metavar="DIR",
+        help="a folder outside --out, to go on from after a kill",
+    )
+    command.add_argument(
+        "--merge",
+        action="store_true",
+        help="with --lora: write whole weights, the adapters added to them",
+    )
+    precision = command.add_mutually_exclusive_group()
+    precision.add_argument(
+        "--bf16",
+        dest="bf16",
+        action="store_true",
+        default=None,
+        help="bfloat16 products; default where it is native",
+    )
+    precision.add_argument(
+        "--float32", dest="bf16", action="store_false", default=None, help="float32 products"
+    )
+
+
+# ------------------------------------------------------------------------------------- the settings
+
+
+def run_settings(options: argparse.Namespace) -> RunSettings:
+    """Return the settings as given, or their defaults. Raise ValueError for one that cannot be."""
+    from unlearn_utils.app.settings import RunSettings
+    from unlearn_utils.core import methods
+    from unlearn_utils.engine import distributed, models
+    from unlearn_utils.profiles import Unlearning
+
+    method = methods.get_method(options.method)
+    lora = lora_settings(options.lora)
+    values = {}
+    for name, default in DEFAULTS.items():
+        values[name] = _given_or(getattr(options, name), default)
+    recipe = Unlearning(**values)
+    micro_batch = _micro_batch(options, recipe.batch)
+    if options.gradient_checkpointing and distributed.launcher_checkpoints():
+        raise ValueError(
+            "--gradient-checkpointing: this launcher's configuration does it already "
+            "(fsdp_activation_checkpointing)"
+        )
+    if not 0 < recipe.retain_weight < math.inf:
+        raise ValueError(f"--retain-weight must be positive, not {recipe.retain_weight}")
+    if method.retain is not None and options.retain is None:
+        raise ValueError(
+            f"--retain is missing: {method.name} has a retain term; give text that the model shall "
+            "keep"
+        )
+    if options.merge and lora is None:
+        raise ValueError("--merge adds LoRA adapters to the weights, so it needs --lora")
+    return RunSettings(
+        method=method,
+        recipe=recipe,
+        micro_batch=micro_batch,
+        seed=_given_or(options.seed, 0),
+        lora=lora,
+        merge=options.merge,
+        bf16=_given_or(options.bf16, models.half_precision()),
+        gradient_checkpointing=options.gradient_checkpointing,
+    )
+
+
+def _given_or(given: object, default: object) -> object:
+    """Return the default of an option that was not given."""
+    return default if given is None else given
+
+
+def lora_settings(text: str | None) -> LoraSettings | None:
+    """Return the settings that `rank=8` or `rank=8,alpha=16` says; None of None.
+
+    Raises:
+        ValueError: the text says anything else.
+    """
+    from unlearn_utils.app.settings import LoraSettings
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"rank=([1-9]\d*)(?:,alpha=([1-9]\d*))?", text)
+    if found is None:
+        raise ValueError(
+            f"--lora {text}: expected rank=8 or rank=8,alpha=16, whole numbers above 0"
+        )
+    rank, alpha = found.groups()
+    if alpha is None:
+        alpha = 2 * int(rank)
+    return LoraSettings(int(rank), float(alpha))
+
+
+def _micro_batch(options: argparse.Namespace, batch: int) -> int:
+    """Return the chunks that one process reads at a time.
+
+    batch: of all processes together.
+
+    Raises:
+        ValueError: processes do not divide the batch, or micro-batches not a process's share.
+    """
+    from unlearn_utils.engine import distributed
+
+    processes = distributed.process_state().num_processes
+    if batch % processes:
+        raise ValueError(
+            f"--batch {batch}: it is that of all {processes} processes together; choose a multiple "
+            f"of {processes}"
+        )
+    share = batch // processes
+    micro_batch = _given_or(options.micro_batch, share)
+    if micro_batch < 1 or share % micro_batch:
+        among = f" among {processes} processes" if processes > 1 else ""
+        raise ValueError(
+            f"--micro-batch {micro_batch}: must be positive and divide the batch of {batch}{among}"
+        )
+    return micro_batch
+
+
+def checkpoints_folder(options: argparse.Namespace) -> Path | None:
+    """Return the folder in --checkpoints that is this run's alone, for others may share it.
+
+    Raises:
+        ValueError: none can be made.
+    """
+    if options.checkpoints is None:
+        return None
+    folder = options.checkpoints.resolve()
+    out = options.out.resolve()
+    can_be_made = folder.parent.is_dir() and not folder.exists()
+    if not folder.is_dir() and not can_be_made:
+        raise ValueError(f"--checkpoints {folder}: no folder, and none can be made there")
+    if out in (folder, *folder.parents):
+        raise ValueError(f"--checkpoints {folder}: must be outside of --out")
+    digest = hashlib.sha256(str(out).encode()).hexdigest()
+    return folder / f"{out.name}-{digest[:8]}"
+
+
+def chosen_settings(options: argparse.Namespace) -> list[str]:
+    """Return the names of the settings that differ from their defaults."""
+    from unlearn_utils.app import cards
+
+    chosen = []
+    for name in cards.SOURCES:
+        if getattr(options, name, None) not in (None, DEFAULTS.get(name)):
+            chosen.append(name)
+    return chosen

@@ -1,0 +1,188 @@
+"""The command `unlearn`: documents and a model in, a folder with the new model out.
+
+Every process of a launcher runs it alike. Imports are lazy, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from unlearn_utils.app import terminal, unlearn_arguments
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from unlearn_utils.app.model_files import StoredModel
+    from unlearn_utils.app.settings import RunSettings
+    from unlearn_utils.app.user_documents import Tables
+
+
+class Inputs(NamedTuple):
+    """What a run reads, checked.
+
+    Attributes:
+        base: the model.
+        tokenizer: of the model.
+        documents, chunks: of each set.
+        context: tokens of a chunk.
+    """
+
+    base: StoredModel
+    tokenizer: PreTrainedTokenizerBase
+    documents: Tables
+    chunks: Tables
+    context: int
+
+
+def unlearn(options: argparse.Namespace) -> None:
+    """Check everything, plan the memory, train, measure before and after, write the new model."""
+    from unlearn_utils.app import cards, output_folder
+    from unlearn_utils.engine import distributed
+
+    with distributed.raise_together():
+        run = unlearn_arguments.run_settings(options)
+        out = options.out.resolve()
+        checkpoints = unlearn_arguments.checkpoints_folder(options)
+    with output_folder.new_folder(out) as folder:
+        inputs = prepare(options, run, folder, checkpoints)
+        before, changed, history = train(inputs, run, folder, checkpoints)
+        with distributed.raise_together():
+            after = output_folder.measure_saved(
+                folder, inputs.chunks, run, inputs.base, inputs.tokenizer
+            )
+            parts = [before.assign(model="before"), after.assign(model="after")]
+            results = cards.results_table(parts, "forget")
+            record = cards.run_record(
+                inputs.base,
+                run,
+                inputs.documents,
+                inputs.chunks,
+                inputs.context,
+                changed,
+                history,
+            )
+        chosen = unlearn_arguments.chosen_settings(options)
+        distributed.on_main_process(
+            lambda: cards.write_files(folder, record, results, inputs.base.folder, chosen)
+        )
+    distributed.on_main_process(lambda: remove_checkpoints(checkpoints))
+    terminal.show_results(results)
+    terminal.say(cards.describe_weights(record))
+    terminal.say(f"{out}: the model, its tokenizer, README.md, results.csv, run.json")
+
+
+def prepare(
+    options: argparse.Namespace, run: RunSettings, folder: Path, checkpoints: Path | None
+) -> Inputs:
+    """Read and check what the run needs, say it, and plan the memory.
+
+    The first process reads the documents for all.
+
+    Args:
+        folder: where the new model goes.
+        checkpoints: where checkpoints go, if there are any.
+    """
+    from unlearn_utils.app import model_files, settings, user_documents
+    from unlearn_utils.engine import distributed
+
+    documents = distributed.on_main_process(lambda: read_sets(options))
+    with distributed.raise_together():
+        base = model_files.find(options.model, options.revision)
+        if base.adapters:
+            raise ValueError(
+                f"{base.name} holds LoRA adapters alone; unlearn with --merge first, and go on "
+                "from that"
+            )
+        config = model_files.config_of(base)
+        tokenizer = model_files.tokenizer_of(base)
+        context = settings.context_of(config, options.context)
+    chunks = distributed.on_main_process(
+        lambda: user_documents.cut_sets(documents, tokenizer, context, config)
+    )
+    inputs = Inputs(base, tokenizer, documents, chunks, context)
+    with distributed.raise_together():
+        lines = describe_inputs(inputs)
+        lines += plan_memory(inputs, config, run, folder, checkpoints)
+        terminal.say("\n".join(lines))
+        model_files.fetch(base)
+    return inputs
+
+
+def read_sets(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """Return the documents of each set that was given."""
+    from unlearn_utils.app import user_documents
+
+    documents = {}
+    for name in unlearn_arguments.SETS:
+        path = getattr(options, name)
+        if path is not None:
+            documents[name] = user_documents.read_documents(path)
+    return documents
+
+
+def describe_inputs(inputs: Inputs) -> list[str]:
+    """Return a line on the model, and a line on each set."""
+    from unlearn_utils.app import user_documents
+
+    origin = inputs.base.name_and_commit
+    if not inputs.base.commit:
+        origin += ", a local folder"
+    described = user_documents.describe_sets(inputs.documents, inputs.chunks, inputs.context)
+    return [origin, *described]
+
+
+def plan_memory(
+    inputs: Inputs,
+    config: PreTrainedConfig,
+    run: RunSettings,
+    folder: Path,
+    checkpoints: Path | None,
+) -> list[str]:
+    """Return the plan in words. Raise ValueError as `memory_plan.check`."""
+    from unlearn_utils.app import memory_plan
+
+    disk = None
+    if checkpoints is not None:  # it is made later
+        disk = next(parent for parent in checkpoints.parents if parent.exists())
+    return memory_plan.check(config, run, inputs.context, folder, disk)
+
+
+def train(
+    inputs: Inputs, run: RunSettings, folder: Path, checkpoints: Path | None
+) -> tuple[pd.DataFrame, float | None, list[dict]]:
+    """Unlearn and save.
+
+    Returns:
+        Measurements before; the share of weights that changed, None for adapters; the history.
+    """
+    from unlearn_utils.app import output_folder, user_run
+    from unlearn_utils.engine import distributed, training
+
+    recipe = run.recipe
+    steps = training.steps_of(len(inputs.chunks["forget"]), recipe.batch, recipe.epochs)
+    watch = terminal.show_progress(steps)
+    model, before, history = user_run.load_and_unlearn(
+        inputs.base, inputs.chunks, run, inputs.tokenizer, watch, checkpoints
+    )
+    output_folder.save_model(model, inputs.base, folder)
+    del model  # before the next is loaded
+    changed = distributed.on_main_process(
+        lambda: output_folder.complete_model(inputs.base, run.merge, folder)
+    )
+    return before, changed, history
+
+
+def remove_checkpoints(checkpoints: Path | None) -> None:
+    """Remove the checkpoints of a run that is saved.
+
+    The folder that was given for them goes too, unless something else is in it.
+    """
+    if checkpoints is None or not checkpoints.exists():
+        return
+    shutil.rmtree(checkpoints)
+    if not any(checkpoints.parent.iterdir()):
+        checkpoints.parent.rmdir()
