@@ -1,4 +1,4 @@
-"""The store: keys, atomic and checksummed entries, several processes; and the profiles whose settings make the keys."""
+"""The store: keys, whole and checked entries, several processes; and the profiles."""
 
 import dataclasses
 import json
@@ -22,8 +22,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "store"
 
 
-def step(calls=None, name="toy", version=1, extra=None, **settings):
-    """A step that writes two files and notes that it ran."""
+def artifact(calls=None, name="toy", version=1, extra=None, **settings):
+    """Return an artifact that writes two files and notes that it ran."""
 
     def make(out):
         if calls is not None:
@@ -36,9 +36,9 @@ def step(calls=None, name="toy", version=1, extra=None, **settings):
     return Artifact(name, version, settings, make)
 
 
-def test_a_step_is_made_once_and_found_again():
+def test_an_artifact_is_made_once_and_found_again():
     calls = []
-    first, again = step(calls, x=1), step(calls, x=1)
+    first, again = artifact(calls, x=1), artifact(calls, x=1)
     assert not first.done() and not first.path.exists()
     found = first.folder()
     assert found == first.path == again.path == again.folder() and again.done() and len(calls) == 1
@@ -49,28 +49,30 @@ def test_a_step_is_made_once_and_found_again():
 def test_the_key_follows_every_setting_the_name_and_the_version():
     base = {"model": "m", "recipe": {"lr": 0.1, "epochs": 1}, "left_out": None}
     others = [
-        step(**base),
-        step(**base, seed=0),
-        step(**base | {"model": "n"}),
-        step(**base | {"left_out": "books"}),
-        step(**base | {"recipe": {"lr": 0.1, "epochs": 2}}),
-        step(**base | {"recipe": {"lr": 0.1 + 1e-12, "epochs": 1}}),
-        step(version=2, **base),
-        step(name="other", **base),
+        artifact(**base),
+        artifact(**base, seed=0),
+        artifact(**base | {"model": "n"}),
+        artifact(**base | {"left_out": "books"}),
+        artifact(**base | {"recipe": {"lr": 0.1, "epochs": 2}}),
+        artifact(**base | {"recipe": {"lr": 0.1 + 1e-12, "epochs": 1}}),
+        artifact(version=2, **base),
+        artifact(name="other", **base),
     ]
-    assert len({s.path for s in others}) == len(others)
-    assert len({s.path.name for s in others}) == len(others)
-    assert step(**dict(reversed(base.items()))).path == step(**base).path
-    assert step(recipe={"epochs": 1, "lr": 0.1}, model="m", left_out=None).path == step(**base).path
+    assert len({other.path for other in others}) == len(others)
+    assert len({other.path.name for other in others}) == len(others)
+    assert artifact(**dict(reversed(base.items()))).path == artifact(**base).path
+    reordered = artifact(recipe={"epochs": 1, "lr": 0.1}, model="m", left_out=None)
+    assert reordered.path == artifact(**base).path
 
 
 def test_the_key_is_the_same_on_every_machine(folder):
-    assert Artifact("pretrained", 1, {"seed": 0}, None).path == folder / "pretrained" / "49246ec177784657"
+    made = Artifact("pretrained", 1, {"seed": 0}, None)
+    assert made.path == folder / "pretrained" / "3a7420ffa304e6d1"
 
 
 def test_settings_must_be_json():
     with pytest.raises(TypeError):
-        step(x={1, 2}).folder()
+        artifact(x={1, 2}).folder()
 
 
 def test_the_store_s_folder(monkeypatch, tmp_path):
@@ -81,12 +83,12 @@ def test_the_store_s_folder(monkeypatch, tmp_path):
     assert paths.store_folder() == paths.PROJECT / "runs" / "store"
 
 
-def test_a_step_that_fails_leaves_no_entry_and_the_next_call_makes_it(folder):
+def test_an_artifact_that_fails_leaves_no_entry_and_the_next_call_makes_it(folder):
     def fail(out):
         (out / "half").write_text("half")
         raise RuntimeError("no memory")
 
-    broken, whole = dataclasses.replace(step(x=1), make=fail), step(x=1)
+    broken, whole = dataclasses.replace(artifact(x=1), make=fail), artifact(x=1)
     with pytest.raises(RuntimeError, match="no memory"):
         broken.folder()
     assert not broken.done() and not broken.path.exists()
@@ -104,70 +106,139 @@ DAMAGE = {
 }
 
 
+def contents(folder):
+    """Return the bytes of each file but the cost, which never repeats."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "cost.json"]
+    return {path: path.read_bytes() for path in paths}
+
+
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_damage_is_reported_and_repaired(damage, capsys):
-    calls, other = [], step(y=1)
-    found = step(calls, x=1).folder()
+    calls, other = [], artifact(y=1)
+    found = artifact(calls, x=1).folder()
     other.folder()
-    before = {p: p.read_bytes() for p in found.rglob("*") if p.is_file() and p.name != "cost.json"}
+    before = contents(found)
+    time.sleep(0.02)  # a file system's clock ticks every few milliseconds
     damage(found)
-    assert not step(x=1).done()
+    assert not artifact(x=1).done()
     capsys.readouterr()
-    assert step(calls, x=1).folder() == found and len(calls) == 2
+    assert artifact(calls, x=1).folder() == found and len(calls) == 2
     assert f"{found}: a file does not match its checksum" in capsys.readouterr().out
-    assert {p: p.read_bytes() for p in found.rglob("*") if p.is_file() and p.name != "cost.json"} == before
-    assert step(x=1).done() and other.done() and capsys.readouterr().out == ""
+    assert contents(found) == before
+    assert artifact(x=1).done() and other.done() and capsys.readouterr().out == ""
+
+
+FILES = ["rows.csv", "settings.json", "w.bin"]  # of an entry, as they are hashed
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The names of the files that this process hashes."""
+    names, original = [], store._sha256
+    monkeypatch.setattr(store, "_sha256", lambda path: names.append(path.name) or original(path))
+    return names
+
+
+def test_what_this_process_made_is_not_read_again(hashed):
+    artifact(x=1).folder()
+    assert hashed == FILES  # for the checksums themselves
+    assert artifact(x=1).done() and artifact(x=1).folder()
+    assert hashed == FILES
+
+
+def test_what_was_there_before_is_read_once(hashed, monkeypatch):
+    artifact(x=1).folder()
+    artifact(x=2).folder()
+    monkeypatch.setattr(store, "_intact", {})  # as in a new process
+    hashed.clear()
+    assert artifact(x=1).done() and artifact(x=1).done() and artifact(x=1).folder()
+    assert hashed == FILES
+    assert artifact(x=2).done() and hashed == FILES * 2  # another entry
+
+
+LOOK = """
+from unlearn_utils.cache.store import Artifact
+print(Artifact("toy", 1, {"x": 1}, None).done())
+"""
+
+
+def test_a_new_process_reads_and_finds_even_what_looks_the_same():
+    file = artifact(x=1).folder() / "weights" / "w.bin"
+    before = file.stat()
+    file.write_bytes(bytes(256))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert artifact(x=1).done()  # size and time are those of then
+    command = [sys.executable, "-c", LOOK]
+    found = subprocess.run(command, cwd=paths.PROJECT, capture_output=True, text=True).stdout
+    assert "a file does not match its checksum" in found and found.endswith("\nFalse\n")
+
+
+def test_what_was_replaced_is_read_again(hashed, monkeypatch):
+    found = artifact(x=1).folder()
+    hashed.clear()
+    later = time.time_ns() + 10**9
+    os.utime(found / "rows.csv", ns=(later, later))  # the same bytes, written later
+    assert artifact(x=1).done() and artifact(x=1).done()
+    assert hashed == FILES
+    monkeypatch.setenv("UNLEARN_FRESH", str(time.time() + 10))
+    assert not artifact(x=1).done() and hashed == FILES  # too old, however intact
 
 
 def test_damaged_checksums_are_repaired_too():
-    found = step(x=1).folder()
+    found = artifact(x=1).folder()
     (found / "checksums.json").write_text('{"rows.csv": ')
-    assert step(x=1).folder() == found and step(x=1).done()
+    assert artifact(x=1).folder() == found and artifact(x=1).done()
 
 
-def test_cost_is_apart_from_results():
-    """What never repeats may change without damage, and is in no other file."""
-    found = step(x=1, extra={"training_seconds": 3.5}).folder()
+def test_cost_which_never_repeats_is_apart_from_results():
+    found = artifact(x=1, extra={"training_seconds": 3.5}).folder()
     cost = store.cost(found)
     assert cost["training_seconds"] == 3.5 and cost["seconds"] >= 0 and cost["peak_mb"] > 5
-    assert cost["python"] == "{}.{}.{}".format(*sys.version_info) and {"torch", "machine"} <= cost.keys()
+    assert cost["python"] == "{}.{}.{}".format(*sys.version_info)
+    assert {"torch", "machine"} <= cost.keys()
     (found / "cost.json").write_text("{}")
-    assert step(x=1).done()
+    assert artifact(x=1).done()  # it may change without damage
     sums = json.loads((found / "checksums.json").read_text())
     assert sums.keys() == {"rows.csv", "settings.json", "weights/w.bin"}
-    assert sums["weights/w.bin"] == "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880"  # sha256sum of the bytes 0 to 255
+    of_the_bytes_0_to_255 = "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880"
+    assert sums["weights/w.bin"] == of_the_bytes_0_to_255  # by the program sha256sum
 
 
 def test_fresh_makes_again_what_is_older(monkeypatch):
     calls = []
-    found = step(calls, x=1).folder()
+    found = artifact(calls, x=1).folder()
     made = (found / "checksums.json").stat().st_mtime
     monkeypatch.setenv("UNLEARN_FRESH", str(made - 1))
-    assert step(calls, x=1).folder() == found and len(calls) == 1
+    assert artifact(calls, x=1).folder() == found and len(calls) == 1
     os.utime(found / "checksums.json", (made - 100, made - 100))
     monkeypatch.setenv("UNLEARN_FRESH", str(time.time() - 50))
-    assert not step(x=1).done()
-    step(calls, x=1).folder()
+    assert not artifact(x=1).done()
+    artifact(calls, x=1).folder()
     assert len(calls) == 2
-    step(calls, x=1).folder()  # once, not every time
+    artifact(calls, x=1).folder()  # once, not every time
     assert len(calls) == 2
 
 
 WORKER = """
 import pathlib, sys, time
-from unlearn_utils.store import Step
+from unlearn_utils.cache.store import Artifact
 log = pathlib.Path(sys.argv[1])
 def make(out):
     (out / "half").write_text("half")
     with log.open("a") as f: f.write("made\\n")
     time.sleep(float(sys.argv[2]))
     (out / "half").rename(out / "whole")
-print(Step("toy", 1, {"x": 1}, make).folder())
+print(Artifact("toy", 1, {"x": 1}, make).folder())
 """
 
 
 def start(log, seconds):
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(log), str(seconds)], cwd=paths.PROJECT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(log), str(seconds)],
+        cwd=paths.PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(log):
@@ -193,18 +264,20 @@ def test_what_a_killed_run_left_is_removed(tmp_path, folder):
     run.send_signal(signal.SIGKILL)
     run.communicate(timeout=30)
     (part,) = (folder / "toy").glob("*.part")
-    assert (part / "half").exists() and not step(x=1).done()
-    found = step(x=1).folder()  # neither the lock nor the half-made files are in the way
-    assert sorted(p.name for p in found.iterdir()) == ["checksums.json", "cost.json", "rows.csv", "settings.json", "weights"]
+    assert (part / "half").exists() and not artifact(x=1).done()
+    found = artifact(x=1).folder()  # neither the lock nor the half-made files are in the way
+    names = {path.name for path in found.iterdir()}
+    assert names == {"checksums.json", "cost.json", "rows.csv", "settings.json", "weights"}
     assert not part.exists()
 
 
-# ---------------------------------------------------------------------------------------------- profiles
+# -------------------------------------------------------------------------------------- profiles
 
 
 @pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=profiles.PROFILES)
 def test_profiles_hold_together(profile):
-    assert profiles.profile(profile.name) is profile and hash(profile) == hash(dataclasses.replace(profile))
+    assert profiles.profile(profile.name) is profile
+    assert hash(profile) == hash(dataclasses.replace(profile))
     assert profile.noise_domain in profile.domains
     assert profile.shape.hidden % profile.shape.heads == 0
     assert profile.corpus.measured <= profile.corpus.retain

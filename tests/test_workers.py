@@ -1,21 +1,17 @@
-"""Steps side by side: how many processes, what is told on the way, and where."""
+"""Artifacts side by side: how many processes, what is told on the way, and where."""
 
 import os
-from dataclasses import replace
 
 import pytest
 from filelock import FileLock
 
 from unlearn_utils.cache import workers
 from unlearn_utils.cache.store import Artifact
-from unlearn_utils.profiles import PROFILES
-
-TWO = replace(PROFILES["smoke"], workers=2)
 
 
 @pytest.fixture
-def steps(tmp_path, monkeypatch):
-    """Makes n steps that write the number of the process that fills them."""
+def toys(tmp_path, monkeypatch):
+    """Return what makes n artifacts that write the number of the process that fills them."""
     monkeypatch.setenv("UNLEARN_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("UNLEARN_WORKERS", "1")
     for name in ("UNLEARN_FRESH", "UNLEARN_PROGRESS"):
@@ -23,10 +19,10 @@ def steps(tmp_path, monkeypatch):
     for name in workers.KEEP_FREED:
         monkeypatch.setenv(name, "1")  # given back afterwards
 
-    def made(n):
-        return [Artifact("toy", 1, {"x": x}, lambda folder: (folder / "process").write_text(str(os.getpid())) and None) for x in range(n)]
+    def make(folder):
+        (folder / "process").write_text(str(os.getpid()))
 
-    return made
+    return lambda n: [Artifact("toy", 1, {"x": x}, make) for x in range(n)]
 
 
 class Pool:
@@ -49,61 +45,78 @@ def asked(monkeypatch):
     return Pool.asked
 
 
-# ---------------------------------------------------------------------------------------------- processes
+def all_done(artifacts):
+    return all(artifact.done() for artifact in artifacts)
 
 
-def test_what_another_process_is_filling_is_left_for_last(steps, monkeypatch):
-    """The first of three is locked by somebody else, who fills it when the last has been filled here."""
-    made, order = steps(3), []
+def told_counts(capsys):
+    """Return what each line of progress says before the name of the artifacts."""
+    return [line.split(" toys")[0] for line in capsys.readouterr().out.splitlines()]
+
+
+# ------------------------------------------------------------------------------------- processes
+
+
+def test_what_another_process_is_filling_is_left_for_last(toys, monkeypatch):
+    made, order = toys(3), []
     made[0].path.parent.mkdir(parents=True)
     lock = FileLock(f"{made[0].path}.lock")
-    lock.acquire()
+    lock.acquire()  # somebody else fills the first, when the last has been filled here
     real = Artifact.fill
 
-    def fill(step, wait=True):
+    def fill(artifact, wait=True):
         if wait and lock.is_locked:  # the second round has begun
-            order.append([s.done() for s in made])
+            order.append([each.done() for each in made])
             lock.release()
-        real(step, wait)
+        real(artifact, wait)
 
     monkeypatch.setattr(Artifact, "fill", fill)
-    workers.side_by_side(TWO, made)
-    assert order == [[False, True, True]] and all(s.done() for s in made)
+    workers.side_by_side(made, 2)
+    assert order == [[False, True, True]]
+    assert all_done(made)
 
 
-def test_one_worker_is_this_process(steps):
-    """The environment wins over the profile's two."""
-    made = steps(3)
-    workers.side_by_side(TWO, made)
-    assert [(s.path / "process").read_text() for s in made] == [str(os.getpid())] * 3
+def test_one_worker_is_this_process(toys):
+    made = toys(3)
+    workers.side_by_side(made, 2)  # the environment says one, and wins
+    processes = [(artifact.path / "process").read_text() for artifact in made]
+    assert processes == [str(os.getpid())] * 3
 
 
-@pytest.mark.parametrize(("environment", "profile", "missing", "expected"), [("", 2, 3, 2), ("3", 2, 5, 3), ("1", 2, 3, 1), ("8", 2, 3, 3)])
-def test_how_many_processes(steps, asked, monkeypatch, environment, profile, missing, expected):
-    """`UNLEARN_WORKERS` if it says something, else the profile's; never more than there are steps to fill."""
+@pytest.mark.parametrize(
+    ("environment", "given", "missing", "expected"),
+    [("", 2, 3, 2), ("3", 2, 5, 3), ("1", 2, 3, 1), ("8", 2, 3, 3)],
+)
+def test_as_many_processes_as_the_environment_says_or_as_given_but_not_more_than_are_missing(
+    toys, asked, monkeypatch, environment, given, missing, expected
+):
     monkeypatch.setenv("UNLEARN_WORKERS", environment)
-    made = steps(missing + 1)
+    made = toys(missing + 1)
     made[0].folder()
-    workers.side_by_side(replace(TWO, workers=profile), made)
-    assert asked == [expected] and all(s.done() for s in made)
+    workers.side_by_side(made, given)
+    assert asked == [expected]
+    assert all_done(made)
 
 
-def test_what_is_there_needs_no_process_and_tells_nothing(steps, asked, capsys):
-    made = steps(2)
-    for step in made:
-        step.folder()
-    workers.side_by_side(TWO, made, "toys")
-    assert asked == [] and capsys.readouterr().out == ""
+def test_what_is_there_needs_no_process_and_tells_nothing(toys, asked, capsys):
+    made = toys(2)
+    for artifact in made:
+        artifact.folder()
+    workers.side_by_side(made, 2, "toys")
+    assert asked == []
+    assert capsys.readouterr().out == ""
 
 
-# ---------------------------------------------------------------------------------------------- progress
+# -------------------------------------------------------------------------------------- progress
 
 
-def test_a_line_goes_to_stdout(capsys, monkeypatch):
-    for value in (None, ""):
-        monkeypatch.delenv("UNLEARN_PROGRESS", raising=False) if value is None else monkeypatch.setenv("UNLEARN_PROGRESS", value)
-        workers.tell("three of four")
-        assert capsys.readouterr().out == "three of four\n"
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_line_goes_to_stdout(capsys, monkeypatch, value):
+    monkeypatch.delenv("UNLEARN_PROGRESS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("UNLEARN_PROGRESS", value)
+    workers.tell("three of four")
+    assert capsys.readouterr().out == "three of four\n"
 
 
 def test_a_line_goes_to_the_file_of_the_environment_and_nowhere_else(capfd, monkeypatch, tmp_path):
@@ -112,44 +125,46 @@ def test_a_line_goes_to_the_file_of_the_environment_and_nowhere_else(capfd, monk
     monkeypatch.setenv("UNLEARN_PROGRESS", str(path))
     for line in ("one", "two"):
         workers.tell(line)
-    assert path.read_text() == "before\none\ntwo\n" and capfd.readouterr() == ("", "")
+    assert path.read_text() == "before\none\ntwo\n"
+    assert capfd.readouterr() == ("", "")
 
 
-def test_the_last_line_says_that_all_are_there(steps, capsys):
-    made = steps(3)
-    workers.side_by_side(TWO, made, "toys")
+def test_the_last_line_says_that_all_are_there(toys, capsys):
+    made = toys(3)
+    workers.side_by_side(made, 2, "toys")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" toys")[0] for line in lines] == ["1 of 3", "2 of 3", "3 of 3"] and all(s.done() for s in made)
+    assert [line.split(" toys")[0] for line in lines] == ["1 of 3", "2 of 3", "3 of 3"]
     assert lines[-1] == "3 of 3 toys are there, about 0.0 min left"
+    assert all_done(made)
 
 
-def test_what_was_there_before_is_counted(steps, capsys):
-    made = steps(4)
-    for step in made[1:3]:
-        step.folder()
-    workers.side_by_side(TWO, made, "toys")
-    assert [line.split(" toys")[0] for line in capsys.readouterr().out.splitlines()] == ["3 of 4", "4 of 4"]
+def test_what_was_there_before_is_counted(toys, capsys):
+    made = toys(4)
+    for artifact in made[1:3]:
+        artifact.folder()
+    workers.side_by_side(made, 2, "toys")
+    assert told_counts(capsys) == ["3 of 4", "4 of 4"]
 
 
-def test_many_steps_tell_about_twenty_lines(steps, asked, capsys, monkeypatch, tmp_path):
-    """Every second of 45, and the last."""
+def test_many_artifacts_tell_about_twenty_lines(toys, asked, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("UNLEARN_PROGRESS", str(tmp_path / "progress"))
-    workers.side_by_side(TWO, steps(45), "toys")
+    workers.side_by_side(toys(45), 2, "toys")
     told = [int(line.split()[0]) for line in (tmp_path / "progress").read_text().splitlines()]
-    assert told == [*range(2, 45, 2), 45] and capsys.readouterr().out == ""
+    assert told == [*range(2, 45, 2), 45]  # every second of 45, and the last
+    assert capsys.readouterr().out == ""
 
 
-def test_the_time_left_by_hand(steps, asked, capsys, monkeypatch):
-    """A clock that gains a minute at each look: after 1, 2, 3 of 3 steps 1, 2, 3 minutes have gone."""
-    clock = iter(range(0, 60000, 60))
-    made, told = steps(3), []
-    monkeypatch.setattr(workers, "_fill", lambda step: told.append(step))
+def test_the_time_left_by_hand(toys, asked, capsys, monkeypatch):
+    clock = iter(range(0, 60000, 60))  # gains a minute at each look
+    made, filled = toys(3), []
+    monkeypatch.setattr(workers, "_fill", filled.append)
     monkeypatch.setattr(workers.time, "perf_counter", lambda: next(clock))
-    workers.side_by_side(TWO, made, "toys")
-    assert [line.split("about ")[1] for line in capsys.readouterr().out.splitlines()] == ["2.0 min left", "1.0 min left", "0.0 min left"]
-    assert told == made
+    workers.side_by_side(made, 2, "toys")
+    left = [line.split("about ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert left == ["2.0 min left", "1.0 min left", "0.0 min left"]
+    assert filled == made
 
 
-def test_without_a_name_nothing_is_told(steps, capfd):
-    workers.side_by_side(TWO, steps(2))
+def test_without_a_name_nothing_is_told(toys, capfd):
+    workers.side_by_side(toys(2), 2)
     assert capfd.readouterr() == ("", "")
