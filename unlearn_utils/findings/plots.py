@@ -1,6 +1,8 @@
-"""Figures: data and `ax` in, `ax` out; one colour and marker for each model and method of the whole artifact."""
+"""Figures: data and `ax` in, `ax` out; a split or a method has the same colour everywhere."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,8 +14,27 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from unlearn_utils.cache import paths
+from unlearn_utils.core import methods
 
-COLOURS = dict(zip(("blue", "orange", "green", "red", "purple", "brown", "pink", "grey"), sns.color_palette("colorblind", 8), strict=True))
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "figure.facecolor": "white",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+FIXED = {  # metadata of a saved figure: nothing that changes with time
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+DOTTED = (0, (1, 1))  # a line style
+COLOUR_NAMES = ("blue", "orange", "green", "red", "purple", "brown", "pink", "grey")
+COLOURS = dict(zip(COLOUR_NAMES, sns.color_palette("colorblind", 8), strict=True))
+
+
+# -------------------------------------------------------------------- colours, lines and markers
+
 SPLITS = {  # colour, line style and marker of what a model is measured on
     "forget": (COLOURS["red"], "-", "o"),
     "approximate": (COLOURS["blue"], "-", "s"),
@@ -26,102 +47,201 @@ LABELS = {
     "retain": "retain (same domain)",
     "evaluation": "general (unseen)",
 }
-METHODS = {  # colour and marker of each method; target and retrained models are black
-    "gradient_ascent": (COLOURS["red"], "o"),
-    "random_label": (COLOURS["orange"], "v"),
-    "adversarial": (COLOURS["brown"], "^"),
-    "ascent_descent_general": (COLOURS["blue"], "s"),
-    "ascent_descent_in_distribution": (COLOURS["green"], "D"),
-    "ascent_kl_general": (COLOURS["purple"], "P"),
-    "ascent_kl_in_distribution": (COLOURS["pink"], "X"),
-}
-STYLE = {
-    "figure.dpi": 100,
-    "savefig.dpi": 200,
-    "figure.facecolor": "white",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-FIXED = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}  # nothing that changes with time
+METHOD_STYLES = (  # colour and marker of the first methods, in the order of `core.methods.METHODS`
+    (COLOURS["red"], "o"),
+    (COLOURS["orange"], "v"),
+    (COLOURS["brown"], "^"),
+    (COLOURS["blue"], "s"),
+    (COLOURS["green"], "D"),
+    (COLOURS["purple"], "P"),
+    (COLOURS["pink"], "X"),
+)
+NO_METHOD = ("black", "x")  # of the target and of retrained models
 
 
-def panels(columns: int, width: float = 3.1, height: float = 2.7, **kwargs) -> tuple[Figure, list[Axes]]:
-    """A row of axes in the artifact's style."""
+def method_style(name: str) -> tuple[object, str | tuple[int, int, int]]:
+    """Return the colour and the marker of a method, or those of a model that is no method's.
+
+    They follow from the method's place in `core.methods.METHODS`. When the styles are used up, the
+    same colours come again with stars, which have one point more in each round.
+    """
+    if name not in methods.METHODS:
+        return NO_METHOD
+    rounds, place = divmod(list(methods.METHODS).index(name), len(METHOD_STYLES))
+    colour, marker = METHOD_STYLES[place]
+    if rounds == 0:
+        return colour, marker
+    points = rounds + 3
+    return colour, (points, 1, 0)  # matplotlib: number of points, 1 for a star, angle
+
+
+def readable(name: str) -> str:
+    """Return the name of a method or a model as it stands in a figure."""
+    return name.replace("_", " ")
+
+
+# ------------------------------------------------------------------------------ making and saving
+
+
+def panels(
+    columns: int, width: float = 3.1, height: float = 2.7, **kwargs: object
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its row of axes in the project's style; sizes of one, in inches."""
     plt.rcParams.update(STYLE)
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False, **kwargs)
+    size = (width * columns, height)
+    figure, axes = plt.subplots(
+        1, columns, figsize=size, layout="constrained", squeeze=False, **kwargs
+    )
     return figure, list(axes[0])
 
 
 def save(figure: Figure, name: str, data: pd.DataFrame) -> None:
-    """Writes `name`.png, .pdf and the plotted data as .csv, byte-identical for the same data."""
+    """Write `name`.png, .pdf and the plotted data as .csv, byte-identical for the same data."""
     for kind, metadata in FIXED.items():
         figure.savefig(paths.figures_folder() / f"{name}.{kind}", metadata=metadata)
     save_table(name, data)
 
 
 def save_table(name: str, data: pd.DataFrame) -> None:
-    """Writes a table as .csv, numbers with 6 significant digits."""
-    data.to_csv(paths.figures_folder() / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    """Write a table as `name`.csv, numbers with 6 significant digits."""
+    path = paths.figures_folder() / f"{name}.csv"
+    data.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
-def trajectory(data: pd.DataFrame, retrained: pd.DataFrame, ax: Axes, kept: int | None = None) -> Axes:
-    """Perplexity (log axis) against steps for each split, with 95% bands; dotted: the retrained model's level on the forget set.
+# ------------------------------------------------------------------------------- lines and points
 
-    data: split, step, value, low, high; retrained: one row of model (its label), value, low, high. A triangle marks the step that was kept.
+
+def trajectory(
+    data: pd.DataFrame, retrained: pd.DataFrame, ax: Axes, kept: int | None = None
+) -> Axes:
+    """Draw perplexity (log axis) against optimizer steps for each split, with 95% bands.
+
+    The dotted line is the retrained model's level on the forget set.
+
+    Args:
+        data: split, step, value, low, high.
+        retrained: one row of model (its label), value, low, high.
+        ax: what is drawn on.
+        kept: the step that was kept, which a triangle marks.
     """
     for split, (colour, line, marker) in SPLITS.items():
         part = data[data.split == split]
-        ax.plot(part.step, part["value"], line, color=colour, marker=marker, ms=3, label=LABELS[split])
+        style = {"color": colour, "marker": marker, "ms": 3, "label": LABELS[split]}
+        ax.plot(part.step, part["value"], line, **style)
         ax.fill_between(part.step, part["low"], part["high"], color=colour, alpha=0.15, lw=0)
     level = retrained.iloc[0]
     ax.axhspan(level["low"], level["high"], color="black", alpha=0.1, lw=0)
-    ax.axhline(level["value"], color="black", ls=(0, (1, 1)), label=f"{level['model']}, forget set")
+    ax.axhline(level["value"], color="black", ls=DOTTED, label=f"{level['model']}, forget set")
     if kept is not None:
-        ax.plot(kept, 0.02, "^", color="black", ms=6, transform=ax.get_xaxis_transform(), clip_on=False, label="step that was kept")
+        at_the_bottom = {"transform": ax.get_xaxis_transform(), "clip_on": False}
+        style = {"color": "black", "ms": 6, "label": "step that was kept"}
+        ax.plot(kept, 0.02, "^", **style, **at_the_bottom)
     ax.set(yscale="log", xlabel="optimizer steps", ylabel="perplexity")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 
-def intervals(data: pd.DataFrame, x: str, hue: str, ax: Axes, colours: dict | None = None) -> Axes:
-    """Points with 95% intervals: columns `x` (categories), `hue`, value, low, high; groups side by side."""
-    hues, groups = list(data[hue].unique()), list(data[x].unique())
+def intervals(
+    data: pd.DataFrame, x: str, hue: str, ax: Axes, colours: Mapping | None = None
+) -> Axes:
+    """Draw points with 95% intervals, groups side by side.
+
+    Args:
+        data: `x` (a category), `hue`, value, low, high.
+        x: the column of the categories along the axis.
+        hue: the column of the groups.
+        ax: what is drawn on.
+        colours: of each group; None takes the first of `COLOURS`.
+    """
+    hues = list(data[hue].unique())
+    groups = list(data[x].unique())
     palette = colours or dict(zip(hues, COLOURS.values(), strict=False))
-    for i, name in enumerate(hues):
+    for number, name in enumerate(hues):
         part = data[data[hue] == name].set_index(x).reindex(groups)
-        at = [g + (i - (len(hues) - 1) / 2) * 0.7 / max(len(hues), 1) for g in range(len(groups))]
-        error = [part["value"] - part["low"], part["high"] - part["value"]]
-        ax.errorbar(at, part["value"], _clipped(error), fmt="o", ms=4, capsize=2, lw=1, color=palette[name], label=name)
+        aside = (number - (len(hues) - 1) / 2) * 0.7 / len(hues)
+        places = [place + aside for place in range(len(groups))]
+        below = (part["value"] - part["low"]).clip(lower=0)
+        above = (part["high"] - part["value"]).clip(lower=0)
+        style = {"fmt": "o", "ms": 4, "capsize": 2, "lw": 1, "color": palette[name]}
+        ax.errorbar(places, part["value"], [below, above], label=name, **style)
     ax.set_xticks(range(len(groups)), groups)
     return ax
 
 
-def _clipped(error: list[pd.Series]) -> list[pd.Series]:
-    """Lengths of error bars, never negative: a percentile interval need not contain the value."""
-    return [side.clip(lower=0) for side in error]
-
-
 def curves(data: pd.DataFrame, x: str, y: str, hue: str, ax: Axes) -> Axes:
-    """One line per value of `hue`."""
-    for colour, (name, part) in zip(COLOURS.values(), data.groupby(hue, sort=False), strict=False):
+    """Draw one line for each value of `hue`."""
+    groups = data.groupby(hue, sort=False)
+    for colour, (name, part) in zip(COLOURS.values(), groups, strict=False):
         ax.plot(part[x], part[y], color=colour, lw=1, label=name)
     ax.set(xlabel=x, ylabel=y)
     return ax
 
 
-def tradeoff(data: pd.DataFrame, ax: Axes, truth: str = "retrained") -> Axes:
-    """Distance to retraining on the forget set (x) against loss of general utility (y), both log ratios with 95% intervals.
+def official(data: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw perplexity (log axis) over the share of an epoch, a colour for each split.
 
-    data, of one domain: method, model ("unlearned", or "unlearned (oracle)", drawn hollow), split ("forget" or "evaluation"), value, low,
-    high. truth: a label, of the retrained model or what stands for it.
+    Solid lines are of the corrected code, dashed ones of the released code.
+
+    data: code ("corrected", "official"), split, epoch, value.
+    """
+    lines = {"corrected": "-", "official": "--"}
+    for (code, split), part in data.groupby(["code", "split"], sort=False):
+        name = "general" if split == "evaluation" else split
+        style = {"color": SPLITS[split][0], "lw": 1.3, "label": f"{name}, {code}"}
+        ax.plot(part.epoch, part["value"], lines[code], **style)
+    ax.set(yscale="log", xlabel="share of the epoch", xlim=(0, 1))
+    return ax
+
+
+def rates(data: pd.DataFrame, ax: Axes, truth: str = "retrained") -> Axes:
+    """Draw perplexity of each split against the learning rate, both logarithmic.
+
+    The dotted line is the retrained model's level on the forget set. What diverged is left out.
+
+    Args:
+        data: learning_rate, split, value, level.
+        ax: what is drawn on.
+        truth: a label, of the retrained model or what stands for it.
+    """
+    for split, (colour, line, marker) in SPLITS.items():
+        part = data[(data.split == split) & np.isfinite(data["value"])]
+        part = part.sort_values("learning_rate")
+        style = {"color": colour, "marker": marker, "ms": 3, "label": LABELS[split]}
+        ax.plot(part.learning_rate, part["value"], line, **style)
+    level = data[data.split == "forget"].level.iloc[0]
+    ax.axhline(level, color="black", ls=DOTTED, label=f"{truth}, forget set")
+    ax.set(xscale="log", yscale="log", xlabel="learning rate", ylim=(level / 8, level * 30))
+    ax.set_xlim(data.learning_rate.min() / 1.3, data.learning_rate.max() * 1.3)
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    return ax
+
+
+# -------------------------------------------------------------------------- comparison of methods
+
+
+def tradeoff(data: pd.DataFrame, ax: Axes, truth: str = "retrained") -> Axes:
+    """Draw distance to retraining on the forget set (x) against loss of general utility (y).
+
+    Both are log ratios with 95% intervals.
+
+    Args:
+        data: of one domain: method, model ("unlearned", or "unlearned (oracle)", drawn hollow),
+            split ("forget" or "evaluation"), value, low, high.
+        ax: what is drawn on.
+        truth: a label, of the retrained model or what stands for it.
     """
     for (method, model), part in data.groupby(["method", "model"], sort=False):
-        x, y = (part[part.split == split].iloc[0] for split in ("forget", "evaluation"))
-        colour, marker = METHODS[method]
-        oracle = "oracle" in model
-        style = {"color": colour, "fmt": marker, "ms": 5, "mfc": "white" if oracle else colour, "lw": 0.8}
-        ax.errorbar(x.value, y.value, xerr=_lengths(x), yerr=_lengths(y), label=None if oracle else method.replace("_", " "), **style)
+        x = part[part.split == "forget"].iloc[0]
+        y = part[part.split == "evaluation"].iloc[0]
+        colour, marker = method_style(method)
+        style = {"color": colour, "marker": marker, "ls": "none", "ms": 5, "lw": 0.8}
+        face = colour
+        label = readable(method)
+        if "oracle" in model:
+            face = "white"
+            label = None
+        bars = {"xerr": _bars(x), "yerr": _bars(y)}
+        ax.errorbar(x.value, y.value, label=label, mfc=face, **bars, **style)
     ax.plot(0, 0, "x", color="black", ms=8, label=truth)
     ax.axvline(0, color="black", ls=":", lw=0.8)
     ax.axhline(0, color="black", ls=":", lw=0.8)
@@ -129,89 +249,89 @@ def tradeoff(data: pd.DataFrame, ax: Axes, truth: str = "retrained") -> Axes:
     return ax
 
 
-def _lengths(row: pd.Series) -> list[list[float]]:
-    """Error bars of one point."""
-    return [[max(0.0, row["value"] - row["low"])], [max(0.0, row["high"] - row["value"])]]
+def _bars(row: pd.Series) -> list[list[float]]:
+    """Return the error bars of one point: a percentile interval need not contain the value."""
+    below = max(0.0, row["value"] - row["low"])
+    above = max(0.0, row["high"] - row["value"])
+    return [[below], [above]]
 
 
 def roc(data: pd.DataFrame, ax: Axes) -> Axes:
-    """ROC curves on logarithmic axes, where the few false positives count; dotted: a guess. data: name, fpr, tpr; colour, marker."""
+    """Draw ROC curves on logarithmic axes, where the few false positives count; dotted: a guess.
+
+    data: name, fpr, tpr.
+    """
     for name, part in data.groupby("name", sort=False):
-        colour, line = (METHODS[name][0], "-") if name in METHODS else ("black", "-" if name == "target" else "--")
-        ax.step(part.fpr, part.tpr, line, where="post", color=colour, lw=1.2, label=name.replace("_", " "))
+        colour, _ = method_style(name)
+        line = "-" if name in methods.METHODS or name == "target" else "--"
+        style = {"where": "post", "color": colour, "lw": 1.2}
+        ax.step(part.fpr, part.tpr, line, label=readable(name), **style)
     floor = data[data.fpr > 0].fpr.min()
     ax.plot([floor, 1], [floor, 1], ":", color="grey", lw=0.8)
-    ax.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05), xlabel="false-positive rate")
-    return ax
-
-
-def official(data: pd.DataFrame, ax: Axes) -> Axes:
-    """Perplexity (log axis) over the share of an epoch: solid the corrected, dashed the official code; colour by split.
-
-    data: code ("corrected", "official"), split, epoch, value.
-    """
-    for (code, split), part in data.groupby(["code", "split"], sort=False):
-        line, name = "-" if code == "corrected" else "--", "general" if split == "evaluation" else split
-        ax.plot(part.epoch, part["value"], line, color=SPLITS[split][0], lw=1.3, label=f"{name}, {code}")
-    ax.set(yscale="log", xlabel="share of the epoch", xlim=(0, 1))
+    ax.set(xscale="log", yscale="log", xlabel="false-positive rate")
+    ax.set(xlim=(floor, 1), ylim=(floor, 1.05))
     return ax
 
 
 def ladder(data: pd.DataFrame, ax: Axes) -> Axes:
-    """One rung a name, from top to bottom: value and 95% interval. data: name, value, low, high."""
+    """Draw one rung for each name, from top to bottom: value and 95% interval.
+
+    data: name, value, low, high.
+    """
     for place, (name, row) in enumerate(data.set_index("name").iterrows()):
-        ax.errorbar(row["value"], place, xerr=_lengths(row), fmt="o", color=METHODS.get(name, ("black", ""))[0], ms=4, capsize=2, lw=1)
-    ax.set_yticks(range(len(data)), data["name"].str.replace("_", " "))
+        colour, _ = method_style(name)
+        style = {"fmt": "o", "color": colour, "ms": 4, "capsize": 2, "lw": 1}
+        ax.errorbar(row["value"], place, xerr=_bars(row), **style)
+    ax.set_yticks(range(len(data)), data["name"].map(readable))
     ax.set_ylim(len(data) - 0.5, -0.5)
     return ax
 
 
 def cells(data: pd.DataFrame, ax: Axes) -> AxesImage:
-    """Learning rate (rows) by epochs (columns), coloured by `value` from -1 to 1; circle: acceptable, cross: lost; grey: diverged.
+    """Draw learning rate (rows) by epochs (columns), coloured by `value` from -1 to 1.
 
-    data: learning_rate, epoch, value, acceptable, lost. Returns the image, for a colour bar.
+    A circle is an acceptable cell, a cross a lost one, grey one that diverged.
+
+    data: learning_rate, epoch, value, acceptable, lost.
+
+    Returns:
+        The image, for a colour bar.
     """
-    wide = data.pivot(index="learning_rate", columns="epoch", values="value").sort_index(ascending=False)
+    wide = data.pivot(index="learning_rate", columns="epoch", values="value")
+    wide = wide.sort_index(ascending=False)
     colours = plt.get_cmap("RdBu_r").with_extremes(bad="lightgrey")
-    image = ax.imshow(wide.where(np.isfinite(wide)), cmap=colours, vmin=-1, vmax=1, aspect="auto")
-    for row in data[np.isfinite(data["value"]) & (data.acceptable | data.lost)].itertuples():
-        place = (wide.columns.get_loc(row.epoch), wide.index.get_loc(row.learning_rate))
-        ax.plot(*place, marker="o" if row.acceptable else "x", ms=5, mfc="none", color="black", mew=0.9)
-    ax.set_xticks(range(len(wide.columns)), [f"{e:g}" for e in wide.columns], fontsize=7)
-    ax.set_yticks(range(len(wide.index)), [f"{r:g}" for r in wide.index], fontsize=7)
+    finite = wide.where(np.isfinite(wide))
+    image = ax.imshow(finite, cmap=colours, vmin=-1, vmax=1, aspect="auto")
+    marked = data[np.isfinite(data["value"]) & (data.acceptable | data.lost)]
+    for row in marked.itertuples():
+        column = wide.columns.get_loc(row.epoch)
+        line = wide.index.get_loc(row.learning_rate)
+        marker = "o" if row.acceptable else "x"
+        ax.plot(column, line, marker=marker, ms=5, mfc="none", color="black", mew=0.9)
+    ax.set_xticks(range(len(wide.columns)), [f"{epoch:g}" for epoch in wide.columns], fontsize=7)
+    ax.set_yticks(range(len(wide.index)), [f"{rate:g}" for rate in wide.index], fontsize=7)
     ax.set(xlabel="epochs")
     return image
 
 
-def rates(data: pd.DataFrame, ax: Axes, truth: str = "retrained") -> Axes:
-    """Perplexity of each split against the learning rate, both logarithmic; dotted: the retrained model on the forget set.
-
-    data: learning_rate, split, value, level. What diverged is left out. truth: a label, of the retrained model or what stands for it.
-    """
-    for split, (colour, line, marker) in SPLITS.items():
-        part = data[(data.split == split) & np.isfinite(data["value"])].sort_values("learning_rate")
-        ax.plot(part.learning_rate, part["value"], line, color=colour, marker=marker, ms=3, label=LABELS[split])
-    level = data[data.split == "forget"].level.iloc[0]
-    ax.axhline(level, color="black", ls=(0, (1, 1)), label=f"{truth}, forget set")
-    ax.set(xscale="log", yscale="log", xlabel="learning rate", ylim=(level / 8, level * 30))
-    ax.set_xlim(data.learning_rate.min() / 1.3, data.learning_rate.max() * 1.3)
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    return ax
-
-
 def ratios(data: pd.DataFrame, ax: Axes) -> Axes:
-    """FLOPs of retraining over unlearning against the ratio of tokens, both logarithmic; filled: counted, hollow: computed, with a bar.
+    """Draw FLOPs of retraining over unlearning against the ratio of tokens, both logarithmic.
+
+    Filled points are counted, hollow ones computed, with a bar.
 
     data: method, kind ("counted" or "computed"), token_ratio, value, low, high.
     """
     for name, part in data.groupby("method", sort=False):
-        colour, marker = METHODS[name]
-        here, there = (part[part.kind == kind] for kind in ("counted", "computed"))
-        ax.plot(here.token_ratio, here["value"], marker, color=colour, ms=4, label=name.replace("_", " "))
+        colour, marker = method_style(name)
+        here = part[part.kind == "counted"]
+        there = part[part.kind == "computed"]
+        style = {"color": colour, "marker": marker, "ls": "none", "ms": 4}
+        ax.plot(here.token_ratio, here["value"], label=readable(name), **style)
         bars = [there["value"] - there.low, there.high - there["value"]]
-        ax.errorbar(there.token_ratio, there["value"], bars, fmt=marker, color=colour, mfc="white", ms=4, lw=0.8)
+        ax.errorbar(there.token_ratio, there["value"], bars, mfc="white", lw=0.8, **style)
     ends = [data.token_ratio.min(), data.token_ratio.max()]
     ax.plot(ends, ends, ":", color="grey", lw=0.8, label="one pass over the forget set")
     ax.axhline(1e5, color="black", ls="--", lw=0.8)
-    ax.set(xscale="log", yscale="log", xlabel="training tokens / forget tokens", ylabel="FLOPs, retraining / unlearning")
+    ax.set(xscale="log", yscale="log")
+    ax.set(xlabel="training tokens / forget tokens", ylabel="FLOPs, retraining / unlearning")
     return ax

@@ -1,4 +1,8 @@
-"""What the notebooks of the methods say alike: rows of the report half side by side, and how close each model is to retraining."""
+"""What the notebooks of the methods say alike: rows side by side, and distances to retraining.
+
+Where there is no retrained model, because a published one is unlearned, approximate retraining
+stands for it (`profile.truth`), and what cannot be measured is not a number.
+"""
 
 from __future__ import annotations
 
@@ -7,270 +11,332 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from unlearn_utils.cache.workers import side_by_side
 from unlearn_utils.core import intervals, membership, metrics, tables
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study import extra_measurements, pool, selection, unlearning
 from unlearn_utils.study.study_documents import data
 
-MEASURED = [
-    "tokens",
-    "nll",
-    "correct",
-    "extraction",
-]  # columns of a document that are averaged over seeds, with every score
-NAMES = {"practitioner": "unlearned", "oracle": "unlearned (oracle)"}
+AVERAGED = ("tokens", "nll", "correct", "extraction")  # over seeds, beside every membership score
+MODEL_OF_RULE = {"practitioner": "unlearned", "oracle": "unlearned (oracle)"}
+KL_SPLITS = ("forget", "approximate", "evaluation")
+
+
+# ---------------------------------------------------------------------------- rows side by side
 
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """One row a document and group: the mean over seeds of every measurement, and `seeds`, their number."""
-    scores = [c for c in rows if c.startswith(("min_k", "zlib"))]
-    groups = rows.groupby(
-        [*by, "target_domain", "domain", "split", "family", "rank", "id"], sort=False, dropna=False
-    )
-    return groups[MEASURED + scores].mean().assign(seeds=groups.size()).reset_index()
+    """Return one row for each document and group: every measurement's mean over seeds.
+
+    Args:
+        rows: one for each document, group and seed.
+        by: the columns of the groups.
+
+    Returns:
+        The groups, what says which document it is, the means, and `seeds`, the number of seeds.
+    """
+    scores = [score.column for score in membership.SCORES.values() if score.column in rows]
+    keys = [*by, "target_domain", "domain", "split", "family", "rank", "id"]
+    groups = rows.groupby(keys, sort=False, dropna=False)
+    means = groups[[*AVERAGED, *scores]].mean()
+    return means.assign(seeds=groups.size()).reset_index()
 
 
 def report_rows(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
-    """The report half under target, unlearned model (`practitioner`, mean of the seeds; `oracle`, seed 0) and retrained model.
+    """Return the report half under the target, every unlearned model and the retrained model.
 
-    Where there is no retrained model (a published one is unlearned) its rows are not a number, and approximate retraining comes beside.
-    runs: of `experiments.unlearn_all`. Columns model, method ("" for the baselines), name (the method or the model) and those of
-    `evaluation.measure`.
+    An unlearned model is the practitioner's (mean of the seeds) or the oracle's (seed 0). Without a
+    retrained model its rows are not a number, and approximate retraining comes beside them.
+
+    Args:
+        profile: where the models come from.
+        runs: of `unlearning.unlearn_all`.
+
+    Returns:
+        model, method ("" for the baselines), name (the method or the model), and the columns of
+        `evaluation.measure`.
     """
     baselines = pool.measure_baselines(profile)
-    names = dict.fromkeys(("target", "retrained", "retrained again", profile.truth))
-    known = {
-        m: selection.half(pool.baseline_rows(profile, baselines, m), selection.REPORT).assign(
-            method="", seeds=1
-        )
-        for m in names
-    }
+    known = []
+    for name in dict.fromkeys(("target", "retrained", "retrained again", profile.truth)):
+        rows = pool.baseline_rows(profile, baselines, name)
+        known.append(selection.half(rows, selection.REPORT).assign(method="", seeds=1))
+    target, *retrained = known
+
     unlearned = over_seeds(unlearning.rows_of_runs(runs, "report"), ["method", "rule"])
-    unlearned = unlearned.assign(model=unlearned.rule.map(NAMES))
-    before, *after = known.values()
-    order = [before, *(unlearned[unlearned.rule == rule] for rule in selection.RULES), *after]
-    rows = pd.concat(order, ignore_index=True).drop(columns="rule")
-    return rows.assign(
-        name=rows.model.where(
-            rows.method == "",
-            rows.method + rows.model.map({"unlearned (oracle)": " (oracle)"}).fillna(""),
-        )
-    )
+    unlearned = unlearned.assign(model=unlearned.rule.map(MODEL_OF_RULE))
+    by_rule = [unlearned[unlearned.rule == rule] for rule in selection.RULES]
+
+    rows = pd.concat([target, *by_rule, *retrained], ignore_index=True).drop(columns="rule")
+    suffix = rows.model.map({"unlearned (oracle)": " (oracle)"}).fillna("")
+    return rows.assign(name=rows.model.where(rows.method == "", rows.method + suffix))
+
+
+# ------------------------------------------------------------------------ distance to retraining
 
 
 def distances(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """log perplexity over the retrained model's, on the same documents: name, model, method, run, split, value, low, high, n.
+    """Return log perplexity over the retrained model's, on the same documents.
 
-    Where there is no retrained model, over its stand-in's, approximate retraining; so in `quality` and `ranking`."""
+    Args:
+        profile: says what stands for retraining.
+        rows: of `report_rows`.
+        seed: of the bootstrap.
+
+    Returns:
+        name, model, method, target_domain, split, measure, value, low, high, n.
+    """
     truth = rows[rows.model == profile.truth]
+    others = rows[rows.model != profile.truth]
+    measure = f"log perplexity / {profile.truth}"
+    keys = ["target_domain", "split"]
     found = []
-    for (name, model, method), part in rows[rows.model != profile.truth].groupby(
-        ["name", "model", "method"], sort=False
-    ):
-        ratios = tables.log_ratios(
-            part,
-            truth,
-            ["target_domain", "split"],
-            f"log perplexity / {profile.truth}",
-            seed,
-            profile.resamples,
-        )
+    for (name, model, method), part in others.groupby(["name", "model", "method"], sort=False):
+        ratios = tables.log_ratios(part, truth, keys, measure, seed, profile.resamples)
         found.append(ratios.assign(name=name, model=model, method=method))
     return pd.concat(found, ignore_index=True)
 
 
 def quality(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Forget quality: Kolmogorov-Smirnov distance of the documents' mean NLL on the forget set to the retrained model's, its p-value,
-    and that of the paired Wilcoxon test: model, method, run, value (the distance), low, high, n, ks_p, wilcoxon_p."""
-    generator, table = np.random.default_rng(seed), []
-    forget = rows[(rows.split == "forget") & rows.nll.notna()].assign(
-        mean=lambda r: r.nll / r.tokens
-    )
-    truth = {
-        d: part["mean"].to_numpy()
-        for d, part in forget[forget.model == profile.truth].groupby("target_domain")
-    }
-    for (model, method, run), part in forget[forget.model != profile.truth].groupby(
-        ["model", "method", "target_domain"], sort=False
-    ):
-        ours, theirs = part["mean"].to_numpy(), truth[run]
-        found = metrics.forget_quality(ours, theirs)
-        families = part.family.to_numpy()
-        interval = intervals.bootstrap(
-            _ks, ours, theirs, generator=generator, resamples=profile.resamples, clusters=families
-        )
-        table.append(
-            {
-                "model": model,
-                "method": method,
-                "target_domain": run,
-                "measure": "KS distance",
-                **interval._asdict(),
-            }
-        )
-        table[-1] |= {
-            "ks_p": found.ks_p,
-            "wilcoxon_p": np.nan if profile.hub else found.wilcoxon_p,
-        }  # other documents are no pairs
-        table[-1] |= (
-            {"ks_p": np.nan} if profile.corpus.whole else {}
-        )  # chunks of one document are not independent
-    return pd.DataFrame(table)
+    """Return the forget quality of each model: how the forget set's losses differ from retraining.
 
+    Args:
+        profile: says what stands for retraining.
+        rows: of `report_rows`.
+        seed: of the bootstrap.
 
-def _ks(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest gap between two empirical distributions: scipy's statistic, thirty times as fast for a bootstrap."""
-    points = np.concatenate([ours, theirs])
-    shares = [np.searchsorted(np.sort(x), points, side="right") / len(x) for x in (ours, theirs)]
-    return float(np.abs(shares[0] - shares[1]).max())
-
-
-def divergences(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Mean KL(P_retrained || P_model) in nats a token on the report half: of the target, of each unlearned model (seed 0), and, the noise
-    floor, of the retrained model with another seed. Columns model, method, run, split, value, low, high, n."""
-    if profile.hub:  # there is nothing to diverge from
-        lines = [("target", "", d) for d in profile.domains] + [
-            ("unlearned", r.method, r.target_domain) for r in runs[runs.seed == 0].itertuples()
-        ]
-        lines = [
-            (*line, split) for line in lines for split in ("forget", "approximate", "evaluation")
-        ]
-        table = pd.DataFrame(lines, columns=["model", "method", "target_domain", "split"])
-        return table.assign(measure="KL", **tables.NOT_AVAILABLE._asdict())
-    again = pool.noise_floor(profile)
-    steps = {("target", "", d): (pool.target(profile), d) for d in profile.domains}
-    steps |= {
-        ("unlearned", r.method, r.target_domain): (r.entry, r.target_domain)
-        for r in runs[runs.seed == 0].itertuples()
-    }
-    steps[("retrained again", "", profile.noise_domain)] = (again, profile.noise_domain)
-    looks = {
-        k: extra_measurements.kl_from_retrained(profile, model, pool.retrained(profile, d), d)
-        for k, (model, d) in steps.items()
-    }
-    pool.side_by_side(list(looks.values()), profile.workers)
-    rows = pd.concat(
-        [
-            extra_measurements.rows_of([look]).assign(model=k[0], method=k[1])
-            for k, look in looks.items()
-        ],
-        ignore_index=True,
-    )
-    return tables.summarise(
-        rows, ["model", "method", "target_domain", "split"], ["KL"], seed, profile.resamples
-    )
-
-
-def continuations(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
-    """Greedy continuations of the forget documents by target, unlearned (seed 0, practitioner's step) and retrained model."""
-    looks = {}
-    for r in runs[runs.seed == 0].itertuples():
-        made = {"target": pool.target(profile), "unlearned": r.entry}
-        made |= {} if profile.hub else {"retrained": pool.retrained(profile, r.target_domain)}
-        looks |= {
-            (
-                name,
-                r.method if name == "unlearned" else "",
-                r.target_domain,
-            ): extra_measurements.greedy_continuations(profile, m, r.target_domain)
-            for name, m in made.items()
-        }
-    pool.side_by_side(list(looks.values()), profile.workers)
-    parts = [
-        extra_measurements.rows_of([look]).assign(model=name, method=method)
-        for (name, method, _), look in looks.items()
-    ]
-    return pd.concat(parts, ignore_index=True)
-
-
-def downstream_tasks(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """What the models can still do: the target's score on each of the profile's tasks, and each unlearned model's (seed 0, practitioner's
-    step) less that, question by question: model, run, task, measure, value, low, high, n (questions).
-
-    Raises ValueError as `downstream.load`.
+    Returns:
+        model, method, target_domain, measure, value (the Kolmogorov-Smirnov distance of the
+        documents' mean NLL to the retrained model's), low, high, n, ks_p (its p-value), wilcoxon_p
+        (that of the paired Wilcoxon test).
     """
-    from unlearn_utils.engine import downstream
-
-    before = extra_measurements.rows_of(
-        [extra_measurements.task_answers(profile, pool.target(profile))]
-    )
-    table = [
-        downstream.summarise(before, seed, profile.resamples).assign(
-            model="target", target_domain=""
+    generator = np.random.default_rng(seed)
+    forget = rows[(rows.split == "forget") & rows.nll.notna()]
+    forget = forget.assign(mean_nll=forget.nll / forget.tokens)
+    truth = forget[forget.model == profile.truth]
+    others = forget[forget.model != profile.truth]
+    keys = ["model", "method", "target_domain"]
+    table = []
+    for group, part in others.groupby(keys, sort=False):
+        row = dict(zip(keys, group, strict=True))
+        ours = part.mean_nll.to_numpy()
+        theirs = truth[truth.target_domain == row["target_domain"]].mean_nll.to_numpy()
+        interval = intervals.bootstrap(
+            _ks_distance,
+            ours,
+            theirs,
+            generator=generator,
+            resamples=profile.resamples,
+            clusters=part.family.to_numpy(),
         )
-    ]
-    for row in runs[runs.seed == 0].itertuples():
-        after = extra_measurements.rows_of([extra_measurements.task_answers(profile, row.entry)])
-        table.append(
-            downstream.differences(after, before, seed, profile.resamples).assign(
-                model=f"{row.method} - target", target_domain=row.target_domain
-            )
-        )
-    found = pd.concat(table, ignore_index=True)
-    return found[["model", "target_domain", *found.columns.drop(["model", "target_domain"])]]
-
-
-def blind(profile: Profile, seed: int) -> pd.DataFrame:
-    """AUC of a classifier that sees the text only, on the report half: model, run, measure, value, low, high, n."""
-    from unlearn_utils.engine import attacks
-
-    generator, table = np.random.default_rng(seed), []
-    for domain in profile.domains:
-        forget, other = (
-            selection.half(data(profile)[domain][s].to_pandas(), selection.REPORT)
-            for s in ("forget", "approximate")
-        )
-        scores = attacks.blind_scores(
-            list(forget.text), list(other.text), list(forget["rank"]), seed=seed
-        )
-        found = membership.bootstrap_auc(*scores, generator=generator, resamples=profile.resamples)
-        table.append(
-            {
-                "model": "no model (blind)",
-                "target_domain": domain,
-                "measure": "AUC",
-                **found._asdict(),
-            }
-        )
+        row |= {"measure": "KS distance", **interval._asdict()}
+        tests = metrics.forget_quality(ours, theirs)
+        row |= {"ks_p": tests.ks_p, "wilcoxon_p": tests.wilcoxon_p}
+        if profile.hub:
+            row["wilcoxon_p"] = np.nan  # the stand-in's are other documents: these are no pairs
+        if profile.corpus.whole:
+            row["ks_p"] = np.nan  # chunks of one document are not independent
+        table.append(row)
     return pd.DataFrame(table)
+
+
+def _ks_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the largest gap between two empirical distributions.
+
+    It is scipy's statistic, thirty times as fast for a bootstrap.
+    """
+    points = np.concatenate([ours, theirs])
+    our_shares = np.searchsorted(np.sort(ours), points, side="right") / len(ours)
+    their_shares = np.searchsorted(np.sort(theirs), points, side="right") / len(theirs)
+    return float(np.abs(our_shares - their_shares).max())
 
 
 def ranking(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Methods by their distance to retraining: the mean of |log perplexity / retrained| over the four splits and the domains.
+    """Return the methods by their distance to retraining, the nearest first.
 
-    Columns method, value, low, high, n, rank: 1 + the number of methods that are closer with an interval of the difference below 0, so
-    methods that cannot be told apart share a rank. Every method is resampled with the same families of documents.
+    The distance is the mean of |log perplexity / retrained| over the four splits and the domains.
+    Every method is resampled with the same families of documents.
+
+    Args:
+        profile: says what stands for retraining.
+        rows: of `report_rows`.
+        seed: of the bootstrap.
+
+    Returns:
+        method, value, low, high, n, and rank: 1 + the number of methods that are closer, with an
+        interval of the difference below 0. Methods that cannot be told apart share a rank.
     """
-    generator, keys = np.random.default_rng(seed), ["target_domain", "split", "id"]
-    truth = rows[rows.model == profile.truth].set_index(keys)[["nll", "tokens"]].add_prefix("true_")
-    ours = rows[rows.model == "unlearned"].set_index(keys).join(truth)
+    draws, n = _distances_by_method(profile, rows, seed)
+    table = []
+    for name, own in draws.items():
+        found = intervals.interval(own[0], own[1:], 0.95, n)
+        closer = 0
+        for other in draws.values():
+            difference = other - own
+            closer += intervals.interval(difference[0], difference[1:], 0.95, n).high < 0
+        table.append({"method": name, **found._asdict(), "rank": 1 + closer})
+    return pd.DataFrame(table).sort_values("value", ignore_index=True)
+
+
+def _distances_by_method(
+    profile: Profile, rows: pd.DataFrame, seed: int
+) -> tuple[dict[str, np.ndarray], int]:
+    """Return the distance of each method, (1 + resamples,), and the families of the smallest group.
+
+    The first of each is as measured.
+    """
+    generator = np.random.default_rng(seed)
+    keys = ["target_domain", "split", "id"]
+    truth = rows[rows.model == profile.truth].set_index(keys)[["nll", "tokens"]]
+    ours = rows[rows.model == "unlearned"].set_index(keys).join(truth.add_prefix("true_"))
     names = list(ours.method.unique())
-    total, n = np.zeros((profile.resamples + 1, len(names))), []
+    distances = {name: np.zeros(profile.resamples + 1) for name in names}
+    families = []
     groups = ours.groupby(level=["target_domain", "split"], sort=True)
     for _, part in groups:
-        by_method = {name: one.sort_index() for name, one in part.groupby("method")}
-        weights = tables.draw_weights(by_method[names[0]], generator, profile.resamples)
-        for i, name in enumerate(names):
-            one = by_method[name]
-            levels = [
-                weights @ one[nll] / (weights @ one[n])
-                for nll, n in (("nll", "tokens"), ("true_nll", "true_tokens"))
-            ]
-            total[:, i] += np.abs(levels[0] - levels[1]) / groups.ngroups
-        n.append(by_method[names[0]].family.nunique())
-    low, high = np.quantile(total[1:], [0.025, 0.975], axis=0)
-    closer = [
-        sum(np.quantile(total[1:, j] - total[1:, i], 0.975) < 0 for j in range(len(names)))
-        for i in range(len(names))
-    ]
-    table = pd.DataFrame(
-        {
-            "method": names,
-            "value": total[0],
-            "low": low,
-            "high": high,
-            "n": min(n),
-            "rank": np.add(closer, 1),
-        }
-    )
-    return table.sort_values("value", ignore_index=True)
+        first = part[part.method == names[0]].sort_index()
+        weights = tables.draw_weights(first, generator, profile.resamples)
+        for name in names:
+            one = part[part.method == name].sort_index()
+            own = weights @ one.nll / (weights @ one.tokens)
+            true = weights @ one.true_nll / (weights @ one.true_tokens)
+            distances[name] += np.abs(own - true) / groups.ngroups
+        families.append(first.family.nunique())
+    return distances, min(families)
+
+
+def divergences(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return the mean KL(P_retrained || P_model), in nats a token, on the report half.
+
+    It is that of the target, of each unlearned model (seed 0), and of the retrained model with
+    another seed, which is the noise floor.
+
+    Args:
+        profile: where the models come from.
+        runs: of `unlearning.unlearn_all`.
+        seed: of the bootstrap.
+
+    Returns:
+        model, method, target_domain, split, measure, value, low, high, n.
+    """
+    keys = ["model", "method", "target_domain", "split"]
+    compared = _compared_with_retraining(profile, runs)
+    if profile.hub:  # there is nothing to diverge from
+        lines = []
+        for model, method, domain, _ in compared:
+            for split in KL_SPLITS:
+                lines.append((model, method, domain, split))
+        table = pd.DataFrame(lines, columns=keys)
+        return table.assign(measure="KL", **tables.NOT_AVAILABLE._asdict())
+
+    looks = []
+    for _, _, domain, artifact in compared:
+        retrained = pool.retrained(profile, domain)
+        look = extra_measurements.kl_from_retrained(profile, artifact, retrained, domain)
+        looks.append(look)
+    side_by_side(looks, profile.workers)
+    frames = []
+    for (model, method, _, _), look in zip(compared, looks, strict=True):
+        frames.append(extra_measurements.rows_of([look]).assign(model=model, method=method))
+    rows = pd.concat(frames, ignore_index=True)
+    return tables.summarise(rows, keys, ["KL"], seed, profile.resamples)
+
+
+def _compared_with_retraining(profile: Profile, runs: pd.DataFrame) -> list[tuple]:
+    """Return (model, method, target_domain, artifact) of all whose KL from retraining is taken."""
+    found = []
+    for domain in profile.domains:
+        found.append(("target", "", domain, pool.target(profile)))
+    for run in _first_seed(runs).itertuples():
+        found.append(("unlearned", run.method, run.target_domain, run.entry))
+    if not profile.hub:
+        again = pool.noise_floor(profile)
+        found.append(("retrained again", "", profile.noise_domain, again))
+    return found
+
+
+def _first_seed(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of seed 0, whose models are stored."""
+    return runs[runs.seed == 0]
+
+
+# ---------------------------------------------------------------------- further looks at a model
+
+
+def continuations(profile: Profile, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return greedy continuations of the forget documents by three kinds of model.
+
+    They are the target, each unlearned model (seed 0, practitioner's step), and the retrained
+    model if there is one.
+
+    Returns:
+        model, method ("" but for unlearned models), and the columns of
+        `extra_measurements.greedy_continuations`.
+    """
+    looks = {}
+    for run in _first_seed(runs).itertuples():
+        models = {"target": pool.target(profile), "unlearned": run.entry}
+        if not profile.hub:
+            models["retrained"] = pool.retrained(profile, run.target_domain)
+        for name, artifact in models.items():
+            method = run.method if name == "unlearned" else ""
+            key = (name, method, run.target_domain)
+            looks[key] = extra_measurements.greedy_continuations(
+                profile, artifact, run.target_domain
+            )
+    side_by_side(list(looks.values()), profile.workers)
+    frames = []
+    for (name, method, _), look in looks.items():
+        frames.append(extra_measurements.rows_of([look]).assign(model=name, method=method))
+    return pd.concat(frames, ignore_index=True)
+
+
+def downstream_tasks(profile: Profile, runs: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return what the models can still do on each of the profile's tasks.
+
+    That is the target's score, and each unlearned model's (seed 0, practitioner's step) less the
+    target's, question by question.
+
+    Returns:
+        model, target_domain, task, measure, value, low, high, n (questions).
+
+    Raises:
+        ValueError: as `downstream.load`.
+    """
+    from unlearn_utils.engine import downstream
+
+    target = extra_measurements.task_answers(profile, pool.target(profile))
+    before = extra_measurements.rows_of([target])
+    scores = downstream.summarise(before, seed, profile.resamples)
+    parts = [scores.assign(model="target", target_domain="")]
+    for run in _first_seed(runs).itertuples():
+        unlearned = extra_measurements.task_answers(profile, run.entry)
+        after = extra_measurements.rows_of([unlearned])
+        lost = downstream.differences(after, before, seed, profile.resamples)
+        model = f"{run.method} - target"
+        parts.append(lost.assign(model=model, target_domain=run.target_domain))
+    found = pd.concat(parts, ignore_index=True)
+    keys = ["model", "target_domain"]
+    return found[[*keys, *found.columns.drop(keys)]]
+
+
+def blind(profile: Profile, seed: int) -> pd.DataFrame:
+    """Return the AUC of a classifier that sees the text only, on the report half.
+
+    Returns:
+        model, target_domain, measure, value, low, high, n.
+    """
+    from unlearn_utils.engine import attacks
+
+    generator = np.random.default_rng(seed)
+    table = []
+    for domain in profile.domains:
+        splits = data(profile)[domain]
+        forget = selection.half(splits["forget"].to_pandas(), selection.REPORT)
+        other = selection.half(splits["approximate"].to_pandas(), selection.REPORT)
+        groups = list(forget["rank"])
+        scores = attacks.blind_scores(list(forget.text), list(other.text), groups, seed=seed)
+        found = membership.bootstrap_auc(*scores, generator=generator, resamples=profile.resamples)
+        row = {"model": "no model (blind)", "target_domain": domain, "measure": "AUC"}
+        table.append(row | found._asdict())
+    return pd.DataFrame(table)
