@@ -1,8 +1,9 @@
-"""Methods, metrics and experiments behind the notebooks."""
+"""Unlearning of pre-trained language models: methods, measurements, and the study in the notebooks.
 
-import warnings
+Imports go downwards only: `core` (losses, methods, scores) and `cache` (stored results), `profiles`
+(settings), `data` (documents), `engine` (models, training, evaluation), `study` (what the notebooks
+compute), `findings` (what they show). `app` is for a user's own model and documents; `runner` executes
+the notebooks.
+"""
 
 __version__ = "0.1.0"
-
-# tqdm, which several libraries import, asks for a package that only draws its bars; in a kernel the request would stand in the outputs.
-warnings.filterwarnings("ignore", message="IProgress not found")

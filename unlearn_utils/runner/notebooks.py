@@ -158,8 +158,11 @@ def prepare(root: Path, profile: str, fresh: bool) -> None:
     os.environ["JUPYTER_PATH"] = os.pathsep.join([str(runs / "kernels"), *filter(None, [os.environ.get("JUPYTER_PATH")])])
     os.environ |= {"JUPYTER_RUNTIME_DIR": str(runs / "kernels" / "runtime"), "IPYTHONDIR": str(runs / "kernels" / "ipython")}
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", **workers.KEEP_FREED}
+    # tqdm, which several libraries import, asks for a package that only draws its bars: the request
+    # would stand in the outputs.
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     os.environ |= dict.fromkeys(hub.OFFLINE, "1")  # what a profile reads from the hub is there by now
-    for name in (paths.HUB, profiles.BOOKS):
+    for name in (paths.HUB, paths.BOOKS):
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).resolve())
     if fresh:  # the store takes what is older than this for missing
