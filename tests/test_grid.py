@@ -343,14 +343,14 @@ def test_a_run_that_diverges_ends_there_and_its_later_cells_are_infinite(world, 
     assert last < 2 and levels[last] > np.log(10 * 400) and all(levels[mark] < np.log(10 * 400) for mark in before)
     assert store.cost(grid.grid_run(TINY, DIVERGING).folder())["steps"] == STEPS[1][last]
     at = (found.cells.learning_rate == 0.1).to_numpy()
-    part = found.of(at)
+    part = found.subset(at)
     for split in robustness.SPLITS:
         infinite = np.isposinf(part.own[split])
         assert infinite.tolist() == [[mark > last for mark in (0.5, 1.0, 2.0)]] * 21
         assert np.isfinite(part.target[split]).all() and np.isfinite(part.retrained[split]).all()
     assert np.isnan(part.auc).tolist() == [mark > last for mark in (0.5, 1.0, 2.0)]
     assert not robustness.acceptable(part)[:, part.cells.epoch >= last].any()
-    others = found.of(~at)
+    others = found.subset(~at)
     assert all(np.isfinite(others.own[split]).all() for split in robustness.SPLITS)
 
 

@@ -460,7 +460,7 @@ def test_a_tradeoff_shows_its_data():
         c.lines[0].get_ydata().tolist() == [0.5] for c in points.values()
     )
     for k, method in enumerate(("gradient_ascent", "ascent_kl_general")):
-        colour, marker = plots.METHODS[method]
+        colour, marker = plots.method_style(method)
         for x, face in ((1 + k, colour), (11 + k, "white")):
             line, _, bars = points[x].lines
             assert line.get_marker() == marker and mpl.colors.same_color(line.get_color(), colour)
@@ -493,7 +493,7 @@ def test_a_roc_shows_its_data():
         "gradient ascent"
     ].get_xdata().tolist() == [0.2, 1]
     assert mpl.colors.same_color(
-        lines["gradient ascent"].get_color(), plots.METHODS["gradient_ascent"][0]
+        lines["gradient ascent"].get_color(), plots.method_style("gradient_ascent")[0]
     )
     guess = ax.lines[-1]
     assert guess.get_xdata().tolist() == guess.get_ydata().tolist() == [
@@ -535,14 +535,30 @@ def test_the_released_code_s_curves_are_dashed_beside_ours():
 
 
 def test_every_method_and_split_has_a_look_of_its_own():
-    assert list(plots.METHODS) == list(methods.METHODS)[:7]
-    for looks in (plots.METHODS, plots.SPLITS):
-        assert (
-            len({look[0] for look in looks.values()})
-            == len({look[-1] for look in looks.values()})
-            == len(looks)
-        )
+    of_methods = [plots.method_style(name) for name in methods.METHODS][:7]
+    for looks in (of_methods, list(plots.SPLITS.values())):
+        colours = {look[0] for look in looks}
+        markers = {look[-1] for look in looks}
+        assert len(colours) == len(markers) == len(looks)
     assert plots.LABELS.keys() == plots.SPLITS.keys()
+
+
+def test_what_is_no_method_is_black():
+    assert {plots.method_style(name) for name in ("target", "retrained")} == {("black", "x")}
+
+
+def test_any_number_of_further_methods_has_looks_of_their_own(monkeypatch):
+    before = {name: plots.method_style(name) for name in methods.METHODS}
+    for number in range(60):
+        monkeypatch.setitem(methods.METHODS, f"another_{number}", None)
+    looks = {name: plots.method_style(name) for name in methods.METHODS}
+    assert looks.items() >= before.items() and len(set(looks.values())) == len(looks) >= 67
+    assert {colour for colour, _ in looks.values()} == {colour for colour, _ in before.values()}
+    data = pd.DataFrame({"split": ["forget", "evaluation"], "value": 1.0, "low": 0.5, "high": 2.0})
+    _, (ax,) = plots.panels(1)
+    plots.tradeoff(data.assign(method="another_59", model="unlearned"), ax)
+    points = ax.containers[0].lines[0]
+    assert points.get_marker() == looks["another_59"][1] and points.get_linestyle() == "None"
 
 
 def test_panels_are_a_row():
