@@ -16,7 +16,8 @@ fi
 
 # The notebooks: executed at the smallest scale, then again by nbval. Those that only read results must repeat their outputs
 # exactly (strict), the others must run and repeat what is tagged (lax). figures/ stays as it is.
-export UNLEARN_FIGURES PYTHONWARNINGS="ignore:IProgress not found" # the latter as a run sets it for its kernels
+export UNLEARN_FIGURES
+export PYTHONWARNINGS="ignore:IProgress not found" # as a run sets it for its kernels
 UNLEARN_FIGURES=$(mktemp -d)
 trap 'rm -rf "$UNLEARN_FIGURES"' EXIT
 "$PYTHON" -m unlearn_utils run smoke

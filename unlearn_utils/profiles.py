@@ -1,24 +1,37 @@
-"""Every setting of every profile, in frozen dataclasses. A profile's name is all that a notebook chooses."""
+"""Every setting of every profile, in frozen dataclasses; a profile's name is all that is chosen."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+
+from unlearn_utils.cache import paths
 
 DOMAINS = ("arxiv", "books", "github")
-BOOKS = "UNLEARN_BOOKS"  # names a folder with the domain books, for the profile `paper`
-# Downstream tasks, as lm-evaluation-harness names them: the paper's MMLU, ARC (both parts, for we do not know which), HellaSwag, GSM8K. Its
-# HumanEval is left out, for it runs code that the model wrote. Shots, which we do not know of the paper, are the harness's defaults: 5 for
-# gsm8k, none for the others.
+
+# Downstream tasks, as lm-evaluation-harness names them: the paper's MMLU, ARC (both parts, for we
+# do not know which), HellaSwag, GSM8K. Its HumanEval is left out, for it runs code that the model
+# wrote. Shots, which we do not know of the paper, are the harness's defaults: 5 for gsm8k, none for
+# the others.
 TASKS = ("mmlu", "arc_challenge", "arc_easy", "hellaswag", "gsm8k")
+
+
+# --------------------------------------------------------------------------------- what is read
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Which documents, and how many of each split: pairs of forget and approximate documents, retain documents of a domain,
-    general retain and general evaluation documents. `measured`: retain documents of a domain that are measured. `whole`: every chunk of a
-    document is read, not its first alone. `books`: a folder with the domain `books`, which was never published."""
+    """Which documents, and how many of each split.
+
+    Attributes:
+        source: of the text: the embedded corpus, or a data set of the hub.
+        pairs: forget documents of a domain, and as many approximate ones.
+        retain: retain documents of a domain.
+        general: general retain documents.
+        evaluation: general evaluation documents.
+        measured: retain documents of a domain that are measured.
+        whole: every chunk of a document is read, not its first alone.
+        books: a folder with the domain `books`, which was never published.
+    """
 
     source: str = "embedded"
     pairs: int = 60
@@ -30,12 +43,22 @@ class Corpus:
     books: str = ""
 
 
+# -------------------------------------------------------------------------------- what is trained
+
+
 @dataclass(frozen=True)
 class Hub:
-    """A published model that is unlearned as it is. What it was trained on is not at hand, so it has no retrained counterpart.
+    """A published model that is unlearned as it is.
 
-    revision: a commit of the hub's repository `name`. tokens: of its pre-training; gigabytes: of its weights; micro_batch: chunks at a
-    time; checkpointing: layers' activations are computed again in the backward pass, for less memory.
+    What it was trained on is not at hand, so it has no retrained counterpart.
+
+    Attributes:
+        name: of the hub's repository.
+        revision: a commit of that repository.
+        tokens: of its pre-training.
+        gigabytes: of its weights.
+        micro_batch: chunks at a time.
+        checkpointing: layers' activations are computed again in the backward pass, for less memory.
     """
 
     name: str
@@ -48,23 +71,53 @@ class Hub:
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama with tied embeddings. Not the paper's (Yi-6B): the largest that trains five times in minutes on two cores."""
+    """A Llama with tied embeddings.
+
+    It is not the paper's (Yi-6B): it is the largest that trains five times in minutes on two cores.
+
+    Attributes:
+        vocabulary: tokens that the tokenizer knows.
+        hidden: width of the layers.
+        intermediate: width inside a layer's feed-forward part.
+        layers: their number.
+        heads: of attention, in each layer.
+        context: tokens of a document that are read, its first.
+    """
 
     vocabulary: int = 2048
     hidden: int = 128
     intermediate: int = 320
     layers: int = 4
     heads: int = 4
-    context: int = 256  # tokens of a document that are read, its first
+    context: int = 256
+
+
+def sized(hidden: int, layers: int, vocabulary: int = 2048, context: int = 256) -> Shape:
+    """Return a Llama of the laptop's proportions, with heads of 32 as there."""
+    heads = max(1, hidden // 32)
+    return Shape(vocabulary, hidden, hidden * 5 // 2, layers, heads, context)
+
+
+def shapes(vocabulary: int = 2048, context: int = 256) -> tuple[Shape, ...]:
+    """Return the models of growing size that cost is measured on."""
+    sizes = ((64, 2), (128, 4), (256, 6), (384, 8))  # width and layers
+    return tuple(sized(hidden, layers, vocabulary, context) for hidden, layers in sizes)
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Recipe of the target and of every retrained model; the paper downloads its model, so nothing here is stated by it.
+    """Recipe of the target and of every retrained model.
 
-    epochs: chosen because 5 memorise visibly (Min-K% AUC above 0.9) and five trainings fit in 8 minutes on two cores.
-    muon_learning_rate, for the hidden matrices, and adamw_learning_rate, for the rest: usual values for models of this size.
-    warmup: share of the steps; then cosine to zero. No weight decay.
+    The paper downloads its model, so nothing here is stated by it. There is no weight decay.
+
+    Attributes:
+        epochs: chosen because 5 memorise visibly (Min-K% AUC above 0.9) and five trainings fit in 8
+            minutes on two cores.
+        batch: documents of an optimizer batch.
+        muon_learning_rate: for the hidden matrices; a usual value for models of this size.
+        adamw_learning_rate: for the rest; likewise.
+        warmup: share of the steps; then cosine to zero.
+        max_grad_norm: longer gradients are cut to this.
     """
 
     epochs: int = 5
@@ -80,11 +133,21 @@ SCHEDULES = ("constant", "cosine", "cosine, idle warm-up")
 
 @dataclass(frozen=True)
 class Unlearning:
-    """Recipe of one unlearning run: AdamW without weight decay (as the paper's released code), constant learning rate.
+    """Recipe of one unlearning run: AdamW without weight decay, as the paper's released code.
 
-    learning_rate: the released code uses 2e-5 for 6e9 parameters; not stated for small models, chosen because one epoch at 3e-4 to
-    1e-3 crosses the retrained model's perplexity. epochs 1: the released code's. No warm-up: with so few steps the released code's
-    rounds up to a step that does nothing. Constant, not cosine: so that a run passes through every shorter run.
+    There is no warm-up: with so few steps the released code's rounds up to one step, which does
+    nothing.
+
+    Attributes:
+        learning_rate: the released code uses 2e-5 for 6e9 parameters; not stated for small models,
+            chosen because one epoch at 3e-4 to 1e-3 crosses the retrained model's perplexity.
+        epochs: the released code's.
+        batch: documents of an optimizer batch.
+        max_grad_norm: longer gradients are cut to this.
+        retain_weight: of the retain term.
+        variant: as in `methods.unlearning_loss`.
+        schedule: constant, not cosine, so that a run passes through every shorter run; "cosine,
+            idle warm-up" is the released code's, whose first step has rate 0.
     """
 
     learning_rate: float = 5e-4
@@ -93,56 +156,84 @@ class Unlearning:
     max_grad_norm: float = 1.0
     retain_weight: float = 1.0
     variant: str | tuple[int, ...] = "corrected"
-    schedule: str = "constant"  # or "cosine", or "cosine, idle warm-up": the released code's, whose first step has rate 0
+    schedule: str = "constant"
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a rate or a count that is not positive."""
+        """Raise ValueError for a rate or a count that is not positive, or an unknown schedule."""
         for name in ("learning_rate", "epochs", "batch", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, not {value}")
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; choose one of: {', '.join(SCHEDULES)}")
+            choices = ", ".join(SCHEDULES)
+            raise ValueError(f"unknown schedule {self.schedule!r}; choose one of: {choices}")
+
+
+# --------------------------------------------------------------------------------- what is varied
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The hyperparameter study: every method at every learning rate on every domain, looked at on the way at `marks` of an epoch.
+    """The hyperparameter study: every method at every learning rate on every domain.
 
-    learning_rates: six over two decades around the profile's 5e-4; the range was chosen before any run. On the first domain alone also
-    further batch sizes, weights of the retain term, seeds, and fewer retain documents (at the profile's own learning rate).
+    On the first domain alone also further batch sizes, weights of the retain term, seeds, and fewer
+    retain documents (at the profile's own learning rate).
+
+    Attributes:
+        learning_rates: six over two decades around the profile's 5e-4; the range was chosen before
+            any run.
+        marks: epochs at which a run is looked at; the last is the length of a run.
+        domains: that are forgotten.
+        batches: beside the profile's.
+        retain_weights: beside the profile's.
+        seeds: of each run.
+        retain_documents: how many are read, beside all.
     """
 
     learning_rates: tuple[float, ...] = (5e-5, 1.25e-4, 3e-4, 8e-4, 2e-3, 5e-3)
-    marks: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)  # epochs; the last is the length of a run
+    marks: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     domains: tuple[str, ...] = ("arxiv",)
-    batches: tuple[int, ...] = ()  # beside the profile's
-    retain_weights: tuple[float, ...] = ()  # beside the profile's
+    batches: tuple[int, ...] = ()
+    retain_weights: tuple[float, ...] = ()
     seeds: int = 1
-    retain_documents: tuple[int, ...] = (4, 15, 60)  # beside all
-
-
-def sized(hidden: int, layers: int, vocabulary: int = 2048, context: int = 256) -> Shape:
-    """A Llama of the laptop's proportions, heads of 32 as there."""
-    return Shape(vocabulary, hidden, hidden * 5 // 2, layers, max(1, hidden // 32), context)
-
-
-SIZES = ((64, 2), (128, 4), (256, 6), (384, 8))  # width and layers
+    retain_documents: tuple[int, ...] = (4, 15, 60)
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How cost grows: with the forget set (shares of it, as one over these) and with the model."""
+    """How cost grows with the forget set and with the model.
+
+    Attributes:
+        parts: shares of the forget set, as one over these.
+        shapes: of the models.
+    """
 
     parts: tuple[int, ...] = (8, 4, 2, 1)
-    shapes: tuple[Shape, ...] = tuple(sized(*size) for size in SIZES)
+    shapes: tuple[Shape, ...] = shapes()
+
+
+# ------------------------------------------------------------------------------------- profiles
 
 
 @dataclass(frozen=True)
 class Profile:
-    """All that distinguishes one scale of the artifact from another. `noise_domain`: whose retrained model is trained twice.
+    """All that distinguishes one scale of the study from another.
 
-    hub: a published model in the place of one that is trained here; then `shape` is its own and `pretraining` is not used. tasks: of
-    lm-evaluation-harness, for utility downstream.
+    Attributes:
+        name: what the user chooses.
+        corpus: the documents.
+        shape: of the model.
+        pretraining, unlearning: the two recipes.
+        grid: the hyperparameter study.
+        scaling: the study of cost.
+        domains: whose documents are forgotten, each in runs of its own.
+        noise_domain: whose retrained model is trained twice.
+        seeds: of every unlearning run.
+        workers: single-threaded processes side by side.
+        resamples: of every bootstrap.
+        hub: a published model in the place of one that is trained here; then `shape` is its own and
+            `pretraining` is not used.
+        tasks: of lm-evaluation-harness, for utility downstream.
     """
 
     name: str
@@ -154,82 +245,120 @@ class Profile:
     scaling: Scaling = field(default_factory=Scaling)
     domains: tuple[str, ...] = DOMAINS
     noise_domain: str = "arxiv"
-    seeds: int = 3  # of every unlearning run
-    workers: int = 2  # single-threaded processes side by side
-    resamples: int = 1000  # of every bootstrap
+    seeds: int = 3
+    workers: int = 2
+    resamples: int = 1000
     hub: Hub | None = None
     tasks: tuple[str, ...] = ()
 
     @property
     def truth(self) -> str:
-        """What models are compared with: "retrained", or, where that cannot be, the paper's stand-in for it."""
-        return "approximate retraining" if self.hub else "retrained"
+        """What models are compared with: "retrained", or the paper's stand-in for it."""
+        if self.hub is None:
+            return "retrained"
+        return "approximate retraining"
 
 
-# Yi-6B as the paper and its released code have it. Ours: no idle first step, one batch for both domains (the code: 480 chunks on arXiv, 680
-# on GitHub, of 8 GPUs), adamw in float32, and fewer cells in the grid than on a laptop, about the code's learning rate.
-PAPER = Profile(
-    "paper",
-    corpus=Corpus("llmunlearn/unlearn_dataset", pairs=2000, retain=4000, general=5000, evaluation=1000, measured=500, whole=True),
-    shape=Shape(vocabulary=64000, hidden=4096, intermediate=11008, layers=32, heads=32, context=4096),
-    unlearning=Unlearning(learning_rate=2e-5, batch=480, schedule="cosine"),
-    grid=Grid(learning_rates=(1e-5, 2e-5, 4e-5), marks=(0.5, 1.0), retain_documents=(100,)),
-    scaling=Scaling(shapes=tuple(sized(h, n, 64000, 512) for h, n in SIZES)),
-    domains=("arxiv", "github"),
-    seeds=1,
-    workers=1,
-    hub=Hub("01-ai/Yi-6B", "0b5fb42093db095ac65a579dbaf18624ad971ae0", tokens=3.1e12, gigabytes=12.1, micro_batch=1, checkpointing=True),
-    tasks=TASKS,
+SMOKE = Profile(
+    "smoke",
+    corpus=Corpus(pairs=8, retain=24, general=24, evaluation=8, measured=8),
+    shape=Shape(vocabulary=1024, hidden=64, intermediate=160, layers=2, heads=2, context=128),
+    pretraining=Pretraining(epochs=4, batch=4),
+    unlearning=Unlearning(learning_rate=2e-3, batch=2),
+    grid=Grid(learning_rates=(1e-3, 4e-3), marks=(0.5, 1.0), retain_documents=(2,)),
+    scaling=Scaling(
+        parts=(2, 1),
+        shapes=(sized(32, 1, 1024, 128), sized(64, 2, 1024, 128), sized(96, 2, 1024, 128)),
+    ),
+    seeds=2,
+    resamples=200,
 )
 
-# Pythia-1.4b (arXiv 2304.01373; 143,000 steps of 2,097,152 tokens) and MIMIR's known members and non-members of its training text (arXiv
-# 2402.07841), of 100 to 200 words each. Learning rates: not stated for this size; about the released code's 2e-5, over a decade.
+LAPTOP = Profile("laptop")
+
+# The models of `laptop`, and the full grid.
+STUDY = Profile(
+    "study",
+    grid=Grid(
+        marks=(0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0),
+        domains=DOMAINS,
+        batches=(8,),
+        retain_weights=(0.3, 3.0),
+        seeds=3,
+    ),
+)
+
+# Pythia-1.4b (arXiv 2304.01373; 143,000 steps of 2,097,152 tokens) and MIMIR's known members and
+# non-members of its training text (arXiv 2402.07841), of 100 to 200 words each. Learning rates: not
+# stated for this size; about the released code's 2e-5, over a decade.
 GPU = Profile(
     "gpu",
-    corpus=Corpus("iamgroot42/mimir", pairs=300, retain=600, general=600, evaluation=300, measured=300),
+    corpus=Corpus(
+        "iamgroot42/mimir", pairs=300, retain=600, general=600, evaluation=300, measured=300
+    ),
     shape=Shape(vocabulary=50304, hidden=2048, intermediate=8192, layers=24, heads=16, context=512),
     unlearning=Unlearning(learning_rate=2e-5, batch=8),
     grid=Grid(learning_rates=(5e-6, 1e-5, 2e-5, 4e-5), retain_documents=(30, 150)),
-    scaling=Scaling(shapes=tuple(sized(h, n, 50304, 512) for h, n in SIZES)),
+    scaling=Scaling(shapes=shapes(vocabulary=50304, context=512)),
     domains=("arxiv", "github"),
     workers=1,
-    hub=Hub("EleutherAI/pythia-1.4b", "fedc38a16eea3bd36a96b906d78d11d2ce18ed79", tokens=143000 * 2097152, gigabytes=2.93, micro_batch=4),
+    hub=Hub(
+        "EleutherAI/pythia-1.4b",
+        "fedc38a16eea3bd36a96b906d78d11d2ce18ed79",
+        tokens=143000 * 2097152,
+        gigabytes=2.93,
+        micro_batch=4,
+    ),
     tasks=("arc_easy", "hellaswag"),
 )
 
-PROFILES = {
-    p.name: p
-    for p in (
-        Profile(
-            "smoke",
-            corpus=Corpus(pairs=8, retain=24, general=24, evaluation=8, measured=8),
-            shape=Shape(vocabulary=1024, hidden=64, intermediate=160, layers=2, heads=2, context=128),
-            pretraining=Pretraining(epochs=4, batch=4),
-            unlearning=Unlearning(learning_rate=2e-3, batch=2),
-            grid=Grid(learning_rates=(1e-3, 4e-3), marks=(0.5, 1.0), retain_documents=(2,)),
-            scaling=Scaling(parts=(2, 1), shapes=(sized(32, 1, 1024, 128), sized(64, 2, 1024, 128), sized(96, 2, 1024, 128))),
-            seeds=2,
-            resamples=200,
-        ),
-        Profile("laptop"),
-        Profile(  # the models of `laptop`, the full grid
-            "study",
-            grid=Grid(marks=(0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0), domains=DOMAINS, batches=(8,), retain_weights=(0.3, 3.0), seeds=3),
-        ),
-        GPU,
-        PAPER,
-    )
-}
+# Yi-6B as the paper and its released code have it. Ours: no idle first step, one batch for both
+# domains (the code: 480 chunks on arXiv, 680 on GitHub, of 8 GPUs), AdamW in float32, and fewer
+# cells in the grid than on a laptop, about the code's learning rate.
+PAPER = Profile(
+    "paper",
+    corpus=Corpus(
+        "llmunlearn/unlearn_dataset",
+        pairs=2000,
+        retain=4000,
+        general=5000,
+        evaluation=1000,
+        measured=500,
+        whole=True,
+    ),
+    shape=Shape(
+        vocabulary=64000, hidden=4096, intermediate=11008, layers=32, heads=32, context=4096
+    ),
+    unlearning=Unlearning(learning_rate=2e-5, batch=480, schedule="cosine"),
+    grid=Grid(learning_rates=(1e-5, 2e-5, 4e-5), marks=(0.5, 1.0), retain_documents=(100,)),
+    scaling=Scaling(shapes=shapes(vocabulary=64000, context=512)),
+    domains=("arxiv", "github"),
+    seeds=1,
+    workers=1,
+    hub=Hub(
+        "01-ai/Yi-6B",
+        "0b5fb42093db095ac65a579dbaf18624ad971ae0",
+        tokens=3.1e12,
+        gigabytes=12.1,
+        micro_batch=1,
+        checkpointing=True,
+    ),
+    tasks=TASKS,
+)
+
+PROFILES = {profile.name: profile for profile in (SMOKE, LAPTOP, STUDY, GPU, PAPER)}
 
 
 def profile(name: str) -> Profile:
-    """The profile of that name; `paper` with the domain books where `BOOKS` names a folder of them.
+    """Return the profile of that name; `paper` with the domain books where `UNLEARN_BOOKS` is set.
 
-    Raises ValueError, listing the names, if there is none.
+    Raises:
+        ValueError: there is none; the message lists the names.
     """
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; choose one of: {', '.join(PROFILES)}")
-    found, books = PROFILES[name], os.environ.get(BOOKS, "")
-    if name != PAPER.name or not books:
+    found = PROFILES[name]
+    books = paths.books_folder()
+    if name != PAPER.name or books is None:
         return found
-    return replace(found, domains=DOMAINS, corpus=replace(found.corpus, books=str(Path(books).resolve())))
+    return replace(found, domains=DOMAINS, corpus=replace(found.corpus, books=str(books)))
