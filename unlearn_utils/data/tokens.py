@@ -79,7 +79,10 @@ def cut(ids: Sequence[int], context: int) -> list[list[int]]:
 
 
 def collate(
-    rows: Sequence[Sequence[int]], pad_id: int, labels: Sequence[Sequence[int]] | None = None
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+    labels: Sequence[Sequence[int]] | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Return one batch, padded on the right: tensors (rows, longest row).
 
@@ -87,14 +90,14 @@ def collate(
         rows: token ids of each sequence.
         pad_id: the token that pads.
         labels: of each token, unshifted; None: the tokens themselves.
+        device: where the batch goes; None: it stays on the CPU.
 
     Returns:
         `input_ids`; `attention_mask`, 1 where there is a token; `labels`, -100 where padded.
     """
     if labels is None:
         labels = rows
-    longest = max(map(len, rows))
-    shape = (len(rows), longest)
+    shape = (len(rows), max(map(len, rows)))
     ids = torch.full(shape, pad_id)
     targets = torch.full(shape, IGNORED)
     mask = torch.zeros(shape, dtype=torch.long)
@@ -102,4 +105,8 @@ def collate(
         ids[i, : len(row)] = torch.tensor(row)
         targets[i, : len(row)] = torch.tensor(label)
         mask[i, : len(row)] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": targets}
+    return {
+        "input_ids": ids.to(device),
+        "attention_mask": mask.to(device),
+        "labels": targets.to(device),
+    }
