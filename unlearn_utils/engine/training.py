@@ -160,10 +160,9 @@ def hidden_of(
     with torch.autocast(device.type, torch.bfloat16, enabled=as_in_training):
         for start in range(0, len(once), 8):
             some = once[start : start + 8]
-            batch = tokens.collate([retain[j] for j in some], pad_id)
-            ids, mask = (batch[name].to(device) for name in ("input_ids", "attention_mask"))
-            states = fused.hidden_states(reference, ids, mask).cpu()
-            for j, state in zip(some, states, strict=True):
+            batch = tokens.collate([retain[j] for j in some], pad_id, device=device)
+            states = fused.hidden_states(reference, batch["input_ids"], batch["attention_mask"])
+            for j, state in zip(some, states.cpu(), strict=True):
                 found[j] = state[: len(retain[j])]
     return found
 
@@ -211,8 +210,7 @@ def draw_labels(
     vocabulary = min(len(tokenizer), head_rows)  # Gemma 3's tokenizer has an id more than its head
     drawn = []
     for ids in forget:
-        batch = tokens.collate([ids], tokenizer.pad_token_id)
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        batch = tokens.collate([ids], tokenizer.pad_token_id, device=model.device)
         labels = methods.replacement_labels(
             method, batch, model, generator, vocabulary, special, variant
         )
@@ -237,9 +235,7 @@ def pretraining_goal() -> Goal:
     return Goal(loss, {"text": losses.predicted_tokens})
 
 
-def unlearning_goal(
-    method: Method, recipe: Unlearning, reference: nn.Module | None = None
-) -> Goal:
+def unlearning_goal(method: Method, recipe: Unlearning, reference: nn.Module | None = None) -> Goal:
     """Return `methods.unlearning_loss` with everything but model and batch filled in."""
 
     def loss(model: nn.Module, sides: Sides, counts: Mapping[str, Tensor]) -> Tensor:
@@ -326,15 +322,16 @@ def unlearn(model: nn.Module, job: Job, execution: Execution | None = None) -> l
         model.parameters(), lr=recipe.learning_rate, weight_decay=0.0, fused=True
     )
     schedule = _schedule(optimizer, recipe, steps_of(len(order), recipe.batch, 1))
+    read = order
     if execution.steps:
-        order_read = order[: execution.steps * recipe.batch]
-    else:
-        order_read = order
-    goal = unlearning_goal(job.method, recipe, reference)
-    with models.checkpointed(model) if execution.recompute_layers else nullcontext():
+        read = order[: execution.steps * recipe.batch]
+    recomputed = nullcontext()
+    if execution.recompute_layers:
+        recomputed = models.checkpointed(model)
+    with recomputed:
         return _run(
-            Objective(model, goal),
-            order_read,
+            Objective(model, unlearning_goal(job.method, recipe, reference)),
+            read,
             paired(job, _kept_hidden(job, order)),
             (optimizer, schedule),
             recipe,
@@ -467,6 +464,7 @@ def _arguments(
         dataloader_pin_memory=False,
         **saving,
     )
-    arguments.mixed_precision = "bf16" if arguments.bf16 else "no"  # whatever a launcher's file says
+    # whatever a launcher's file says
+    arguments.mixed_precision = "bf16" if arguments.bf16 else "no"
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process drives one GPU
     return arguments
