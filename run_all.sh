@@ -9,13 +9,16 @@ usage: ./run_all.sh [PROFILE] [--only NN] [--from NN] [--fresh]
 
 profiles
   smoke      a tiny model on a slice of the text; about 3 minutes; writes to runs/smoke/
-  laptop     the default: what is committed in notebooks/ and figures/; about 20 minutes, up to 6 GB of memory
-  study      the models of laptop, the full grids of notebook 11 on all domains; about an hour; writes to runs/study/ and figures/study/,
-             its progress to runs/study/progress.txt
-  gpu        Pythia-1.4b on one GPU; documents that it was and was not trained on; hours; writes to runs/gpu/
-  paper      Yi-6B and the paper's dataset on one GPU of 140 GB, or on several (see README.md); writes to runs/paper/; with UNLEARN_BOOKS=FOLDER
-             the domain books, too, from FOLDER/books/{forget,approximate,retain}
-             Both need the hub once: python -m unlearn_utils fetch PROFILE
+  laptop     the default: what is committed in notebooks/ and figures/; about 20 minutes, up to
+             6 GB of memory
+  study      the models of laptop, the full grids of notebook 11 on all domains; about an hour;
+             writes to runs/study/ and figures/study/, its progress to runs/study/progress.txt
+  gpu        Pythia-1.4b on one GPU; documents that it was and was not trained on; hours; writes to
+             runs/gpu/
+  paper      Yi-6B and the paper's dataset on one GPU of 140 GB, or on several (see README.md);
+             writes to runs/paper/; with UNLEARN_BOOKS=FOLDER the domain books, too, from
+             FOLDER/books/{forget,approximate,retain}
+             gpu and paper need the hub once: python -m unlearn_utils fetch PROFILE
 
 options
   --only NN  only notebook NN
@@ -23,7 +26,8 @@ options
   --fresh    ignore stored results and train again
   --help     this text
 
-The first call makes .venv with the packages of requirements.lock, unless the active environment has them.
+The first call makes .venv with the packages of requirements.lock, unless the active environment has
+them.
 TEXT
 }
 
@@ -32,10 +36,14 @@ refuse() {
     exit 2
 }
 
+notebook_numbers() {
+    cd notebooks 2>/dev/null && printf '%s\n' [0-9][0-9]_*.ipynb | cut -c1-2 | paste -sd ' ' -
+}
+
 check_number() {
     [[ $2 =~ ^[0-9]{1,2}$ ]] || refuse "$1 needs the number of a notebook, such as 02"
     compgen -G "notebooks/$(printf %02d $((10#$2)))_*.ipynb" >/dev/null ||
-        refuse "no notebook $2; there are: $(cd notebooks 2>/dev/null && printf '%s\n' [0-9][0-9]_*.ipynb | cut -c1-2 | paste -sd ' ' -)"
+        refuse "no notebook $2; there are: $(notebook_numbers)"
 }
 
 profile=laptop

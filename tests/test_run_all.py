@@ -1,4 +1,4 @@
-"""`run_all.sh`, `environment.sh` and the executor behind them, on notebooks of two or three cells."""
+"""`run_all.sh`, `environment.sh` and the runner, on notebooks of two or three cells."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 
 from unlearn_utils import __main__
 from unlearn_utils.cache import paths
-from unlearn_utils.runner import expected, notebooks
+from unlearn_utils.runner import expected, profile_run
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "domain,method,value,low,high,n\ngithub,none,{},0.4,0.6,60\n"
@@ -31,19 +31,31 @@ def own_environment(monkeypatch):
 
 def add(root, name, *cells, **metadata):
     """A notebook of a heading, the parameters cell and these cells."""
-    code = [v4.new_code_cell('PROFILE = "laptop"', metadata={"tags": ["parameters"]}), *map(v4.new_code_cell, cells)]
     heading = v4.new_markdown_cell(f"# {name[:2]} · About {name[3:]}\n\nWords.")
+    parameters = v4.new_code_cell('PROFILE = "laptop"', metadata={"tags": ["parameters"]})
+    code = [v4.new_code_cell(cell) for cell in cells]
     (root / "notebooks").mkdir(exist_ok=True)
-    notebook = v4.new_notebook(cells=[heading, *code], metadata=metadata)
-    (root / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook))
+    notebook = v4.new_notebook(cells=[heading, parameters, *code], metadata=metadata)
+    source(root, name).write_text(json.dumps(notebook))
+
+
+def source(root, name):
+    return root / "notebooks" / f"{name}.ipynb"
+
+
+def printed(path, cell):
+    """What a cell of an executed notebook printed."""
+    return json.loads(path.read_text())["cells"][cell]["outputs"][0]["text"]
 
 
 def shell(*command, cwd=ROOT, **environment):
-    done = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True
+    )
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
-# ------------------------------------------------------------------------------------------------- options
+# ----------------------------------------------------------------------------------------- options
 
 
 @pytest.mark.parametrize(
@@ -66,22 +78,33 @@ def test_a_wrong_option_is_one_line_before_anything_is_installed(options, said, 
 def test_help():
     code, out, _ = shell("./run_all.sh", "--help")
     assert code == 0 and out.startswith("usage: ./run_all.sh") and "--fresh" in out
+    assert max(map(len, out.splitlines())) <= 100
 
 
-def test_command_line_says_what_is_wrong_in_one_line(capsys, monkeypatch, tmp_path):
+def test_the_help_of_the_command_line_names_every_profile(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["run", "--help"])
+    assert "smoke, laptop, study, gpu or paper" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["run", "huge"], ["run", "smoke"], ["expect"]])
+def test_command_line_says_what_is_wrong_in_one_line(capsys, monkeypatch, tmp_path, command):
     monkeypatch.setattr(paths, "PROJECT", tmp_path)
-    assert [__main__.main(["run", "huge"]), __main__.main(["run", "smoke"]), __main__.main(["expect"])] == [2, 2, 2]
-    assert [line[:7] for line in capsys.readouterr().err.splitlines()] == ["error: "] * 3
+    assert __main__.main(command) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
 
 
-# --------------------------------------------------------------------------------------------- environment
+# ------------------------------------------------------------------------------------- environment
 
 
 @pytest.fixture
 def clone(tmp_path):
     """A folder with the scripts, a space in its name, and a PATH of only what they may use."""
-    folder, tools = tmp_path / "a clone", tmp_path / "bin"
-    tools.mkdir(), folder.mkdir()
+    folder = tmp_path / "a clone"
+    tools = tmp_path / "bin"
+    folder.mkdir()
+    tools.mkdir()
     for name in ("environment.sh", "requirements.lock"):
         shutil.copy(ROOT / name, folder)
     for name in ("bash", "dirname", "df", "awk", "mkdir", "cp", "cmp", "grep", "tail", "cat"):
@@ -91,176 +114,238 @@ def clone(tmp_path):
         (tools / name).write_text(f"#!/bin/bash\n{script}\n")
         (tools / name).chmod(0o755)
 
-    def source():
-        return shell("bash", "-c", 'set -euo pipefail; source "$0/environment.sh"; echo "$PYTHON"', str(folder), PATH=str(tools))
+    def environment():
+        script = 'set -euo pipefail; source "$0/environment.sh"; echo "$PYTHON"'
+        return shell("bash", "-c", script, str(folder), PATH=str(tools))
 
-    return folder, tool, source
+    return folder, tool, environment
 
 
 def fake_python(version, ensurepip="exit 0", venv="exit 1"):
     """A `python3` without the pins that answers what environment.sh asks."""
-    return f'case "$*" in *version_info*) echo {version} ;; *ensurepip*) {ensurepip} ;; "-m venv"*) {venv} ;; *) exit 1 ;; esac'
+    answers = [
+        f"*version_info*) echo {version} ;;",
+        f"*ensurepip*) {ensurepip} ;;",
+        f'"-m venv"*) {venv} ;;',
+        "*) exit 1 ;;",
+    ]
+    return f'case "$*" in {" ".join(answers)} esac'
 
 
 def test_no_python(clone):
-    _, _, source = clone
-    code, out, err = source()
-    assert (code, out) == (1, "") and err == "error: no Python found; install Python 3.11 or newer (python3 on the PATH)"
+    _, _, environment = clone
+    said = "error: no Python found; install Python 3.11 or newer (python3 on the PATH)"
+    assert environment() == (1, "", said)
 
 
 def test_old_python(clone):
-    _, tool, source = clone
+    _, tool, environment = clone
     tool("python3", fake_python("3.9"))
-    code, out, err = source()
-    assert (code, out) == (1, "") and err == "error: Python 3.11 or newer is needed; the one found is 3.9"
+    said = "error: Python 3.11 or newer is needed; the one found is 3.9"
+    assert environment() == (1, "", said)
 
 
 def test_python_without_ensurepip_names_the_package(clone):
-    _, tool, source = clone
+    _, tool, environment = clone
     tool("python3", fake_python("3.12", ensurepip="exit 1"))
-    code, out, err = source()
-    assert (code, out, err.count("\n")) == (1, "", 0) and err.endswith("apt install python3.12-venv")
+    code, out, err = environment()
+    assert (code, out, err.count("\n")) == (1, "", 0)
+    assert err.endswith("apt install python3.12-venv")
 
 
 def test_full_disk(clone):
-    _, tool, source = clone
+    folder, tool, environment = clone
     tool("python3", fake_python("3.13"))
-    (Path(clone[0]).parent / "bin" / "df").unlink()
+    (folder.parent / "bin" / "df").unlink()
     tool("df", 'echo "Filesystem 1024-blocks Used Available"; echo "/dev/x 9 9 2097152 99% /"')
-    code, out, err = source()
-    assert (code, out) == (1, "") and err.startswith("error: 2048 MB of disk are free") and err.endswith("needs 4 GB")
+    code, out, err = environment()
+    assert (code, out) == (1, "")
+    assert err.startswith("error: 2048 MB of disk are free") and err.endswith("needs 4 GB")
 
 
 def test_failed_installation_names_its_log_and_is_repeated(clone):
-    folder, tool, source = clone
+    folder, tool, environment = clone
     tool("python3", fake_python("3.11", venv="echo ERROR: no network; exit 1"))
+    log = f"{folder}/runs/install.log"
     for _ in range(2):
-        code, out, err = source()
-        assert (code, out.startswith("Installing the environment"), err.count("\n")) == (1, True, 0)
-        assert err == f"error: the installation failed: ERROR: no network (log: {folder}/runs/install.log)"
+        code, out, err = environment()
+        assert code == 1 and out.startswith("Installing the environment")
+        assert err == f"error: the installation failed: ERROR: no network (log: {log})"
 
 
 def test_installation_is_made_once_and_again_when_the_lock_changes(clone):
-    folder, tool, source = clone
-    made = 'mkdir -p "${@: -1}/bin"; printf "#!/bin/bash\\nexit 0\\n" > "${@: -1}/bin/python"; chmod +x "${@: -1}/bin/python"'
+    folder, tool, environment = clone
+    python = '"${@: -1}/bin/python"'
+    made = (
+        f'mkdir -p "${{@: -1}}/bin"; printf "#!/bin/bash\\nexit 0\\n" > {python}; chmod +x {python}'
+    )
     (folder.parent / "bin" / "chmod").symlink_to(shutil.which("chmod"))
     tool("python3", fake_python("3.11", venv=made))
-    first, second = source(), source()
+    first = environment()
+    second = environment()
     with (folder / "requirements.lock").open("a") as lock:
         lock.write("one-more==1.0\n")
-    third = source()
+    third = environment()
     assert [code for code, _, _ in (first, second, third)] == [0, 0, 0]
     assert [len(out.splitlines()) for _, out, _ in (first, second, third)] == [2, 1, 2]
     assert second[1] == f"{folder}/.venv/bin/python"
 
 
 def test_an_active_environment_with_the_pins_is_used(clone):
-    folder, tool, source = clone
+    folder, tool, environment = clone
     tool("python3", f'exec "{sys.executable}" "$@"')
-    (folder / "requirements.lock").write_text("# head\npytest==" + pytest.__version__ + "\n")
-    assert source() == (0, "python3", "")
+    (folder / "requirements.lock").write_text(f"# head\npytest=={pytest.__version__}\n")
+    assert environment() == (0, "python3", "")
     assert not (folder / ".venv").exists()
 
 
-# ------------------------------------------------------------------------------------------------- a run
+# ------------------------------------------------------------------------------------------- a run
 
 
-def test_a_run_from_start_to_end(tmp_path, capsys):
-    write = f'import os; open(os.environ["UNLEARN_FIGURES"] + "/table01_x.csv", "w").write("""{TABLE.format(0.5)}""")'
+@pytest.fixture
+def two(tmp_path):
+    """A project of two notebooks, of which the first writes a table."""
+    write = "import os\n"
+    write += 'path = os.environ["UNLEARN_FIGURES"] + "/table01_x.csv"\n'
+    write += f'open(path, "w").write("""{TABLE.format(0.5)}""")'
     add(tmp_path, "01_one", "import sys\nprint(PROFILE, sys.executable)", write)
     add(tmp_path, "02_two", "print(1)", expected_minutes={"laptop": 3})
-    assert notebooks.run(tmp_path, "laptop") == 0
+    return tmp_path
+
+
+def test_a_run_from_start_to_end(two, capsys):
+    assert profile_run.run(two, "laptop") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("[01/02] 01 About one ") and lines[0].endswith(" min")
-    assert lines[1].startswith("[02/02] 02 About two ") and lines[1].endswith("min (expected 3.0)")
-    assert any(line.startswith("Figures    figures") for line in lines) and any(line.endswith("rm -rf runs") for line in lines)
+    assert lines[1].startswith("[02/02] 02 About two ")
+    assert lines[1].endswith("min (expected 3.0)")
+    assert any(line.startswith("Figures    figures") for line in lines)
+    assert any(line.endswith("rm -rf runs") for line in lines)
     assert lines[-1].startswith("No committed values")
 
-    one = json.loads((tmp_path / "notebooks" / "01_one.ipynb").read_text())
-    assert one["cells"][2]["outputs"][0]["text"] == [f"laptop {sys.executable}\n"]
-    assert [cell["execution_count"] for cell in one["cells"][1:]] == [1, 2, 3]
-    assert "papermill" not in json.dumps(one) and "iopub" not in json.dumps(one)
-    assert (tmp_path / "runs" / "laptop" / "run.csv").read_text().startswith("notebook,minutes\n01,0.")
+    path = source(two, "01_one")
+    assert printed(path, 2) == [f"laptop {sys.executable}\n"]
+    executed = json.loads(path.read_text())
+    assert [cell["execution_count"] for cell in executed["cells"][1:]] == [1, 2, 3]
+    assert "papermill" not in path.read_text() and "iopub" not in path.read_text()
+    minutes = (two / "runs" / "laptop" / "run.csv").read_text()
+    assert minutes.startswith("notebook,minutes\n01,0.")
 
-    assert notebooks.run(tmp_path, "laptop", only="2") == 0
+
+def test_what_has_not_changed_is_not_executed_again(two, capsys):
+    assert profile_run.run(two, "laptop") == 0
+    capsys.readouterr()
+    assert profile_run.run(two, "laptop", only="2") == 0
     assert capsys.readouterr().out.splitlines()[0].split()[-1] == "unchanged"
-    (tmp_path / "figures" / "table01_x.csv").unlink()
-    expected_file = tmp_path / expected.EXPECTED
-    expected_file.parent.mkdir(parents=True)
-    expected_file.write_text("table,key,value,low,high\ntable01_x,domain=github; method=none,0.3,0.2,0.4\n")
-    assert notebooks.run(tmp_path, "laptop") == 0
+
+    (two / "figures" / "table01_x.csv").unlink()
+    committed = two / expected.EXPECTED
+    committed.parent.mkdir(parents=True)
+    row = "table01_x,domain=github; method=none,0.3,0.2,0.4"
+    committed.write_text(f"table,key,value,low,high\n{row}\n")
+    assert profile_run.run(two, "laptop") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("min") and lines[1].endswith("unchanged"), "a lost table is made again, nothing else"
+    assert lines[0].endswith("min"), "a lost table is made again"
+    assert lines[1].endswith("unchanged"), "and nothing else"
     assert "0 same, 0 within, 1 outside, 0 missing, 0 new" in lines[-2]
     assert lines[-1] == "  outside: table01_x, domain=github; method=none"
 
-    assert notebooks.run(tmp_path, "laptop", start="02", fresh=True) == 0
+    assert profile_run.run(two, "laptop", start="02", fresh=True) == 0
     assert "min" in capsys.readouterr().out.splitlines()[0]
     assert abs(float(os.environ["UNLEARN_FRESH"]) - time.time()) < 60
 
 
 def test_another_profile_leaves_notebooks_and_figures_alone(tmp_path, capsys):
-    add(tmp_path, "01_one", 'import os\nprint(PROFILE, os.environ["HF_HUB_OFFLINE"], os.environ["UNLEARN_FIGURES"])')
-    before = (tmp_path / "notebooks" / "01_one.ipynb").read_bytes()
-    assert notebooks.run(tmp_path, "smoke") == 0
-    assert (tmp_path / "notebooks" / "01_one.ipynb").read_bytes() == before
-    copy = json.loads((tmp_path / "runs" / "smoke" / "01_one.ipynb").read_text())
-    assert copy["cells"][3]["outputs"][0]["text"] == [f"smoke 1 {tmp_path}/runs/smoke/figures\n"]
+    cell = 'import os\nprint(PROFILE, os.environ["HF_HUB_OFFLINE"], os.environ["UNLEARN_FIGURES"])'
+    add(tmp_path, "01_one", cell)
+    before = source(tmp_path, "01_one").read_bytes()
+    assert profile_run.run(tmp_path, "smoke") == 0
+    assert source(tmp_path, "01_one").read_bytes() == before
+    folder = tmp_path / "runs" / "smoke"
+    assert printed(folder / "01_one.ipynb", 3) == [f"smoke 1 {folder}/figures\n"]
     assert not (tmp_path / "figures").exists()
 
 
 def test_a_failing_cell_is_named_and_the_run_stops(tmp_path, capsys):
     add(tmp_path, "01_one", "# the cause\nraise ValueError('first\\nsecond')")
     add(tmp_path, "02_two", "print(1)")
-    before = (tmp_path / "notebooks" / "01_one.ipynb").read_bytes()
-    assert notebooks.run(tmp_path, "laptop") == 1
+    before = source(tmp_path, "01_one").read_bytes()
+    assert profile_run.run(tmp_path, "laptop") == 1
     out, err = capsys.readouterr()
-    assert err.splitlines()[0] == "error: 01_one.ipynb, code cell 2 (# the cause): ValueError: second"
-    assert err.splitlines()[1] == "the notebook as far as it ran: runs/laptop/failed/01_one.ipynb"
-    assert (tmp_path / "runs" / "laptop" / "failed" / "01_one.ipynb").exists() and "02" not in out.replace("/02", "")
-    assert (tmp_path / "notebooks" / "01_one.ipynb").read_bytes() == before
+    first, second = err.splitlines()[:2]
+    assert first == "error: 01_one.ipynb, code cell 2 (# the cause): ValueError: second"
+    assert second == "the notebook as far as it ran: runs/laptop/failed/01_one.ipynb"
+    assert (tmp_path / "runs" / "laptop" / "failed" / "01_one.ipynb").exists()
+    assert "02" not in out.replace("/02", "")
+    assert source(tmp_path, "01_one").read_bytes() == before
 
 
 def test_a_killed_kernel_is_named(tmp_path, capsys):
     add(tmp_path, "01_one", "import os; os._exit(9)")
-    assert notebooks.run(tmp_path, "smoke") == 1
+    assert profile_run.run(tmp_path, "smoke") == 1
     assert "code cell 3 (import os; os._exit(9)): DeadKernelError" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_interrupted(tmp_path, alone):
-    for name in ["01_one"] if alone else ["01_one", "02_two"]:
-        add(tmp_path, name, f"import time, pathlib\npathlib.Path('{name}').touch()\ntime.sleep(60)", side_by_side=not alone)
-    script = f"import sys, pathlib\nfrom unlearn_utils import notebooks\nsys.exit(notebooks.run(pathlib.Path({str(tmp_path)!r}), 'laptop'))"
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background jobs are started deaf to it
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, stderr=subprocess.PIPE, **heard)
-    while not all((tmp_path / "notebooks" / name).exists() for name in (["01_one"] if alone else ["01_one", "02_two"])):
+INTERRUPTED = """
+import pathlib, sys
+from unlearn_utils.runner import profile_run
+sys.exit(profile_run.run(pathlib.Path(sys.argv[1]), "laptop"))
+"""
+
+
+def hear_interrupts():
+    """A shell's background jobs are started deaf to them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("names", [["01_one"], ["01_one", "02_two"]])
+def test_interrupted(tmp_path, names):
+    for name in names:
+        cell = f"import time, pathlib\npathlib.Path('{name}').touch()\ntime.sleep(60)"
+        add(tmp_path, name, cell, side_by_side=len(names) > 1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_interrupts,
+    )
+    while not all((tmp_path / "notebooks" / name).exists() for name in names):
         assert process.poll() is None
         time.sleep(0.1)
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=30)[1].decode()
-    assert "interrupted in notebook 01_one.ipynb" + ("" if alone else " and 02_two.ipynb") in said and "Traceback" not in said
+    listed = " and ".join(f"{name}.ipynb" for name in names)
+    assert f"interrupted in notebook {listed}" in said and "Traceback" not in said
     assert process.returncode == 130
     assert started and not psutil.wait_procs(started, timeout=10)[1]
     assert not list((tmp_path / "runs" / "laptop").rglob("*.ipynb"))
 
 
+def wait(own, other):
+    """A cell that touches one file and waits for another."""
+    lines = ["import os, pathlib, time"]
+    lines.append(f"pathlib.Path('{own}').touch()")
+    lines.append(f"while not pathlib.Path('{other}').exists(): time.sleep(0.05)")
+    return "\n".join(lines)
+
+
 def test_side_by_side_at_once_with_a_core_each(tmp_path, capfd):
-    """Each of two notebooks waits for a file that the other writes: one after the other they would wait for ever."""
-    wait = "import os, pathlib, time\npathlib.Path('{}').touch()\nwhile not pathlib.Path('{}').exists(): time.sleep(0.05)"
-    add(tmp_path, "01_one", wait.format("a", "b"), 'print(os.environ["UNLEARN_WORKERS"])', side_by_side=True)
-    add(tmp_path, "02_two", wait.format("b", "a"), side_by_side=True)
-    add(tmp_path, "03_three", 'import os\nprint(os.environ["UNLEARN_WORKERS"])')
+    """Each of two notebooks waits for the other's file: one after the other they never end."""
+    cores = 'import os\nprint(os.environ["UNLEARN_WORKERS"])'
+    add(tmp_path, "01_one", wait("a", "b"), cores, side_by_side=True)
+    add(tmp_path, "02_two", wait("b", "a"), side_by_side=True)
+    add(tmp_path, "03_three", cores)
     add(tmp_path, "00_sum", "print(open('a').read())")
-    assert notebooks.run(tmp_path, "laptop") == 0
+    assert profile_run.run(tmp_path, "laptop") == 0
+    numbers = [line[8:10] for line in capfd.readouterr().out.splitlines()[:4]]
+    assert set(numbers[:2]) == {"01", "02"} and numbers[2:] == ["03", "00"]
+    assert printed(source(tmp_path, "01_one"), -1) == ["1\n"]
+    assert printed(source(tmp_path, "03_three"), -1) == ["2\n"]
+    assert profile_run.run(tmp_path, "laptop") == 0
     lines = capfd.readouterr().out.splitlines()
-    assert {line[8:10] for line in lines[:2]} == {"01", "02"} and [line[8:10] for line in lines[2:4]] == ["03", "00"]
-    said = [json.loads((tmp_path / "notebooks" / f"{n}.ipynb").read_text())["cells"][-1]["outputs"] for n in ("01_one", "03_three")]
-    assert [out[0]["text"] for out in said] == [["1\n"], ["2\n"]]
-    assert notebooks.run(tmp_path, "laptop") == 0
-    assert sum(line.endswith("unchanged") for line in capfd.readouterr().out.splitlines()) == 4
+    assert sum(line.endswith("unchanged") for line in lines) == 4
 
 
 def test_a_failure_side_by_side_ends_the_run(tmp_path, capfd):
@@ -268,24 +353,30 @@ def test_a_failure_side_by_side_ends_the_run(tmp_path, capfd):
     add(tmp_path, "02_two", "import time; time.sleep(60)", side_by_side=True)
     add(tmp_path, "03_three", "print(1)")
     began = time.time()
-    assert notebooks.run(tmp_path, "laptop") == 1
+    assert profile_run.run(tmp_path, "laptop") == 1
     out, err = capfd.readouterr()
-    assert "error: 01_one.ipynb, code cell 2 (raise ValueError('no')): ValueError: no" in err and "03" not in out.replace("/03", "")
-    assert time.time() - began < 50 and not list((tmp_path / "runs" / "laptop" / "running").iterdir())
+    assert "error: 01_one.ipynb, code cell 2 (raise ValueError('no')): ValueError: no" in err
+    assert "03" not in out.replace("/03", "")
+    assert time.time() - began < 50
+    assert not list((tmp_path / "runs" / "laptop" / "running").iterdir())
 
 
-@pytest.mark.parametrize(("only", "start", "numbers"), [("2", None, ["02"]), (None, "02", ["02", "10"]), (None, None, ["01", "02", "10"])])
+@pytest.mark.parametrize(
+    ("only", "start", "numbers"),
+    [("2", None, ["02"]), (None, "02", ["02", "10"]), (None, None, ["01", "02", "10"])],
+)
 def test_selection(only, start, numbers):
-    paths = [Path(f"{n}_x.ipynb") for n in ("01", "02", "10")]
-    assert [path.name[:2] for path in notebooks.select(paths, only, start)] == numbers
+    every = [Path(f"{number}_x.ipynb") for number in ("01", "02", "10")]
+    found = profile_run.select(every, only, start)
+    assert [path.name[:2] for path in found] == numbers
 
 
 def test_selection_of_an_unknown_number_lists_the_numbers():
     with pytest.raises(ValueError, match="no notebook 07; there are: 01"):
-        notebooks.select([Path("01_x.ipynb")], "07", None)
+        profile_run.select([Path("01_x.ipynb")], "07", None)
 
 
-# --------------------------------------------------------------------------------------- committed values
+# -------------------------------------------------------------------------------- committed values
 
 
 @pytest.mark.parametrize(
@@ -306,9 +397,12 @@ def test_verdict(committed, found, said):
 
 
 def test_expect_writes_what_comparison_reads(tmp_path, capsys):
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "table01_x.csv").write_text(TABLE.format(0.5))
-    (tmp_path / "figures" / "table02_samples.csv").write_text("id,text\n1,words\n")
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    (figures / "table01_x.csv").write_text(TABLE.format(0.5))
+    (figures / "table02_samples.csv").write_text("id,text\n1,words\n")
     expected.expect(tmp_path)
-    assert (tmp_path / expected.EXPECTED).read_text().splitlines()[1] == "table01_x,domain=github; method=none,0.5,0.4,0.6"
-    assert "1 same, 0 within, 0 outside, 0 missing, 0 new" in expected.comparison(tmp_path, tmp_path / "figures")
+    written = (tmp_path / expected.EXPECTED).read_text().splitlines()
+    assert written[1] == "table01_x,domain=github; method=none,0.5,0.4,0.6"
+    compared = expected.comparison(tmp_path, figures)
+    assert "1 same, 0 within, 0 outside, 0 missing, 0 new" in compared

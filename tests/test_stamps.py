@@ -1,4 +1,4 @@
-"""What makes a notebook run again, beside a lost table (`test_run_all.py`): each thing that decides or holds its outputs."""
+"""What makes a notebook run again, beside a lost table (`test_run_all.py`)."""
 
 import json
 
@@ -6,15 +6,23 @@ import pytest
 
 from unlearn_utils.cache import paths
 from unlearn_utils.runner import stamps
+from unlearn_utils.runner.places import Places
 
-CELLS = [("markdown", "# 03 · Words", []), ("code", 'PROFILE = "laptop"', ["parameters"]), ("code", "print(1)", [])]
+CELLS = [
+    ("markdown", "# 03 · Words", []),
+    ("code", 'PROFILE = "laptop"', ["parameters"]),
+    ("code", "print(1)", []),
+]
+PACKAGE = ("unlearn_utils/runner/stamps.py", "unlearn_utils/deep/er/other.py")
+PINS = ("unlearn_utils/data/manifest.csv", "requirements.lock")
 
 
-def notebook(path, cells, outputs=()):
-    made = [
-        {"cell_type": kind, "source": source.splitlines(True), "metadata": {"tags": tags} if tags else {}, "outputs": list(outputs)}
-        for kind, source, tags in cells
-    ]
+def write_notebook(path, cells, outputs=()):
+    made = []
+    for kind, source, tags in cells:
+        cell = {"cell_type": kind, "source": source.splitlines(True), "outputs": list(outputs)}
+        cell["metadata"] = {"tags": tags} if tags else {}
+        made.append(cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"cells": made, "metadata": {}}))
     return path
@@ -22,31 +30,34 @@ def notebook(path, cells, outputs=()):
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A package of two files, a notebook, its executed copy, its figures and another's; all recorded."""
+    """A package of two files, a notebook that was executed and recorded, its figures and more."""
     monkeypatch.setenv("UNLEARN_STORE", "/a/store")
     monkeypatch.setenv("UNLEARN_FIGURES", str(tmp_path / "figures"))
-    for folder in ("runner", "data"):
-        (tmp_path / "package" / folder).mkdir(parents=True)
-    for name in ("package/runner/stamps.py", "package/other.py", "package/data/manifest.csv", "requirements.lock"):
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    monkeypatch.setattr(paths, "MANIFEST", tmp_path / PINS[0])
+    monkeypatch.setattr(paths, "LOCK", tmp_path / PINS[1])
+    for name in (*PACKAGE, *PINS):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"of {name}")
-    monkeypatch.setattr(stamps, "__file__", str(tmp_path / "package" / "runner" / "stamps.py"))
     (tmp_path / "figures").mkdir()
     for name in ("fig03_x.png", "table03_x.csv", "table04_y.csv", "seconds03.csv"):
         (tmp_path / "figures" / name).write_text(name)
-    path = notebook(tmp_path / "notebooks" / "03_words.ipynb", CELLS)
-    executed = notebook(tmp_path / "runs" / "smoke" / "03_words.ipynb", CELLS, ["1"])
-    stamps.record(tmp_path, "smoke", path, executed, stamps.inputs("smoke", path), 1.23456)
+    path = write_notebook(tmp_path / "notebooks" / "03_words.ipynb", CELLS)
+    write_notebook(tmp_path / "runs" / "smoke" / "03_words.ipynb", CELLS, ["1"])
+    places = Places(tmp_path, "smoke")
+    stamps.record(places, path, stamps.inputs("smoke", path), 1.23456)
     return tmp_path
 
 
 def unchanged(root, profile="smoke"):
-    return stamps.unchanged(root, profile, root / "notebooks" / "03_words.ipynb", root / "runs" / "smoke" / "03_words.ipynb")
+    return stamps.unchanged(Places(root, profile), root / "notebooks" / "03_words.ipynb")
 
 
 def test_what_was_recorded_is_unchanged(root):
     assert unchanged(root)
     recorded = json.loads((root / "runs" / "smoke" / "stamps" / "03.json").read_text())
-    assert set(recorded["outputs"]) == {"03_words.ipynb", "fig03_x.png", "table03_x.csv"} and recorded["minutes"] == 1.235
+    assert set(recorded["outputs"]) == {"03_words.ipynb", "fig03_x.png", "table03_x.csv"}
+    assert recorded["minutes"] == 1.235
 
 
 def test_nothing_recorded_is_a_change(root):
@@ -54,14 +65,15 @@ def test_nothing_recorded_is_a_change(root):
     assert not unchanged(root)
 
 
-@pytest.mark.parametrize("name", ["package/runner/stamps.py", "package/other.py", "package/data/manifest.csv", "requirements.lock"])
+@pytest.mark.parametrize("name", [*PACKAGE, *PINS])
 def test_the_package_and_its_pins_are_inputs(root, name):
     (root / name).write_text("another")
     assert not unchanged(root)
 
 
-def test_a_new_module_is_an_input(root):
-    (root / "package" / "new.py").write_text("")
+@pytest.mark.parametrize("name", ["new.py", "deep/er/new.py"])
+def test_a_new_module_is_an_input(root, name):
+    (root / "unlearn_utils" / name).write_text("")
     assert not unchanged(root)
 
 
@@ -76,26 +88,37 @@ def test_a_new_module_is_an_input(root):
     ],
 )
 def test_cells_are_inputs(root, cells):
-    notebook(root / "notebooks" / "03_words.ipynb", cells)
+    write_notebook(root / "notebooks" / "03_words.ipynb", cells)
     assert not unchanged(root)
 
 
 def test_what_a_notebook_printed_is_no_input(root):
-    notebook(root / "notebooks" / "03_words.ipynb", CELLS, ["printed"])
+    write_notebook(root / "notebooks" / "03_words.ipynb", CELLS, ["printed"])
     assert unchanged(root)
 
 
 def test_profile_and_store_are_inputs(root, monkeypatch):
     path = root / "notebooks" / "03_words.ipynb"
-    assert not unchanged(root, "laptop") and stamps.inputs("laptop", path) != stamps.inputs("smoke", path)
+    assert not unchanged(root, "laptop")
+    assert stamps.inputs("laptop", path) != stamps.inputs("smoke", path)
     monkeypatch.setenv("UNLEARN_STORE", "/another/store")
     assert not unchanged(root)
 
 
-@pytest.mark.parametrize("name", ["runs/smoke/03_words.ipynb", "figures/fig03_x.png", "figures/table03_x.csv"])
+def test_the_folder_that_stands_in_for_the_hub_is_an_input(root, monkeypatch):
+    monkeypatch.setenv("UNLEARN_HUB", "/a/mirror")
+    assert not unchanged(root)
+
+
+@pytest.mark.parametrize(
+    "name", ["runs/smoke/03_words.ipynb", "figures/fig03_x.png", "figures/table03_x.csv"]
+)
 @pytest.mark.parametrize("lost", [True, False])
 def test_outputs_that_were_edited_or_lost_are_made_again(root, name, lost):
-    (root / name).unlink() if lost else (root / name).write_text("edited")
+    if lost:
+        (root / name).unlink()
+    else:
+        (root / name).write_text("edited")
     assert not unchanged(root)
 
 
@@ -106,10 +129,12 @@ def test_another_notebook_s_table_does_not_matter(root):
 
 
 def test_minutes_of_every_notebook_in_order(root):
-    executed = root / "runs" / "smoke" / "03_words.ipynb"
-    stamps.record(root, "smoke", root / "notebooks" / "01_first.ipynb", executed, "x", 0.5)
-    stamps.summarise(root, "smoke")
-    assert (root / "runs" / "smoke" / "run.csv").read_text() == "notebook,minutes\n01,0.5\n03,1.235\n"
+    places = Places(root, "smoke")
+    stamps.record(places, root / "notebooks" / "01_first.ipynb", "x", 0.5)
+    stamps.summarise(places)
+    assert (
+        root / "runs" / "smoke" / "run.csv"
+    ).read_text() == "notebook,minutes\n01,0.5\n03,1.235\n"
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

@@ -4,122 +4,188 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from unlearn_utils import profiles
 from unlearn_utils.app import commands
 
-MARKS = ("<!-- claims: python -m unlearn_utils claims --readme -->", "<!-- end of claims -->")  # in the README
+MISTAKE = 2  # exit code, of the user's mistake
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
+    """Return the parser of all commands and their options.
+
+    `project_command` is what a command of this project calls. The commands that may run in several
+    processes, `compute` and those for the user's own documents and models, have `call`.
+    """
     top = argparse.ArgumentParser(prog="python -m unlearn_utils", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="execute the notebooks in order")
-    run.add_argument("profile", help="smoke, laptop, study, gpu or paper")
+    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    every = listed(profiles.PROFILES)
+    of_the_hub = listed(name for name, one in profiles.PROFILES.items() if one.hub)
+
+    run = subparsers.add_parser("run", help="execute the notebooks in order")
+    run.add_argument("profile", help=every)
     which = run.add_mutually_exclusive_group()
     which.add_argument("--only", metavar="NN", help="only this notebook")
-    which.add_argument("--from", metavar="NN", dest="start", help="this notebook and those after it")
+    which.add_argument(
+        "--from", metavar="NN", dest="start", help="this notebook and those after it"
+    )
     run.add_argument("--fresh", action="store_true", help="ignore stored results")
-    fetch = commands.add_parser("fetch", help="download the model and the data of a profile, to go on without a connection")
-    fetch.add_argument("profile", help="gpu or paper")
-    compute = commands.add_parser("compute", help="train what a profile's notebooks need; in several processes with accelerate launch")
-    compute.add_argument("profile", help="gpu or paper")
-    compute.set_defaults(call=everything)
-    commands.add(commands)
-    claims = commands.add_parser("claims", help="print each claim with its measured value and verdict, as notebook 14 left them")
-    claims.add_argument("profile", nargs="?", default="laptop", help="laptop, study, smoke, gpu or paper")
+    run.set_defaults(project_command=run_notebooks)
+
+    fetch = subparsers.add_parser(
+        "fetch",
+        help="download the model and the data of a profile, to go on without a connection",
+    )
+    fetch.add_argument("profile", help=of_the_hub)
+    fetch.set_defaults(project_command=fetch_profile)
+
+    compute = subparsers.add_parser(
+        "compute",
+        help="train what a profile's notebooks need; in several processes with accelerate launch",
+    )
+    compute.add_argument("profile", help=of_the_hub)
+    compute.set_defaults(call=compute_profile)
+
+    commands.add(subparsers)
+
+    claims = subparsers.add_parser(
+        "claims",
+        help="print each claim with its measured value and verdict, as notebook 14 left them",
+    )
+    claims.add_argument("profile", nargs="?", default="laptop", help=every)
     claims.add_argument("--readme", action="store_true", help="write the table into README.md")
-    commands.add_parser("expect", help="make the present figures/table*.csv the committed values of tests/expected/laptop.csv")
-    commands.add_parser("manifest", help="curate the embedded corpus again and replace unlearn_utils/data/manifest.csv")
-    step = commands.add_parser("step")  # what `run` starts for notebooks that go side by side; not in the help
-    for name, kind in {"root": Path, "profile": str, "path": Path, "label": str, "cores": int}.items():
-        step.add_argument(name, type=kind)
+    claims.set_defaults(project_command=show_claims)
+
+    expect = subparsers.add_parser(
+        "expect",
+        help="make the present figures/table*.csv the committed values of "
+        "tests/expected/laptop.csv",
+    )
+    expect.set_defaults(project_command=expect_tables)
+
+    manifest = subparsers.add_parser(
+        "manifest",
+        help="curate the embedded corpus again and replace unlearn_utils/data/manifest.csv",
+    )
+    manifest.set_defaults(project_command=write_manifest)
+
+    # what `run` starts for notebooks that go side by side; without help it is not listed
+    notebook = subparsers.add_parser("notebook")
+    notebook.add_argument("root", type=Path)
+    notebook.add_argument("profile")
+    notebook.add_argument("path", type=Path)
+    notebook.add_argument("label")
+    notebook.add_argument("cores", type=int)
+    notebook.set_defaults(project_command=execute_notebook)
     return top
 
 
+def listed(names: Iterable[str]) -> str:
+    """Return `a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code. A mistake of the user's is one line on stderr and exit code 2."""
+    """Run one command, and return the exit code.
+
+    A mistake of the user's is one line on stderr and exit code 2.
+    """
     options = parser().parse_args(arguments)
-    if hasattr(options, "call"):  # a command for the user's own documents and models
+    if hasattr(options, "call"):
         return commands.run(options)
     try:
-        return dispatch(options)
+        return options.project_command(options)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return MISTAKE
 
 
-def dispatch(options: argparse.Namespace) -> int:
-    """The command itself. Imports are lazy: `run` needs neither torch nor datasets in this process."""
-    if options.command == "manifest":
-        from unlearn_utils.data.curation import splits
+# -------------------------------------------------------------------- the commands of this project
+#
+# Each takes the options and returns the exit code. Imports are lazy: `run` needs neither torch nor
+# datasets in this process.
 
-        splits.write_manifest()
-        return 0
-    if options.command == "fetch":
-        return fetch(options.profile)
+
+def run_notebooks(options: argparse.Namespace) -> int:
+    """Execute the notebooks of a profile."""
     from unlearn_utils.cache import paths
-    from unlearn_utils.runner import expected, notebooks
+    from unlearn_utils.runner import profile_run
 
-    if options.command == "claims":
-        return claims(options.profile, options.readme)
-    if options.command == "expect":
-        expected.expect(paths.PROJECT)
-        return 0
-    if options.command == "step":
-        return notebooks.step(options.root, options.profile, options.path, options.label, options.cores)
-    return notebooks.run(paths.PROJECT, options.profile, options.only, options.start, options.fresh)
+    root = paths.PROJECT
+    return profile_run.run(root, options.profile, options.only, options.start, options.fresh)
 
 
-def everything(options: argparse.Namespace) -> None:
-    """Trains what a profile's notebooks need, alone or as one of several processes."""
-    from unlearn_utils import profiles
+def execute_notebook(options: argparse.Namespace) -> int:
+    """Execute one notebook of a run, in a process of its own."""
+    from unlearn_utils.runner import profile_run
+    from unlearn_utils.runner.places import Places
+
+    places = Places(options.root, options.profile)
+    return profile_run.execute_and_stamp(places, options.path, options.label, options.cores)
+
+
+def fetch_profile(options: argparse.Namespace) -> int:
+    """Download all that a profile reads from the hub, and say where it lies."""
+    from unlearn_utils.data import hub
+
+    profile = profiles.profile(options.profile)
+    folders = hub.fetch(profile)
+    for folder in folders:
+        print(folder)
+    if profile.tasks:
+        from unlearn_utils.engine import downstream
+
+        tasks = downstream.load(profile.tasks)
+        print("\n".join(downstream.described(tasks)))
+    nothing = "nothing else" if folders else "nothing"
+    print(f"The profile {profile.name} reads {nothing} from the hub.")
+    return 0
+
+
+def compute_profile(options: argparse.Namespace) -> None:
+    """Train what a profile's notebooks need, alone or as one of several processes."""
     from unlearn_utils.study import everything
 
     everything.compute(profiles.profile(options.profile))
 
 
-def fetch(name: str) -> int:
-    """Downloads all that a profile reads from the hub, and says where it lies."""
-    from unlearn_utils import profiles
-    from unlearn_utils.data import hub
+def show_claims(options: argparse.Namespace) -> int:
+    """Print the claims' table of a profile, or write it into the README between its marks."""
+    import pandas as pd
 
-    profile = profiles.profile(name)
-    found = hub.fetch(profile)
-    for folder in found:
-        print(folder)
-    if profile.tasks:
-        from unlearn_utils.engine import downstream
+    from unlearn_utils.cache import paths
+    from unlearn_utils.findings import claims
+    from unlearn_utils.runner.places import Places
 
-        print("\n".join(downstream.described(downstream.load(profile.tasks))))
-    print(f"The profile {name} reads nothing else from the hub." if found else f"The profile {name} reads nothing from the hub.")
+    profile = profiles.profile(options.profile)
+    path = Places(paths.PROJECT, profile.name).figures / "table14_claims.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: execute ./run_all.sh {profile.name} --only 14 first")
+    table = pd.read_csv(path, dtype={"notebook": str})
+    if options.readme:
+        claims.write_into(paths.PROJECT / "README.md", table)
+    else:
+        print(claims.markdown(table), end="")
     return 0
 
 
-def claims(profile: str, readme: bool) -> int:
-    """Prints the claims' table of a profile, or writes it into the README between its marks."""
-    import pandas as pd
-
-    from unlearn_utils import profiles
+def expect_tables(options: argparse.Namespace) -> int:
+    """Make the present tables the committed values."""
     from unlearn_utils.cache import paths
-    from unlearn_utils.findings import claims
-    from unlearn_utils.runner import notebooks
+    from unlearn_utils.runner import expected
 
-    profiles.profile(profile)
-    path = notebooks.figures(paths.PROJECT, profile) / "table14_claims.csv"
-    if not path.exists():
-        raise FileNotFoundError(f"no {path}: execute ./run_all.sh {profile} --only 14 first")
-    text = claims.markdown(pd.read_csv(path, dtype={"notebook": str}))
-    if not readme:
-        print(text, end="")
-        return 0
-    file = paths.PROJECT / "README.md"
-    before, start, rest = file.read_text(encoding="utf-8").partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not (start and end):
-        raise ValueError(f"{file} lacks the marks between which the table goes: {MARKS[0]} and, below it, {MARKS[1]}")
-    file.write_text(f"{before}{start}\n{text}{end}{after}", encoding="utf-8")
+    expected.expect(paths.PROJECT)
+    return 0
+
+
+def write_manifest(options: argparse.Namespace) -> int:
+    """Curate the embedded corpus again."""
+    from unlearn_utils.data.curation import splits
+
+    splits.write_manifest()
     return 0
 
 

@@ -1,64 +1,87 @@
-"""The last execution of each notebook: what it started from and what it wrote, so that what did not change is not run again."""
+"""The last execution of each notebook: what it started from and what it wrote.
+
+What has not changed since is not executed again.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from hashlib import sha256
 from pathlib import Path
 
 from unlearn_utils import profiles
 from unlearn_utils.cache import paths
+from unlearn_utils.runner import notebooks
+from unlearn_utils.runner.places import Places
 
 
-def stamp(root: Path, profile: str, path: Path) -> Path:
-    """Where the last execution of a notebook is recorded."""
-    return root / "runs" / profile / "stamps" / f"{path.name[:2]}.json"
+def record(places: Places, notebook: Path, started_from: str, minutes: float) -> None:
+    """Record an execution.
+
+    Args:
+        places: of the run.
+        notebook: its source.
+        started_from: its `inputs` as they were before.
+        minutes: how long it took.
+    """
+    made = {
+        "inputs": started_from,
+        "outputs": outputs(places, notebook),
+        "minutes": round(minutes, 3),
+    }
+    paths.write_whole(places.stamp(notebook), json.dumps(made, indent=1))
 
 
-def record(root: Path, profile: str, path: Path, executed: Path, started_from: str, minutes: float) -> None:
-    """Records an execution: `inputs` as they were before it, outputs as they are now, minutes."""
-    made = {"inputs": started_from, "outputs": outputs(path, executed), "minutes": round(minutes, 3)}
-    paths.write_whole(stamp(root, profile, path), json.dumps(made, indent=1))
+def unchanged(places: Places, notebook: Path) -> bool:
+    """Return whether the last execution had these inputs, and its outputs are still there."""
+    stamp = places.stamp(notebook)
+    if not stamp.exists():
+        return False
+    last = json.loads(stamp.read_text())
+    same_inputs = last.get("inputs") == inputs(places.profile, notebook)
+    return same_inputs and last.get("outputs") == outputs(places, notebook)
 
 
-def unchanged(root: Path, profile: str, path: Path, executed: Path) -> bool:
-    """Did the last execution start from these inputs, and are its outputs still there?"""
-    file = stamp(root, profile, path)
-    old = json.loads(file.read_text()) if file.exists() else {}
-    return old.get("inputs") == inputs(profile, path) and old.get("outputs") == outputs(path, executed)
+def summarise(places: Places) -> None:
+    """Write `runs/PROFILE/run.csv`: minutes of each notebook's last execution, never the same."""
+    lines = ["notebook,minutes"]
+    for stamp in sorted((places.folder / "stamps").glob("*.json")):
+        minutes = json.loads(stamp.read_text())["minutes"]
+        lines.append(f"{stamp.stem},{minutes}")
+    paths.write_whole(places.folder / "run.csv", "\n".join(lines) + "\n")
 
 
-def summarise(root: Path, profile: str) -> None:
-    """`runs/PROFILE/run.csv`: minutes of the last execution of each notebook; these never repeat."""
-    folder = root / "runs" / profile
-    rows = [f"{file.stem},{json.loads(file.read_text())['minutes']}" for file in sorted((folder / "stamps").glob("*.json"))]
-    paths.write_whole(folder / "run.csv", "\n".join(["notebook,minutes", *rows]) + "\n")
+def inputs(profile: str, notebook: Path) -> str:
+    """Return a hash of all that decides a notebook's outputs.
 
-
-def inputs(profile: str, path: Path) -> str:
-    """A hash of all that decides a notebook's outputs: its cells, the package, the pins, Python, profile, store."""
-    cells = [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags")) for cell in read(path)["cells"]]
-    package = Path(__file__).resolve().parents[1]
-    files = [*sorted(package.rglob("*.py")), package / "data" / "manifest.csv", package.parent / "requirements.lock"]
-    parts = [file_hash(file) for file in files if file.exists()]
-    made_by = [cells, parts, sys.version_info[:2], repr(profiles.profile(profile)), os.environ.get(paths.HUB), os.environ["UNLEARN_STORE"]]
+    That is its cells, the package, the pins, Python, the profile, and the folders that are read.
+    """
+    cells = []
+    for cell in notebooks.read(notebook)["cells"]:
+        cells.append((cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags")))
+    package = sorted((paths.PROJECT / "unlearn_utils").rglob("*.py"))
+    files = [file for file in (*package, paths.MANIFEST, paths.LOCK) if file.exists()]
+    made_by = [
+        cells,
+        [file_hash(file) for file in files],
+        sys.version_info[:2],
+        repr(profiles.profile(profile)),
+        str(paths.hub_mirror()),
+        str(paths.store_folder()),
+    ]
     return sha256(json.dumps(made_by).encode()).hexdigest()
 
 
-def outputs(path: Path, executed: Path) -> dict[str, str]:
-    """Hashes of the executed notebook and of its figures and tables, which carry its number."""
-    number, figures = path.name[:2], Path(os.environ["UNLEARN_FIGURES"])
-    written = [*figures.glob(f"fig{number}_*"), *figures.glob(f"table{number}_*"), executed]
+def outputs(places: Places, notebook: Path) -> dict[str, str]:
+    """Return hashes of the executed notebook, its figures and tables, which carry its number."""
+    number = notebook.name[:2]
+    figures = paths.figures_folder()
+    written = [*figures.glob(f"fig{number}_*"), *figures.glob(f"table{number}_*")]
+    written.append(places.executed(notebook))
     return {file.name: file_hash(file) for file in sorted(written) if file.exists()}
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     return sha256(path.read_bytes()).hexdigest()
-
-
-def read(path: Path) -> dict:
-    """A notebook as plain JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))

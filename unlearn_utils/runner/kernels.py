@@ -1,0 +1,71 @@
+"""What the kernels of a run inherit: this interpreter, the folders, and nobody's own settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from unlearn_utils.cache import paths, workers
+from unlearn_utils.data import hub
+from unlearn_utils.runner.places import Places
+
+QUIET = "--IPKernelApp.log_level=50"  # else every kernel warns of plain TCP, on the loopback
+
+
+def prepare(places: Places, fresh: bool) -> None:
+    """Set the environment of the kernels, which is that of this process and its children.
+
+    Args:
+        places: of the run.
+        fresh: what was stored before now counts as missing.
+    """
+    folder = places.runs / "kernels"
+    _write_kernel(folder / "kernels" / "python3" / "kernel.json")
+    paths.write_whole(places.progress, "")
+    os.environ |= _chosen_folders(places)
+    paths.figures_folder()  # makes it, before a notebook writes there
+    os.environ |= _jupyter_folders(folder)
+    os.environ |= dict.fromkeys(hub.OFFLINE, "1")  # what a profile reads of the hub is there by now
+    os.environ |= workers.KEEP_FREED
+    os.environ[paths.PROGRESS] = str(places.progress)
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if fresh:
+        os.environ[paths.FRESH] = str(time.time())
+    os.environ.pop("MPLBACKEND", None)  # Agg would leave the figures out of the notebooks
+
+
+def _write_kernel(path: Path) -> None:
+    """Write the kernel that runs in this interpreter."""
+    from ipykernel.kernelspec import get_kernel_dict
+
+    kernel = get_kernel_dict()
+    kernel["display_name"] = "Python 3"
+    kernel["argv"] = [*kernel["argv"], QUIET]
+    paths.write_whole(path, json.dumps(kernel))
+
+
+def _chosen_folders(places: Places) -> dict[str, str]:
+    """Return the variables of the folders, as the user set them or as the profile has them.
+
+    They are absolute, for kernels work in notebooks/.
+    """
+    chosen = {paths.FIGURES: places.figures, paths.STORE: places.runs / "store"}
+    for name in (paths.FIGURES, paths.STORE, paths.HUB, paths.BOOKS):
+        if os.environ.get(name):
+            chosen[name] = Path(os.environ[name])
+    return {name: str(folder.resolve()) for name, folder in chosen.items()}
+
+
+def _jupyter_folders(folder: Path) -> dict[str, str]:
+    """Return the variables that keep Jupyter and IPython from the user's own settings."""
+    search = [str(folder)]
+    if os.environ.get("JUPYTER_PATH"):
+        search.append(os.environ["JUPYTER_PATH"])
+    return {
+        "JUPYTER_PATH": os.pathsep.join(search),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "IPYTHONDIR": str(folder / "ipython"),
+    }
