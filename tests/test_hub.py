@@ -17,7 +17,7 @@ from unlearn_utils.core import efficiency, tables
 from unlearn_utils.data import hub, tokens
 from unlearn_utils.engine import downstream, models
 from unlearn_utils.findings import reports
-from unlearn_utils.runner import notebooks
+from unlearn_utils.runner import profile_run
 from unlearn_utils.study import costs, grid, pool, selection, single_run, study_documents, unlearning
 
 METHOD = "ascent_descent_in_distribution"
@@ -231,6 +231,6 @@ def test_notebooks_run_on_a_published_model(tmp_path, monkeypatch, capsys, profi
         shutil.copy(paths.PROJECT / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
     monkeypatch.setenv("UNLEARN_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("PYTHONPATH", str(paths.PROJECT))
-    assert notebooks.run(tmp_path, profile) == 0, capsys.readouterr().err
+    assert profile_run.run(tmp_path, profile) == 0, capsys.readouterr().err
     text = (tmp_path / "runs" / profile / f"{names[-1]}.ipynb").read_text()
     assert "not available" in text and "approximate retraining" in text
