@@ -139,7 +139,7 @@ def fetch_profile(options: argparse.Namespace) -> int:
         from unlearn_utils.engine import downstream
 
         tasks = downstream.load(profile.tasks)
-        print("\n".join(downstream.described(tasks)))
+        print("\n".join(downstream.describe(tasks)))
     nothing = "nothing else" if folders else "nothing"
     print(f"The profile {profile.name} reads {nothing} from the hub.")
     return 0

@@ -86,7 +86,7 @@ def measure_on_tasks(
         tokenizers[name] = model_files.tokenizer_of(stored)
     asked = dict.fromkeys(name.strip() for name in options.tasks.split(","))
     tasks = downstream.load(list(asked), options.task_folder, options.unsafe_code)
-    say("\n".join(downstream.described(tasks)))
+    say("\n".join(downstream.describe(tasks)))
 
     answers = {}
     for name, stored in stored_models.items():
