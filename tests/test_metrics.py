@@ -22,12 +22,6 @@ def test_importing_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_perplexity_weighs_tokens_and_its_sibling_sequences():
-    nll, tokens = [2.0, 18.0], [2, 6]  # means 1 and 3
-    assert metrics.perplexity(nll, tokens) == pytest.approx(math.exp(20 / 8))
-    assert metrics.perplexity_per_sequence(nll, tokens) == pytest.approx(math.exp(2))
-
-
 TABLE = np.array(
     [[-1.0, -4.0], [-2.0, -8.0], [-3.0, -2.0], [-6.0, -1.0]]
 )  # 4 tokens of 2 documents
@@ -291,10 +285,6 @@ def test_bootstrap_auc_in_several_blocks(monkeypatch):
 
 
 EMPTY = {
-    "perplexity": lambda: metrics.perplexity([], []),
-    "perplexity without tokens": lambda: metrics.perplexity([0.0], [0]),
-    "perplexity, unequal": lambda: metrics.perplexity([1.0, 2.0], [1]),
-    "perplexity per sequence": lambda: metrics.perplexity_per_sequence([1.0, 0.0], [2, 0]),
     "min-k": lambda: membership.min_k([], 0.2),
     "min-k in percent": lambda: membership.min_k([-1.0], 20),
     "min-k++": lambda: membership.min_k_plus_plus([-1.0, -2.0], [0.0], [1.0], 0.2),

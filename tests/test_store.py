@@ -43,7 +43,8 @@ def test_an_artifact_is_made_once_and_found_again():
     found = first.folder()
     assert found == first.path == again.path == again.folder() and again.done() and len(calls) == 1
     assert calls[0] != found and not calls[0].exists()  # it was made beside its place
-    assert (found / "rows.csv").read_text() == "a,b\n1,2\n" and store.settings(found) == {"x": 1}
+    assert (found / "rows.csv").read_text() == "a,b\n1,2\n"
+    assert json.loads((found / "settings.json").read_text()) == {"x": 1}
 
 
 def test_the_key_follows_every_setting_the_name_and_the_version():

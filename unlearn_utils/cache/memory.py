@@ -39,11 +39,11 @@ class PeakMemory:
         this = psutil.Process()
         while not self._stop.wait(SECONDS_APART):
             processes = [this, *this.children(recursive=True)]
-            total = sum(resident(process) for process in processes)
+            total = sum(_resident(process) for process in processes)
             self.peak = max(self.peak, total / 1e9)
 
 
-def resident(process: psutil.Process) -> int:
+def _resident(process: psutil.Process) -> int:
     """Return the resident bytes of a process; 0 if it has ended."""
     try:
         return process.memory_info().rss

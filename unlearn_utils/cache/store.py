@@ -110,11 +110,6 @@ def cost(folder: Path) -> dict:
     return json.loads((folder / COST).read_text())
 
 
-def settings(folder: Path) -> dict:
-    """Return the settings that made an entry."""
-    return json.loads((folder / SETTINGS).read_text())
-
-
 # ------------------------------------------------------------------------------------- checking
 #
 # Weights take long to read, and an entry is looked at often. So its files are hashed once in a

@@ -1,8 +1,4 @@
-"""Measures of forgetting, membership and memorisation, and their intervals: pure functions of arrays.
-
-Log-probabilities and negative log-likelihoods (NLL) are in nats. One array of true-token log-probabilities per document, over its
-predicted tokens only. Every membership score is oriented so that higher means "member".
-"""
+"""Arrays as the measures of this package take them."""
 
 from __future__ import annotations
 
@@ -13,8 +9,14 @@ Floats = NDArray[np.float64]
 
 
 def as_vector(values: ArrayLike, what: str, dtype: type = np.float64) -> np.ndarray:
-    """`values` as a one-dimensional array; ValueError if there are none."""
+    """Return `values` as a one-dimensional array.
+
+    Raises:
+        ValueError: there are none, or they have another dimension; the message begins with `what`.
+    """
     array = np.asarray(values, dtype=dtype)
     if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"{what}: expected a non-empty one-dimensional array, not shape {array.shape}")
+        raise ValueError(
+            f"{what}: expected a non-empty one-dimensional array, not shape {array.shape}"
+        )
     return array

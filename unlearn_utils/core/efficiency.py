@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
 from unlearn_utils.core.intervals import Interval
+from unlearn_utils.core.methods import BACKWARD_AND_FORWARD, Method
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from unlearn_utils.core import losses
 
-YI_6B = {"parameters": 6.06e9, "tokens": 3.1e12}  # of its pre-training; model card
-FORGET_BYTES = {"arxiv": 22.1e6, "github": 14.1e6}  # the paper's forget sets, card of llmunlearn/unlearn_dataset
-BYTES_PER_TOKEN = (2.5, 4.0, 5.0)  # lowest, assumed, highest: not stated; English text with a large vocabulary is near 4
+YI_6B = {"parameters": 6.06e9, "tokens": 3.1e12}  # tokens of its pre-training; model card
+FORGET_BYTES = {  # the paper's forget sets, card of llmunlearn/unlearn_dataset
+    "arxiv": 22.1e6,
+    "github": 14.1e6,
+}
+# Lowest, assumed, highest. It is not stated; English text with a large vocabulary is near 4.
+BYTES_PER_TOKEN = (2.5, 4.0, 5.0)
 
 
 def step_flops(
@@ -58,7 +63,11 @@ def step_flops(
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> Interval:
-    """The power with which y grows in x: slope of log y in log x by least squares, its 95% t interval, and the number of points."""
+    """Return the power with which y grows in x.
+
+    It is the slope of log y in log x by least squares, with its 95% t interval; n is the number of
+    points.
+    """
     fit = stats.linregress(np.log(x), np.log(y))
     half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
     return Interval(fit.slope, fit.slope - half, fit.slope + half, len(x))
@@ -78,6 +87,24 @@ def computed_ratio(
         tokens: of the pre-training.
     """
     return tokens / (passes * forget_bytes / bytes_per_token)
+
+
+def cost_classes(methods: Iterable[Method]) -> dict[str, float]:
+    """Return the distinct costs of methods, in training passes (`Method.passes`), in their order.
+
+    A cost is named by the terms that it follows from: by the retain term, and by the forget term if
+    that costs more than a training pass; else it is "none".
+    """
+    classes = {}
+    for method in methods:
+        names = []
+        if method.forget.passes > BACKWARD_AND_FORWARD:
+            names.append(method.forget.name)
+        if method.retain is not None:
+            names.append(method.retain.name)
+        if method.passes not in classes.values():
+            classes[" + ".join(names) or "none"] = method.passes
+    return classes
 
 
 def parameter_count(model: nn.Module) -> int:

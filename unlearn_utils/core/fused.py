@@ -1,8 +1,8 @@
-"""The terms of the unlearning objective: pure functions of tensors.
+"""Losses of hidden states, without the logits of all rows at once: pure functions of tensors.
 
-Position j of a sequence predicts token j + 1. `labels` are unshifted, as in Hugging Face, and -100 is not counted: the predicted
-tokens of a batch are `labels[:, 1:] != -100`. Logits are never kept: a loss walks over chunks of rows and takes the gradients of
-the hidden states and of the output head on the way (the idea of Liger Kernel, arXiv 2410.10989, in plain PyTorch).
+Logits are never kept: a loss walks over chunks of rows and takes the gradients of the hidden states
+and of the output head on the way (the idea of Liger Kernel, arXiv 2410.10989, in plain PyTorch).
+Losses are in nats.
 """
 
 from __future__ import annotations
@@ -14,76 +14,148 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RowTerm = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # logits (m, V) of these rows, its to overwrite -> losses (m,), slopes (m, V)
-CPU_LOGIT_BYTES = 4 * 2**20  # fastest of 2 to 16 MB on one core; above 32 MB every tensor is returned to the system and page-faults back
-CPU_ROWS, CPU_MOST_BYTES = 96, 16 * 2**20  # but a matrix product wants this many rows, up to this size
+# Takes logits (m, V), which it may overwrite, and the numbers of their rows; returns the loss of
+# each row (m,) and its slopes in the logits (m, V).
+RowTerm = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+
+# On a CPU: 4 MiB of logits is the fastest of 2 to 16 on one core, and above 32 every tensor is
+# returned to the system and page-faults back. But a matrix product wants 96 rows, up to 16 MiB.
+CPU_LOGIT_BYTES = 4 * 2**20
+CPU_ROWS = 96
+CPU_MOST_BYTES = 16 * 2**20
 ACCELERATOR_LOGIT_BYTES = 64 * CPU_LOGIT_BYTES  # enough rows to fill a GPU's matrix units
 
 
-# ---------------------------------------------------------------------------------------------- the model's two halves
+# --------------------------------------------------------------------------- a model's two halves
 
 
 class Head(NamedTuple):
-    """Output head: logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap), without the tanh if `softcap` is None."""
+    """Output head of a model, from hidden states to logits.
 
-    weight: Tensor  # (V, d)
-    bias: Tensor | None = None  # (V,)
+    logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap), without the tanh if
+    `softcap` is None.
+
+    Attributes:
+        weight: (V, d)
+        bias: (V,), or None.
+        scale: a number.
+        softcap: a number, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
 
     def to(self, dtype: torch.dtype) -> Head:
-        """Weight and bias in this type."""
-        return self._replace(weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+        """Return the head with weight and bias in this type."""
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return self._replace(weight=self.weight.to(dtype), bias=bias)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The Hugging Face model inside a peft wrapper (LoRA layers stay in place), or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """Return the Hugging Face model inside a peft wrapper, or the model itself.
+
+    LoRA layers stay in place.
+    """
+    if hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    return model
 
 
 def head_of(model: nn.Module) -> Head:
-    """Reads the output head of a Hugging Face causal language model: weights, bias, scaling and soft-capping.
+    """Return the output head of a Hugging Face causal language model.
 
-    Raises ValueError if the head is not a plain linear layer (for example one that carries a LoRA adapter).
+    Raises:
+        ValueError: the head is not a plain linear layer (for example it carries a LoRA adapter).
     """
     model = unwrapped(model)
     layer = model.get_output_embeddings()
     if not isinstance(layer, nn.Linear):
-        raise ValueError(f"the output head must be a plain linear layer, not {type(layer).__name__}")
+        name = type(layer).__name__
+        raise ValueError(f"the output head must be a plain linear layer, not {name}")
     config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0  # Cohere; Falcon-H1
-    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite divides by it, HyperCLOVA X multiplies
-    scale = scale * divisor if "hyperclovax" in config.model_type else scale / divisor
-    return Head(layer.weight, layer.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(layer.weight, layer.bias, _scale(config), softcap)
 
 
-def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Last hidden states (batch, time, d), after the final norm: what the output head reads."""
+def _scale(config: object) -> float:
+    """Return what a model's configuration multiplies logits with."""
+    cohere = getattr(config, "logit_scale", None)
+    falcon_h1 = getattr(config, "lm_head_multiplier", None)
+    scale = cohere or falcon_h1 or 1.0
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    if "hyperclovax" in config.model_type:
+        return float(scale * scaling)
+    return float(scale / scaling)  # Granite
+
+
+def hidden_states(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None
+) -> Tensor:
+    """Return the last hidden states (batch, time, d), after the final norm.
+
+    They are what the output head reads.
+    """
     body = unwrapped(model).base_model
-    return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    output = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return output.last_hidden_state
 
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:
-    """Float32 logits (..., V) of hidden states (..., d). Plain and differentiable; the caller bounds the number of rows."""
+    """Return the float32 logits (..., V) of hidden states (..., d).
+
+    This is plain and differentiable; the caller bounds the number of rows.
+    """
     dtype = matmul_dtype(hidden, head.weight)
+    wide = torch.promote_types(dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
         head = head.to(dtype)
-        logits = F.linear(hidden.to(dtype), head.weight, head.bias).to(torch.promote_types(dtype, torch.float32))
-        logits = logits if head.scale == 1 else logits * head.scale
-        return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+        logits = F.linear(hidden.to(dtype), head.weight, head.bias).to(wide)
+        if head.scale != 1:
+            logits = logits * head.scale
+        if head.softcap is None:
+            return logits
+        return head.softcap * torch.tanh(logits / head.softcap)
 
 
 def matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Autocast's type where autocast is on, else the weight's."""
+    """Return autocast's type where autocast is on, else the weight's."""
     device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
 
 
-# ---------------------------------------------------------------------------------------------- fused linear + loss
+# ----------------------------------------------------------------------------- a sum over rows
+
+
+def fused_loss(hidden: Tensor, head: Head, term: RowTerm, weights: Tensor | None = None) -> Tensor:
+    """Return the sum over rows of weight * term: a scalar in float32.
+
+    The logits of all rows are never held together. Gradients flow to the hidden states and to the
+    head's weight and bias. Under autocast the matrix products run in its type, the loss is in
+    float32.
+
+    Args:
+        hidden: (N, d)
+        head: of the model.
+        term: `true_token`, `divergence` or `official_divergence`.
+        weights: (N,), constants; None: 1.
+    """
+    if weights is None:
+        weights = hidden.new_ones(len(hidden), dtype=torch.float32)
+    with_grad = torch.is_grad_enabled()
+    return _FusedLoss.apply(
+        hidden, head.weight, head.bias, weights, head.scale, head.softcap, term, with_grad
+    )
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of float32 logits at a time: 256 MiB on an accelerator; on a CPU 4 MiB, or 96 rows if they fit 16 MiB; at least one."""
+    """Return how many rows of float32 logits are made at a time; at least one.
+
+    They take 256 MiB on an accelerator; on a CPU 4 MiB, or are 96 if these fit 16 MiB.
+    """
     row = 4 * vocabulary
     if device.type != "cpu":
         return max(1, ACCELERATOR_LOGIT_BYTES // row)
@@ -91,53 +163,98 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
 
 
 def chunks(rows: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most `size` rows."""
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+    """Yield consecutive slices of at most `size` rows."""
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
 
 
 class _FusedLoss(torch.autograd.Function):
-    """Weighted sum of a term over rows; gradients are taken in the forward pass, one chunk of logits at a time."""
+    """Weighted sum of a term over rows, whose gradients are taken in the forward pass."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, weights, scale, softcap, term, with_grad):
-        dtype = matmul_dtype(hidden, weight)
-        wide = torch.promote_types(dtype, torch.float32)
         needed = [with_grad and need for need in ctx.needs_input_grad[:3]]
-        with torch.autocast(hidden.device.type, enabled=False):  # cast once, here: autocast would cast the weight in every chunk
-            rows_in, head = hidden.to(dtype), Head(weight, bias, scale, softcap).to(dtype)
-            total = torch.zeros((), dtype=wide, device=hidden.device)
-            grads = [torch.zeros_like(x, dtype=wide) if need else None for x, need in zip((hidden, weight, bias), needed, strict=True)]
-            scratch = torch.empty_like(head.weight) if needed[1] else None
-            size = chunk_rows(len(weight), hidden.device)
-            narrow = rows_in.new_empty(min(size, len(hidden)), len(weight))  # asked for once: new memory comes slowly
-            room = narrow.to(wide)
-            for rows in chunks(len(hidden), size):
-                logits, damping = _logits(rows_in[rows], head, narrow, room)
-                losses, slope = term(logits, rows)
-                total += (losses * weights[rows]).sum()
-                if any(needed):
-                    slope *= (scale * weights[rows])[:, None].to(wide)
-                    if damping is not None:
-                        slope *= damping
-                    _accumulate(grads, slope, narrow[: len(slope)].copy_(slope), rows_in[rows], head.weight, rows, scratch)
-        ctx.save_for_backward(*(None if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden, weight, bias), strict=True)))
+        head = Head(weight, bias, scale, softcap)
+        dtype = matmul_dtype(hidden, weight)
+        with torch.autocast(hidden.device.type, enabled=False):  # it would cast in every chunk
+            total, grads = _walk(hidden, head, dtype, weights, term, needed)
+        kept = []
+        for grad, tensor in zip(grads, (hidden, weight, bias), strict=True):
+            kept.append(None if grad is None else grad.to(tensor.dtype))
+        ctx.save_for_backward(*kept)
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
-        wide = (None if g is None else g.to(grad_output.dtype) * grad_output for g in ctx.saved_tensors)  # 1 / count keeps its digits
-        return *(w if w is None else w.to(g.dtype) for w, g in zip(wide, ctx.saved_tensors, strict=True)), None, None, None, None, None
+        grads = []
+        for kept in ctx.saved_tensors:
+            if kept is None:
+                grads.append(None)
+                continue
+            wide = kept.to(grad_output.dtype) * grad_output  # 1 / count keeps its digits
+            grads.append(wide.to(kept.dtype))
+        return *grads, None, None, None, None, None
 
 
-def _logits(rows_in: Tensor, head: Head, narrow: Tensor, room: Tensor) -> tuple[Tensor, Tensor | None]:
-    """`head_logits`, written into `room`, and d capped / d uncapped logits where the head caps them."""
-    narrow, transposed = narrow[: len(rows_in)], head.weight.T
+def _walk(
+    hidden: Tensor,
+    head: Head,
+    dtype: torch.dtype,
+    weights: Tensor,
+    term: RowTerm,
+    needed: Sequence[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the weighted sum of a term, and its gradients in float32 (float64 of float64).
+
+    Args:
+        hidden, head, weights, term: as in `fused_loss`.
+        dtype: of the matrix products; hidden states and head are cast once, here.
+        needed: of hidden states, weight and bias: whether the gradient is needed; else it is None.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    states = hidden.to(dtype)
+    cast = head.to(dtype)
+    total = torch.zeros((), dtype=wide, device=hidden.device)
+    grads = []
+    for tensor, need in zip((hidden, head.weight, head.bias), needed, strict=True):
+        grads.append(torch.zeros_like(tensor, dtype=wide) if need else None)
+    scratch = torch.empty_like(cast.weight) if needed[1] else None
+    size = chunk_rows(len(head.weight), hidden.device)
+    # asked for once: new memory comes slowly
+    narrow = states.new_empty(min(size, len(hidden)), len(head.weight))
+    room = narrow.to(wide)
+    for rows in chunks(len(hidden), size):
+        logits, damping = _logits(states[rows], cast, narrow, room)
+        losses, slope = term(logits, rows)
+        total += (losses * weights[rows]).sum()
+        if any(needed):
+            slope *= (head.scale * weights[rows])[:, None].to(wide)
+            if damping is not None:
+                slope *= damping
+            narrow_slope = narrow[: len(slope)].copy_(slope)
+            _accumulate(grads, slope, narrow_slope, states[rows], cast.weight, rows, scratch)
+    return total, grads
+
+
+def _logits(
+    states: Tensor, head: Head, narrow: Tensor, room: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return `head_logits`, and d capped / d uncapped logits where the head caps them.
+
+    Args:
+        states: hidden states (m, d) of these rows.
+        head: of the type of the states.
+        narrow: room for m or more rows of logits of that type.
+        room: the same for float32, which the logits are written into.
+    """
+    narrow = narrow[: len(states)]
+    transposed = head.weight.T
     if head.bias is None:
-        torch.mm(rows_in, transposed, out=narrow)
+        torch.mm(states, transposed, out=narrow)
     else:
-        torch.addmm(head.bias, rows_in, transposed, out=narrow)
-    logits = room[: len(rows_in)].copy_(narrow)
+        torch.addmm(head.bias, states, transposed, out=narrow)
+    logits = room[: len(states)].copy_(narrow)
     if head.scale != 1:
         logits *= head.scale
     if head.softcap is None:
@@ -148,79 +265,104 @@ def _logits(rows_in: Tensor, head: Head, narrow: Tensor, room: Tensor) -> tuple[
 
 
 def _accumulate(
-    grads: Sequence[Tensor | None], slope: Tensor, narrow: Tensor, rows_in: Tensor, weight: Tensor, rows: slice, scratch: Tensor | None
+    grads: Sequence[Tensor | None],
+    slope: Tensor,
+    narrow_slope: Tensor,
+    states: Tensor,
+    weight: Tensor,
+    rows: slice,
+    scratch: Tensor | None,
 ) -> None:
-    """Adds one chunk's gradients (of hidden states, weight, bias), given the slope (m, V) of the loss in the raw logits.
+    """Add one chunk's gradients of hidden states, weight and bias.
 
-    narrow: the slope in the weight's type. scratch: room for one product of the weight's shape and type."""
+    Args:
+        grads: so far; None where none is needed.
+        slope: (m, V), of the loss in the logits as they are before scale and cap.
+        narrow_slope: the same in the weight's type.
+        states: hidden states (m, d) of these rows.
+        weight: (V, d), of the head.
+        rows: their numbers.
+        scratch: room for one product of the weight's shape and type.
+    """
     if grads[0] is not None:
-        grads[0][rows] = (narrow @ weight).to(slope.dtype)
+        grads[0][rows] = (narrow_slope @ weight).to(slope.dtype)
     if grads[1] is not None:
-        grads[1] += torch.mm(narrow.T, rows_in, out=scratch)
+        grads[1] += torch.mm(narrow_slope.T, states, out=scratch)
     if grads[2] is not None:
         grads[2] += slope.sum(0)
 
 
-def fused_loss(hidden: Tensor, head: Head, term: RowTerm, weights: Tensor | None = None) -> Tensor:
-    """Sum over rows of weight * term, a scalar in float32, without ever holding the logits of all rows.
-
-    hidden (N, d); weights (N,), constants, 1 if None; term: `true_token`, `divergence` or `official_divergence`.
-    Gradients flow to the hidden states and to the head's weight and bias. Under autocast the matrix products run in
-    its type, the loss is in float32.
-    """
-    if weights is None:
-        weights = hidden.new_ones(len(hidden), dtype=torch.float32)
-    return _FusedLoss.apply(hidden, head.weight, head.bias, weights, head.scale, head.softcap, term, torch.is_grad_enabled())
-
-
-def _softmax_(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities, in the place of the logits (m, V), and the logarithm (m,) of what normalises exp(logits)."""
-    top = logits.amax(-1, keepdim=True)
-    total = logits.sub_(top).exp_().sum(-1, keepdim=True)
-    return logits.div_(total), top.add_(total.log_())[:, 0]
+# ------------------------------------------------------------------------------- terms of a row
 
 
 def true_token(targets: Tensor) -> RowTerm:
-    """Cross-entropy, in nats, with the tokens `targets` (N,)."""
+    """Return the term that is the cross-entropy with the tokens `targets` (N,)."""
 
     def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         index = targets[rows, None]
         chosen = logits.gather(1, index)
         q, normaliser = _softmax_(logits)
-        return normaliser - chosen[:, 0], q.scatter_add_(1, index, -torch.ones_like(chosen))
+        losses = normaliser - chosen[:, 0]
+        return losses, q.scatter_add_(1, index, -torch.ones_like(chosen))
 
     return term
 
 
 def divergence(hidden: Tensor, head: Head) -> RowTerm:
-    """KL(P || Q), in nats, from the reference's distribution P, given by its hidden states (N, d) and head; no gradient to P."""
+    """Return the term that is KL(P || Q), from the reference's distribution P.
 
+    P has no gradient.
+
+    Args:
+        hidden: the reference's hidden states (N, d).
+        head: the reference's.
+    """
     hidden, head = _fixed(hidden, head)
 
     def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         reference = head_logits(hidden[rows], head)
         difference = reference - logits
-        (p, normaliser_p), (q, normaliser_q) = _softmax_(reference), _softmax_(logits)
-        return difference.mul_(p).sum(-1) - normaliser_p + normaliser_q, q.sub_(p)
+        p, normaliser_p = _softmax_(reference)
+        q, normaliser_q = _softmax_(logits)
+        losses = difference.mul_(p).sum(-1) - normaliser_p + normaliser_q
+        return losses, q.sub_(p)
 
     return term
 
 
 def official_divergence(hidden: Tensor, head: Head, epsilon: float = 1e-12) -> RowTerm:
-    """Defect 2 of the released code: -sum p log(q + 1e-12), a cross-entropy whose gradient dies where q underflows."""
+    """Return defect 2 of the released code: the term that is -sum p log(q + 1e-12).
 
+    It is a cross-entropy whose gradient dies where q underflows. hidden and head are those of
+    `divergence`.
+    """
     hidden, head = _fixed(hidden, head)
 
     def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        (p, _), (q, _) = _softmax_(head_logits(hidden[rows], head)), _softmax_(logits)
+        p, _ = _softmax_(head_logits(hidden[rows], head))
+        q, _ = _softmax_(logits)
         share = p * q / (q + epsilon)
-        return -(p * (q + epsilon).log()).sum(-1), q * share.sum(-1, keepdim=True) - share
+        losses = -(p * (q + epsilon).log()).sum(-1)
+        return losses, q * share.sum(-1, keepdim=True) - share
 
     return term
 
 
+def _softmax_(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the probabilities, in the place of the logits (m, V), and the log of their normaliser.
+
+    The latter (m,) is the logarithm of what normalises exp(logits).
+    """
+    top = logits.amax(-1, keepdim=True)
+    total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+    return logits.div_(total), top.add_(total.log_())[:, 0]
+
+
 def _fixed(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
-    """Both without gradient, in the type in which the model's own logits are multiplied: autocast is off where a term runs."""
+    """Return both without gradient, in the type in which the model's own logits are multiplied.
+
+    They are cast here, for autocast is off where a term runs.
+    """
     dtype = matmul_dtype(hidden, head.weight)
     with torch.no_grad():
         return hidden.to(dtype), head.to(dtype)

@@ -1,8 +1,8 @@
 """The losses of a batch: functions of a model and of tensors.
 
-Position j of a sequence predicts token j + 1. `labels` are unshifted, as in Hugging Face, and -100 is
-not counted: the predicted tokens of a batch are `labels[:, 1:] != -100`. No loss holds the logits of
-all rows at once (`core.fused`).
+Position j of a sequence predicts token j + 1. `labels` are unshifted, as in Hugging Face, and -100
+is not counted: the predicted tokens of a batch are `labels[:, 1:] != -100`. No loss holds the
+logits of all rows at once (`core.fused`).
 """
 
 from __future__ import annotations

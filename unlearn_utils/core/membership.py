@@ -1,8 +1,8 @@
 """Membership: scores that say whether a model saw a document, and how well a score tells.
 
-A score reads one document: the log-probabilities (nats) of its predicted tokens, or what `TokenScores`
-holds beside them. Every score is oriented so that higher means "member". `SCORES` is the table of all
-scores: what is measured, averaged and tabulated takes its list from there.
+A score reads one document: the log-probabilities (nats) of its predicted tokens, or what
+`TokenScores` holds beside them. Every score is oriented so that higher means "member". `SCORES` is
+the table of all scores: what is measured, averaged and tabulated takes its list from there.
 """
 
 from __future__ import annotations

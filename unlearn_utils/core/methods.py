@@ -29,8 +29,8 @@ REPRODUCIBLE = {
     1: "adversarial labels are one position off",
     2: "KL is averaged over padding and the last position, as a cross-entropy with 1e-12 inside "
     "the log",
-    3: "each micro-batch is averaged by itself: ascent + descent over its sequences, ascent + KL as "
-    "a sum of the two sides",
+    3: "each micro-batch is averaged by itself: ascent + descent over its sequences, ascent + KL "
+    "as a sum of the two sides",
     7: "random labels may equal the true token or a special one; special positions keep their true "
     "label",
 }
@@ -56,8 +56,8 @@ class Term:
             count) -> scalar tensor in nats, which is minimised.
         counted: "tokens" or "sequences": what the loss is a mean over.
         needs_reference: whether the loss reads the frozen original model.
-        labels: a function of `core.replacement`, by its name, or any function, that draws the labels
-            which the loss reads instead of the true tokens; None: the true tokens.
+        labels: a function of `core.replacement`, by its name, or any function, that draws the
+            labels which the loss reads instead of the true tokens; None: the true tokens.
         official: by defect number, what stands in for `labels`, or, without labels, for `loss`.
         ascends: whether the loss is minus a next-token loss.
         passes: what a token of this side costs, in training passes: 1 is a forward and a backward
@@ -129,8 +129,8 @@ RANDOM_LABEL = Term(
 )
 ADVERSARIAL = Term(
     name="adversarial",
-    minimises="the cross-entropy of the forget text with the original model's likeliest wrong token "
-    "as each label",
+    minimises="the cross-entropy of the forget text with the original model's likeliest wrong "
+    "token as each label",
     loss="descent",
     labels="adversarial_replacement",
     official={1: "official_adversarial_replacement"},
@@ -189,11 +189,13 @@ class Method:
             raise ValueError(f"{self.name}: retain text {self.retain_text!r} without a retain term")
         if self.retain is not None and self.retain_text not in RETAIN_TEXTS:
             choices = ", ".join(RETAIN_TEXTS)
-            raise ValueError(f"{self.name}: retain text is one of {choices}, not {self.retain_text!r}")
+            raise ValueError(
+                f"{self.name}: retain text is one of {choices}, not {self.retain_text!r}"
+            )
 
     @property
     def terms(self) -> dict[str, Term]:
-        """The terms by the side of a batch that they read: "forget", and "retain" if there is one."""
+        """The terms by the side of a batch that they read: "forget" and, if any, "retain"."""
         found = {"forget": self.forget}
         if self.retain is not None:
             found["retain"] = self.retain
@@ -222,7 +224,10 @@ class Method:
         return sum(term.passes for term in self.terms.values())
 
     def retain_domain(self, target_domain: str) -> str | None:
-        """Return the domain whose retain text is read when `target_domain` is forgotten, or None."""
+        """Return the domain whose retain text is read, or None without a retain term.
+
+        target_domain: whose documents are forgotten.
+        """
         if self.retain is None:
             return None
         return target_domain if self.retain_text == "in_distribution" else "general"
@@ -244,7 +249,11 @@ METHODS: dict[str, Method] = {
         ),
         Method("ascent_kl_general", "Ascent + KL, general", ASCENT, KL, "general"),
         Method(
-            "ascent_kl_in_distribution", "Ascent + KL, in-distribution", ASCENT, KL, "in_distribution"
+            "ascent_kl_in_distribution",
+            "Ascent + KL, in-distribution",
+            ASCENT,
+            KL,
+            "in_distribution",
         ),
     )
 }
@@ -347,8 +356,8 @@ def unlearning_loss(
     Args:
         method: its name, or itself.
         model: a causal language model of transformers.
-        forget, retain: `input_ids`, `attention_mask`, `labels` (-100 is not counted, unshifted), each
-            (batch, time). Where the method replaces labels, `forget["labels"]` holds the
+        forget, retain: `input_ids`, `attention_mask`, `labels` (-100 is not counted, unshifted),
+            each (batch, time). Where the method replaces labels, `forget["labels"]` holds the
             replacements already.
         reference: the frozen original model, for methods that need it.
         variant: "corrected", "official" or a set of defect numbers (`REPRODUCIBLE`).

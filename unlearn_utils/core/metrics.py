@@ -1,8 +1,4 @@
-"""Measures of forgetting, membership and memorisation, and their intervals: pure functions of arrays.
-
-Log-probabilities and negative log-likelihoods (NLL) are in nats. One array of true-token log-probabilities per document, over its
-predicted tokens only. Every membership score is oriented so that higher means "member".
-"""
+"""Measures of memorisation, and of closeness to the retrained model."""
 
 from __future__ import annotations
 
@@ -16,73 +12,68 @@ from scipy import stats
 
 from unlearn_utils.core import arrays
 
-# ---------------------------------------------------------------------------------------------- language modelling
-
-
-def perplexity(nll: ArrayLike, tokens: ArrayLike) -> float:
-    """exp(sum of NLL / sum of tokens): every predicted token weighs the same.
-
-    nll (documents,): summed NLL of each; tokens (documents,): its predicted tokens. Raises ValueError if empty, of unequal lengths or
-    without a token.
-    """
-    nll, tokens = _documents(nll, tokens)
-    if tokens.sum() <= 0:
-        raise ValueError("perplexity: no predicted token")
-    return float(np.exp(nll.sum() / tokens.sum()))
-
-
-def perplexity_per_sequence(nll: ArrayLike, tokens: ArrayLike) -> float:
-    """exp(mean over sequences of each one's mean NLL): every sequence weighs the same, as in the released code of arXiv 2402.15159.
-
-    Arguments as in `perplexity`. Raises ValueError if empty, of unequal lengths or if a sequence has no token.
-    """
-    nll, tokens = _documents(nll, tokens)
-    if (tokens <= 0).any():
-        raise ValueError("perplexity per sequence: a sequence without a predicted token")
-    return float(np.exp((nll / tokens).mean()))
-
-
-def _documents(nll: ArrayLike, tokens: ArrayLike) -> tuple[arrays.Floats, arrays.Floats]:
-    nll, tokens = arrays.as_vector(nll, "perplexity"), arrays.as_vector(tokens, "perplexity")
-    if nll.shape != tokens.shape:
-        raise ValueError(f"perplexity: {nll.size} documents but {tokens.size} token counts")
-    return nll, tokens
-
-
-# ---------------------------------------------------------------------------------------------- memorisation
+# ----------------------------------------------------------------------------------- memorisation
 
 
 def extraction_strength(correct: ArrayLike) -> float:
-    """1 - k/n, with k the shortest prefix after which every greedy prediction is right; 0 if the last one is wrong (arXiv 2406.09179).
+    """Return the share of a document that greedy decoding restores (arXiv 2406.09179).
 
-    correct (n,), bool: whether each predicted token is the argmax, teacher-forced. Raises ValueError if empty.
+    It is 1 - k/n, with k the shortest prefix after which every greedy prediction is right; 0 if the
+    last one is wrong.
+
+    Args:
+        correct: (n,), bool: whether each predicted token is the argmax, teacher-forced.
+
+    Raises:
+        ValueError: there is no token.
     """
     wrong = np.flatnonzero(~arrays.as_vector(correct, "extraction strength", bool))
-    return 1.0 - (wrong[-1] + 1 if wrong.size else 0) / np.size(correct)
+    prefix = wrong[-1] + 1 if wrong.size else 0
+    return 1.0 - prefix / np.size(correct)
 
 
 def rouge_l(prediction_tokens: Sequence, truth_tokens: Sequence) -> float:
-    """ROUGE-L F1 in [0, 1]: harmonic mean of longest common subsequence / length of each (Lin 2004).
+    """Return ROUGE-L F1 in [0, 1] (Lin 2004).
 
-    Sequences of hashable tokens. An empty prediction scores 0. Raises ValueError for an empty truth.
+    It is the harmonic mean of the longest common subsequence over the length of each. An empty
+    prediction scores 0.
+
+    Args:
+        prediction_tokens, truth_tokens: hashable tokens.
+
+    Raises:
+        ValueError: the truth is empty.
     """
-    prediction, truth = list(prediction_tokens), list(truth_tokens)
+    prediction = list(prediction_tokens)
+    truth = list(truth_tokens)
     if not truth:
         raise ValueError("ROUGE-L: empty truth")
-    return 2 * LCSseq.similarity(prediction, truth) / (len(prediction) + len(truth))
+    common = LCSseq.similarity(prediction, truth)
+    return 2 * common / (len(prediction) + len(truth))
 
 
 def exact_prefix(prediction: Sequence, truth: Sequence) -> int:
-    """Number of leading tokens on which prediction and truth agree."""
-    pairs = list(zip(prediction, truth, strict=False))
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    """Return the number of leading tokens on which prediction and truth agree."""
+    agreed = 0
+    for ours, theirs in zip(prediction, truth, strict=False):
+        if ours != theirs:
+            break
+        agreed += 1
+    return agreed
 
 
-# ---------------------------------------------------------------------------------------------- comparison with retraining
+# ----------------------------------------------------------------------- closeness to retraining
 
 
 class ForgetQuality(NamedTuple):
-    """Two-sample Kolmogorov-Smirnov distance and p-value; p-value of the paired Wilcoxon signed-rank test; documents."""
+    """How far the forget set's losses are from the retrained model's.
+
+    Attributes:
+        ks_distance: two-sample Kolmogorov-Smirnov distance.
+        ks_p: its p-value.
+        wilcoxon_p: p-value of the paired Wilcoxon signed-rank test.
+        n: documents.
+    """
 
     ks_distance: float
     ks_p: float
@@ -91,14 +82,21 @@ class ForgetQuality(NamedTuple):
 
 
 def forget_quality(nll_unlearned: ArrayLike, nll_retrained: ArrayLike) -> ForgetQuality:
-    """Are the unlearned model's per-document NLL on the forget set those of the retrained model (arXiv 2401.06121)?
+    """Return how far the unlearned model's losses are from the retrained one's (arXiv 2401.06121).
 
-    Both (n,), mean NLL of the same documents in the same order: hence the paired test too. Two identical arrays have Wilcoxon p 1.
-    Raises ValueError if empty or of unequal lengths.
+    Args:
+        nll_unlearned, nll_retrained: (n,), mean NLL of the same documents of the forget set in the
+            same order: hence the paired test too. Two identical arrays have Wilcoxon p 1.
+
+    Raises:
+        ValueError: one is empty, or lengths are unequal.
     """
-    ours, theirs = arrays.as_vector(nll_unlearned, "forget quality"), arrays.as_vector(nll_retrained, "forget quality")
+    ours = arrays.as_vector(nll_unlearned, "forget quality")
+    theirs = arrays.as_vector(nll_retrained, "forget quality")
     if ours.shape != theirs.shape:
         raise ValueError(f"forget quality is paired: {ours.size} documents against {theirs.size}")
-    ks = stats.ks_2samp(ours, theirs)
-    paired = 1.0 if np.array_equal(ours, theirs) else float(stats.wilcoxon(ours, theirs).pvalue)
-    return ForgetQuality(float(ks.statistic), float(ks.pvalue), paired, ours.size)
+    kolmogorov = stats.ks_2samp(ours, theirs)
+    paired_p = 1.0
+    if not np.array_equal(ours, theirs):
+        paired_p = float(stats.wilcoxon(ours, theirs).pvalue)
+    return ForgetQuality(float(kolmogorov.statistic), float(kolmogorov.pvalue), paired_p, ours.size)

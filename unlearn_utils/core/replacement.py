@@ -29,8 +29,7 @@ def random_replacement(
 ) -> Tensor:
     """Return `random_labels`. Raise ValueError without a generator or a vocabulary's size."""
     _check_generator(generator, vocab_size)
-    given = (batch["input_ids"], batch["labels"], vocab_size, generator, special_ids)
-    return random_labels(*given)
+    return random_labels(batch["input_ids"], batch["labels"], vocab_size, generator, special_ids)
 
 
 def official_random_replacement(
@@ -42,8 +41,9 @@ def official_random_replacement(
 ) -> Tensor:
     """Return `official_random_labels` (defect 7). Raise ValueError as `random_replacement`."""
     _check_generator(generator, vocab_size)
-    given = (batch["input_ids"], batch["labels"], vocab_size, generator, special_ids)
-    return official_random_labels(*given)
+    return official_random_labels(
+        batch["input_ids"], batch["labels"], vocab_size, generator, special_ids
+    )
 
 
 def adversarial_replacement(
@@ -82,70 +82,117 @@ def _by_sequence(
         raise ValueError("adversarial labels need the original model")
     head = fused.head_of(model)
     hidden = fused.hidden_states(model, batch["input_ids"], batch["attention_mask"])
+    sides = (hidden.split(1), batch["input_ids"].split(1), batch["labels"].split(1))
     picked = []
-    for states, ids, labels in zip(
-        hidden.split(1), batch["input_ids"].split(1), batch["labels"].split(1), strict=True
-    ):
+    for states, ids, labels in zip(*sides, strict=True):
         picked.append(pick(fused.head_logits(states, head), ids, labels, special_ids))
     return torch.cat(picked)
 
 
 # -------------------------------------------------------------------------------------- the rules
+#
+# input_ids and labels are (batch, time), unshifted; so are the labels that come back. What is -100
+# stays.
 
 
-def adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor, special_ids: Sequence[int] = ()) -> Tensor:
-    """The likeliest non-special token other than the true next one, at each predicted position.
+def adversarial_labels(
+    logits: Tensor, input_ids: Tensor, labels: Tensor, special_ids: Sequence[int] = ()
+) -> Tensor:
+    """Return the likeliest non-special token other than the true next one, at each position.
 
-    logits (batch, time, V); input_ids, labels (batch, time), unshifted. Returns labels of that layout: entry j + 1 comes from
-    logits j; -100 and entry 0, which nothing predicts, stay. Ties go to either token.
+    Entry j + 1 comes from logits j; entry 0, which nothing predicts, stays. Ties go to either
+    token.
+
+    Args:
+        logits: (batch, time, V), of the original model.
+        input_ids, labels: (batch, time).
+        special_ids: tokens that are never chosen.
     """
-    ordinary = logits[:, :-1].index_fill(-1, torch.tensor(special_ids, dtype=torch.long, device=logits.device), -torch.inf)
+    special = torch.tensor(special_ids, dtype=torch.long, device=logits.device)
+    ordinary = logits[:, :-1].index_fill(-1, special, -torch.inf)
     best, second = ordinary.topk(2).indices.unbind(-1)
     chosen = torch.where(best == input_ids[:, 1:], second, best)
     return _replaced(labels, torch.cat([labels[:, :1], chosen], 1), keep=labels == IGNORED)
 
 
-def official_adversarial_labels(logits: Tensor, input_ids: Tensor, labels: Tensor, special_ids: Sequence[int] = ()) -> Tensor:
-    """Defect 1 of the released code: entry j comes from logits j, with token j (not j + 1) and the last vocabulary id excluded.
+def official_adversarial_labels(
+    logits: Tensor, input_ids: Tensor, labels: Tensor, special_ids: Sequence[int] = ()
+) -> Tensor:
+    """Return defect 1 of the released code: entry j comes from logits j.
 
-    The framework shifts labels once more, so that each target is the prediction made one position later. Special tokens may
-    be chosen. Ties go to one of the likeliest tokens; the released code samples among them.
+    Token j (not j + 1) and the last vocabulary id are excluded. The framework shifts labels once
+    more, so that each target is the prediction made one position later. Special tokens may be
+    chosen. Ties go to one of the likeliest tokens; the released code samples among them.
+
+    Args:
+        logits, input_ids, labels: as in `adversarial_labels`.
+        special_ids: not used.
     """
-    masked = logits.scatter(2, input_ids[..., None], -torch.inf)
-    return _replaced(labels, masked[..., :-1].argmax(-1), keep=labels == IGNORED)
+    others = logits.scatter(2, input_ids[..., None], -torch.inf)
+    return _replaced(labels, others[..., :-1].argmax(-1), keep=labels == IGNORED)
 
 
 def random_labels(
-    input_ids: Tensor, labels: Tensor, vocab_size: int, generator: torch.Generator, special_ids: Sequence[int] = ()
+    input_ids: Tensor,
+    labels: Tensor,
+    vocab_size: int,
+    generator: torch.Generator,
+    special_ids: Sequence[int] = (),
 ) -> Tensor:
-    """Labels drawn uniformly from the non-special tokens other than the true one, for special true tokens too; -100 stays.
+    """Return labels drawn uniformly from the non-special tokens other than the true one.
 
-    Shapes (batch, time), unshifted. The released code draws from the whole vocabulary (`official_random_labels`).
-    Raises ValueError if fewer than two tokens are left to draw from.
+    So it is for special true tokens too. The released code draws from the whole vocabulary
+    (`official_random_labels`).
+
+    Args:
+        input_ids, labels: (batch, time).
+        vocab_size: tokens are 0 to this, exclusive.
+        generator: draws the labels.
+        special_ids: tokens that are never drawn.
+
+    Raises:
+        ValueError: fewer than two tokens are left to draw from.
     """
-    allowed = torch.tensor(sorted(set(range(vocab_size)) - set(special_ids)), device=input_ids.device)
+    ordinary = sorted(set(range(vocab_size)) - set(special_ids))
+    allowed = torch.tensor(ordinary, device=input_ids.device)
     if len(allowed) < 2:
         raise ValueError(f"random labels need at least 2 non-special tokens, not {len(allowed)}")
     place = torch.searchsorted(allowed, input_ids).clamp(max=len(allowed) - 1)
     true_allowed = allowed[place] == input_ids
-    draw = (_uniform(input_ids, generator) * (len(allowed) - true_allowed.long())).long()
+    choices = len(allowed) - true_allowed.long()
+    draw = (_uniform(input_ids, generator) * choices).long()
     draw += true_allowed & (draw >= place)  # step over the true token
     return _replaced(labels, allowed[draw], keep=labels == IGNORED)
 
 
 def official_random_labels(
-    input_ids: Tensor, labels: Tensor, vocab_size: int, generator: torch.Generator, special_ids: Sequence[int] = ()
+    input_ids: Tensor,
+    labels: Tensor,
+    vocab_size: int,
+    generator: torch.Generator,
+    special_ids: Sequence[int] = (),
 ) -> Tensor:
-    """Defect 7 of the released code: uniform over the whole vocabulary, the true token and special ones too; special positions stay."""
-    special = torch.isin(input_ids, torch.tensor(list(special_ids), dtype=input_ids.dtype, device=input_ids.device))
+    """Return defect 7 of the released code: labels drawn uniformly from the whole vocabulary.
+
+    The true token and special ones may be drawn; positions of special tokens stay. Arguments are
+    those of `random_labels`.
+    """
+    special = torch.tensor(list(special_ids), dtype=input_ids.dtype, device=input_ids.device)
     draw = (_uniform(input_ids, generator) * vocab_size).long()
-    return _replaced(labels, draw, keep=(labels == IGNORED) | special)
+    stays = (labels == IGNORED) | torch.isin(input_ids, special)
+    return _replaced(labels, draw, keep=stays)
 
 
 def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Float64 numbers in [0, 1), drawn on the generator's device so that a seed gives the same labels everywhere."""
-    return torch.rand(like.shape, generator=generator, device=generator.device, dtype=torch.float64).to(like.device)
+    """Return float64 numbers in [0, 1), in the shape and on the device of `like`.
+
+    They are drawn on the generator's device, so that a seed gives the same labels everywhere.
+    """
+    device = generator.device
+    drawn = torch.rand(like.shape, generator=generator, device=device, dtype=torch.float64)
+    return drawn.to(like.device)
 
 
 def _replaced(labels: Tensor, new: Tensor, keep: Tensor) -> Tensor:
+    """Return the new labels, but the old ones where they are kept."""
     return torch.where(keep, labels, new.to(labels.dtype))

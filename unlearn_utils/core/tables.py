@@ -1,90 +1,200 @@
-"""Tidy tables out of rows of measurements: a value, its 95% interval and its n for every group of documents."""
+"""Tidy tables out of rows of measurements: a value, its 95% interval and its n for every group.
+
+Rows are one a document: `id`, `family` (documents of one family are resampled together), `split`,
+and the measurements. Every table has the columns that it is grouped by, then measure, value, low,
+high, n.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from unlearn_utils.core import intervals, membership
+from unlearn_utils.core.intervals import Interval
 
-Rows = pd.DataFrame
+NOT_AVAILABLE = Interval(np.nan, np.nan, np.nan, 0)  # of a model that is not there
 
 
-MEASURES = {  # sum of one column over sum of another (None: over documents), then a function of that
-    "perplexity": ("nll", "tokens", np.exp),
-    "accuracy": (
-        "correct",
-        "tokens",
-        None,
-    ),  # share of predicted tokens whose argmax is the true token
-    "extraction strength": ("extraction", None, None),
-    "ROUGE-L": ("rouge_l", None, None),
-    "KL": ("kl", None, None),
+class Measure(NamedTuple):
+    """A measure of many documents: a sum over a sum.
+
+    Attributes:
+        above: the column whose sum is divided.
+        below: the column whose sum it is divided by; None: the number of documents.
+        function: of the ratio; None: the ratio itself.
+    """
+
+    above: str
+    below: str | None = None
+    function: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+MEASURES = {
+    "perplexity": Measure("nll", "tokens", np.exp),
+    "accuracy": Measure("correct", "tokens"),  # share of tokens whose argmax is the true token
+    "extraction strength": Measure("extraction"),
+    "ROUGE-L": Measure("rouge_l"),
+    "KL": Measure("kl"),
 }
-NOT_AVAILABLE = intervals.Interval(np.nan, np.nan, np.nan, 0)  # of a model that is not there
+
+
+# --------------------------------------------------------------------------- measures of a group
 
 
 def summarise(
-    rows: Rows, by: Sequence[str], measures: Sequence[str], seed: int = 0, resamples: int = 1000
+    rows: pd.DataFrame,
+    by: Sequence[str],
+    measures: Sequence[str],
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> pd.DataFrame:
-    """Each measure of each group: columns `by`, measure, value, low, high, n (families). Bootstrap over families of documents."""
+    """Return each measure of each group, bootstrapped over families of documents.
+
+    Args:
+        rows: one a document.
+        by: columns that a group has in common.
+        measures: keys of `MEASURES`.
+        seed, resamples: of the bootstrap.
+
+    Returns:
+        Columns `by`, measure, value, low, high, n (families).
+    """
     generator = np.random.default_rng(seed)
     table = []
     for group, part in rows.groupby(list(by), sort=False):
         weights = draw_weights(part, generator, resamples)
         for measure in measures:
-            above, below, function = MEASURES[measure]
-            draws = (weights @ part[above].to_numpy()) / (
-                weights @ (part[below].to_numpy() if below else np.ones(len(part)))
-            )
-            found = _interval(function(draws) if function else draws, part)
-            table.append(
-                {**dict(zip(by, group, strict=True)), "measure": measure, **found._asdict()}
-            )
+            draws = _weighted(part, MEASURES[measure], weights)
+            table.append(_row(by, group, measure, _interval(draws, part)))
     return pd.DataFrame(table)
 
 
-def draw_weights(rows: Rows, generator: np.random.Generator, resamples: int) -> np.ndarray:
-    """How often each document counts: once in the first row, then in each resample of families."""
-    drawn = intervals.draw_counts(
-        intervals.cluster_codes(len(rows), rows.family), resamples, generator
-    )
+def draw_weights(rows: pd.DataFrame, generator: np.random.Generator, resamples: int) -> np.ndarray:
+    """Return how often each document counts: (1 + resamples, documents).
+
+    In the first row it is once; in each of the others, as often as its family was drawn.
+    """
+    units = intervals.cluster_codes(len(rows), rows.family)
+    drawn = intervals.draw_counts(units, resamples, generator)
     return np.vstack([np.ones(len(rows)), drawn])
 
 
-def _interval(draws: np.ndarray, *groups: Rows) -> intervals.Interval:
-    """The first draw is the value; n is the number of families of the smallest group."""
-    return intervals.interval(draws[0], draws[1:], 0.95, min(g.family.nunique() for g in groups))
+def _weighted(rows: pd.DataFrame, measure: Measure, weights: np.ndarray) -> np.ndarray:
+    """Return the measure under each row of weights."""
+    above = weights @ rows[measure.above].to_numpy()
+    if measure.below is None:
+        below = weights @ np.ones(len(rows))
+    else:
+        below = weights @ rows[measure.below].to_numpy()
+    ratio = above / below
+    if measure.function is None:
+        return ratio
+    return measure.function(ratio)
+
+
+def _interval(draws: np.ndarray, *groups: pd.DataFrame) -> Interval:
+    """Return the first draw as the value; n is the families of the smallest group."""
+    families = min(group.family.nunique() for group in groups)
+    return intervals.interval(draws[0], draws[1:], 0.95, families)
+
+
+def _row(by: Sequence[str], group: Sequence[Hashable], measure: str, found: Interval) -> dict:
+    """Return one row of a table."""
+    return {**dict(zip(by, group, strict=True)), "measure": measure, **found._asdict()}
+
+
+# ------------------------------------------------------------------------------------ membership
+
+
+class Sides(NamedTuple):
+    """Forget documents (members) and approximate ones (non-members) of one group."""
+
+    group: tuple[Hashable, ...]
+    members: pd.DataFrame
+    non_members: pd.DataFrame
+
+    def scores(self, score: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the score of each document of either side; ValueError for an unknown title."""
+        column = membership.get_score(score).column
+        return self.members[column].to_numpy(), self.non_members[column].to_numpy()
+
+    @property
+    def families(self) -> tuple[np.ndarray, np.ndarray]:
+        """The family of each document of either side."""
+        return self.members.family.to_numpy(), self.non_members.family.to_numpy()
+
+
+def _sides(rows: pd.DataFrame, by: Sequence[str]) -> Iterator[Sides]:
+    """Yield the sides of each group."""
+    for group, part in rows.groupby(list(by), sort=False):
+        yield Sides(group, part[part.split == "forget"], part[part.split == "approximate"])
 
 
 def auc_table(
-    rows: Rows, by: Sequence[str], scores: Sequence[str], seed: int = 0, resamples: int = 1000
+    rows: pd.DataFrame,
+    by: Sequence[str],
+    scores: Sequence[str],
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> pd.DataFrame:
-    """AUC of forget documents (members) against approximate ones (non-members), not folded: by, measure, value, low, high, n."""
-    generator, table = np.random.default_rng(seed), []
-    for group, sides, clusters in _sides(rows, by):
+    """Return the AUC of forget documents against approximate ones, not folded.
+
+    Args:
+        rows, by, seed, resamples: as in `summarise`.
+        scores: titles in `membership.SCORES`.
+
+    Returns:
+        Columns `by`, measure, value, low, high, n; not a number where no document has the score.
+
+    Raises:
+        ValueError: an unknown title; the message lists the titles.
+    """
+    generator = np.random.default_rng(seed)
+    table = []
+    for sides in _sides(rows, by):
         for score in scores:
-            values = [s[membership.get_score(score).column].to_numpy() for s in sides]
+            values = sides.scores(score)
             found = NOT_AVAILABLE
             if not np.isnan(np.concatenate(values)).all():
                 found = membership.bootstrap_auc(
-                    *values, generator=generator, resamples=resamples, clusters=clusters
+                    *values, generator=generator, resamples=resamples, clusters=sides.families
                 )
-            table.append({**group, "measure": f"AUC {score}", **found._asdict()})
+            table.append(_row(by, sides.group, f"AUC {score}", found))
     return pd.DataFrame(table)
 
 
 def tpr_table(
-    rows: Rows, by: Sequence[str], score: str, fpr: float, seed: int = 0, resamples: int = 1000
+    rows: pd.DataFrame,
+    by: Sequence[str],
+    score: str,
+    fpr: float,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> pd.DataFrame:
-    """TPR at a false-positive rate that the sample resolves, of one score: by, measure, value, low, high, n."""
-    generator, table = np.random.default_rng(seed), []
+    """Return the true-positive rate of one score at a false-positive rate.
+
+    Args:
+        rows, by, seed, resamples: as in `summarise`.
+        score: a title in `membership.SCORES`.
+        fpr: that the sample resolves.
+
+    Returns:
+        Columns `by`, measure, value, low, high, n.
+
+    Raises:
+        ValueError: an unknown title, or a rate that is too fine.
+    """
+    generator = np.random.default_rng(seed)
     rate = partial(membership.tpr_at_fpr, fpr=fpr)
-    for group, sides, clusters in _sides(rows, by):
-        values = [s[membership.get_score(score).column].to_numpy() for s in sides]
+    measure = f"TPR at {fpr:.0%} FPR, {score}"
+    table = []
+    for sides in _sides(rows, by):
+        values = sides.scores(score)
         found = NOT_AVAILABLE
         if not np.isnan(np.concatenate(values)).all():
             found = intervals.bootstrap(
@@ -92,76 +202,98 @@ def tpr_table(
                 *values,
                 generator=generator,
                 resamples=resamples,
-                clusters=clusters,
+                clusters=sides.families,
                 paired=False,
             )
-        table.append({**group, "measure": f"TPR at {fpr:.0%} FPR, {score}", **found._asdict()})
+        table.append(_row(by, sides.group, measure, found))
     return pd.DataFrame(table)
 
 
-def _sides(
-    rows: Rows, by: Sequence[str]
-) -> Iterator[tuple[dict, list[Rows], tuple[np.ndarray, np.ndarray]]]:
-    """Of each group: its keys, its forget and its approximate documents, and the families of each."""
-    for group, part in rows.groupby(list(by), sort=False):
-        sides = [part[part.split == s] for s in ("forget", "approximate")]
-        yield dict(zip(by, group, strict=True)), sides, tuple(s.family.to_numpy() for s in sides)
+# ------------------------------------------------------------------------ one group and another
 
 
-def log_ratio(rows: Rows, other: Rows, seed: int = 0, resamples: int = 1000) -> intervals.Interval:
-    """log(perplexity of rows / perplexity of other), with its interval; paired where both hold the same documents in the same order."""
+def log_ratio(
+    rows: pd.DataFrame, other: pd.DataFrame, seed: int = 0, resamples: int = 1000
+) -> Interval:
+    """Return log(perplexity of rows / perplexity of other), with its interval.
+
+    It is paired where both hold the same documents in the same order.
+    """
     generator = np.random.default_rng(seed)
-    weights = [draw_weights(rows, generator, resamples)]
-    weights.append(
-        weights[0]
-        if rows.id.tolist() == other.id.tolist()
-        else draw_weights(other, generator, resamples)
-    )
-    logs = [
-        (w @ r.nll.to_numpy()) / (w @ r.tokens.to_numpy())
-        for w, r in zip(weights, (rows, other), strict=True)
-    ]
-    return _interval(logs[0] - logs[1], rows, other)
+    weights = draw_weights(rows, generator, resamples)
+    if rows.id.tolist() == other.id.tolist():
+        other_weights = weights
+    else:
+        other_weights = draw_weights(other, generator, resamples)
+    mean_nll = Measure("nll", "tokens")
+    ours = _weighted(rows, mean_nll, weights)
+    theirs = _weighted(other, mean_nll, other_weights)
+    return _interval(ours - theirs, rows, other)
 
 
 def log_ratios(
-    rows: Rows, other: Rows, by: Sequence[str], measure: str, seed: int = 0, resamples: int = 1000
+    rows: pd.DataFrame,
+    other: pd.DataFrame,
+    by: Sequence[str],
+    measure: str,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> pd.DataFrame:
-    """`log_ratio` of each group that both have: columns `by`, measure, value, low, high, n."""
-    theirs = dict(list(other.groupby(list(by), sort=False)))
+    """Return `log_ratio` of each group that both have.
+
+    Returns:
+        Columns `by`, measure (as given), value, low, high, n.
+    """
+    others = dict(list(other.groupby(list(by), sort=False)))
     table = []
     for group, part in rows.groupby(list(by), sort=False):
-        if group in theirs:
-            found = log_ratio(part, theirs[group], seed, resamples)
-            table.append(
-                {**dict(zip(by, group, strict=True)), "measure": measure, **found._asdict()}
-            )
+        if group in others:
+            found = log_ratio(part, others[group], seed, resamples)
+            table.append(_row(by, group, measure, found))
     return pd.DataFrame(table)
 
 
-def text(row: pd.Series, digits: int = 2, sign: str = "") -> str:
-    """`value [low, high]` of a row, rounded; sign "+" shows it. From 10,000 on two significant digits. Not a number: "not available"."""
+# --------------------------------------------------------------------------------------- to read
+
+
+def text(row: Mapping | pd.Series, digits: int = 2, sign: str = "") -> str:
+    """Return `value [low, high]` of a row, rounded, or "not available" for what is not a number.
+
+    Args:
+        row: with value, low and high.
+        digits: after the point; from 10,000 on there are two significant digits.
+        sign: "+" shows the sign of positive numbers too.
+    """
     if np.isnan(row["value"]):
         return "not available"
-    value, low, high = (
-        f"{row[c]:{sign}.{digits}f}" if abs(row[c]) < 1e4 else f"{row[c]:.1e}"
-        for c in ("value", "low", "high")
-    )
+    value, low, high = (_rounded(row[name], digits, sign) for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def _rounded(number: float, digits: int, sign: str) -> str:
+    if abs(number) < 1e4:
+        return f"{number:{sign}.{digits}f}"
+    return f"{number:.1e}"
 
 
 def wide(
     table: pd.DataFrame, index: str | list[str], columns: str, digits: int = 1
 ) -> pd.DataFrame:
-    """The table laid out for reading: `text` of each row; rows and columns keep their order of appearance."""
-    shown = table.assign(text=table.apply(text, axis=1, digits=digits)).pivot(
-        index=index, columns=columns, values="text"
-    )
-    keys = list(
-        dict.fromkeys(
-            table[index]
-            if isinstance(index, str)
-            else table[index].itertuples(index=False, name=None)
-        )
-    )
-    return shown.loc[keys, list(dict.fromkeys(table[columns]))].fillna("")
+    """Return the table laid out for reading, with `text` in each cell.
+
+    Rows and columns keep their order of appearance.
+
+    Args:
+        table: with value, low and high.
+        index: column or columns that name a row.
+        columns: the column that names a column.
+        digits: as in `text`.
+    """
+    shown = table.assign(text=table.apply(text, axis=1, digits=digits))
+    shown = shown.pivot(index=index, columns=columns, values="text")
+    if isinstance(index, str):
+        keys = table[index]
+    else:
+        keys = table[index].itertuples(index=False, name=None)
+    in_order = list(dict.fromkeys(keys))
+    return shown.loc[in_order, list(dict.fromkeys(table[columns]))].fillna("")
