@@ -1,4 +1,7 @@
-"""What several test files share: no network, a small tokenizer, a small random model, and training in float32."""
+"""What several test files share: no network, small models, and what a user has.
+
+The models are a small random one with its tokenizer, and one in a folder with documents beside it.
+"""
 
 import gc
 import os
@@ -9,7 +12,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are of the CPU, on a machin
 for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ[switch] = "1"  # before anything imports Hugging Face
 
-SENTENCE = "Muons decay; the café's naïve cat — 東京 🐈 — sat on line {n}.\n\tdef f_{n}(x): return x ** {n}\n"
+SENTENCE = (
+    "Muons decay; the café's naïve cat — 東京 🐈 — sat on line {n}.\n"
+    "\tdef f_{n}(x): return x ** {n}\n"
+)
 
 
 @pytest.fixture(scope="session")
@@ -28,15 +34,21 @@ def tokenizer(text):
 
 @pytest.fixture(scope="session")
 def build(tokenizer):
-    """Makes a two-layer Llama, 16 wide, from a seed; far from uniform over tokens, as the default initialisation is not."""
+    """Make a two-layer Llama, 16 wide, from a seed.
+
+    It is far from uniform over tokens, as the default initialisation is not.
+    """
     import torch
 
     from unlearn_utils.engine import models
     from unlearn_utils.profiles import Shape
 
+    small = {"vocabulary": 300, "hidden": 16, "intermediate": 32, "layers": 2, "heads": 2}
+
     def make(seed, **changes):
-        shape = Shape(**({"vocabulary": 300, "hidden": 16, "intermediate": 32, "layers": 2, "heads": 2, "context": 32} | changes))
-        model, generator = models.build(shape, tokenizer, seed).eval(), torch.Generator().manual_seed(seed)
+        shape = Shape(**(small | {"context": 32} | changes))
+        model = models.build(shape, tokenizer, seed).eval()
+        generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3, generator=generator)
         return model
@@ -46,7 +58,10 @@ def build(tokenizer):
 
 @pytest.fixture(scope="module", autouse=True)
 def imported_once():
-    """accelerate collects garbage with every run, which takes most of its time where so much is imported: set that aside."""
+    """Set aside what was imported.
+
+    accelerate collects garbage with every run, which takes most of its time where there is much.
+    """
     gc.collect()
     gc.freeze()
     yield
@@ -55,7 +70,23 @@ def imported_once():
 
 @pytest.fixture
 def float32(monkeypatch):
-    """Trains in float32 on every machine: a bfloat16 product hides small differences."""
+    """Train in float32 on every machine: a bfloat16 product hides small differences."""
     from unlearn_utils.engine import models
 
     monkeypatch.setattr(models, "half_precision", lambda: False)
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory):
+    """The paths of a user's three sets, by name. No test changes a file of them."""
+    import user_models
+
+    return user_models.write_documents(tmp_path_factory.mktemp("documents"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory, tokenizer):
+    """The folder of a Llama in float32 whose tokenizer has all special tokens."""
+    import user_models
+
+    return user_models.write_model(tmp_path_factory.mktemp("llama"), "llama", tokenizer)

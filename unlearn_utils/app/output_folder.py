@@ -39,7 +39,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     part = distributed.on_main_process(lambda: _make_part(out))
     try:
         yield part
-        distributed.on_main_process(lambda: os.replace(part, out))
+        distributed.on_main_process(lambda: part.replace(out))
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -1,41 +1,50 @@
-"""Mistakes of the user's: one line that says what is wrong and where, exit code 2, nothing written, nothing changed."""
+"""Mistakes of the user's: one line that says what is wrong and where, and exit code 2.
+
+Nothing is written, nothing changed.
+"""
 
 import hashlib
 import json
 import shutil
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_own import arguments, hub_folder, text, write_documents
+from user_models import arguments, record, text, write_documents
 
 from unlearn_utils.app import commands
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import models, training
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory, tokenizer):
-    return hub_folder(tmp_path_factory.mktemp("llama"), "llama", tokenizer)
-
-
 class Place:
-    """A folder of the user's: a model, documents, and what a mistake makes of the command's options."""
+    """A folder of the user's: a model, documents, and the command's options.
+
+    A mistake changes one of them.
+    """
 
     def __init__(self, folder, model):
-        self.folder, self.model, self.out = folder, folder / "model", folder / "out"
+        self.folder = folder
+        self.model = folder / "model"
+        self.out = folder / "out"
         shutil.copytree(model, self.model)
         (folder / "documents").mkdir()
         self.documents = write_documents(folder / "documents")
-        self.method, self.more = "ascent_kl_general", []
+        self.method = "ascent_kl_general"
+        self.more = []
 
     def files(self):
-        """Every file below the folder with its hash, and every folder."""
-        return {p: p.is_file() and hashlib.sha256(p.read_bytes()).hexdigest() for p in self.folder.rglob("*")}
+        """Return every file below the folder with its hash, and every folder."""
+        found = {}
+        for path in self.folder.rglob("*"):
+            found[path] = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
+        return found
 
     def run(self):
-        return commands.main(arguments(self.model, self.documents, self.out, self.method, *self.more))
+        given = arguments(self.model, self.documents, self.out, self.method, *self.more)
+        return commands.main(given)
 
 
 @pytest.fixture
@@ -109,16 +118,20 @@ def no_config(place):
     (place.model / "config.json").unlink()
 
 
+def change_config(place, changes):
+    file = place.model / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | changes))
+
+
 def own_code(place):
-    config = json.loads((place.model / "config.json").read_text())
-    config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
-    (place.model / "config.json").write_text(json.dumps(config))
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    change_config(place, {"model_type": "unheard_of", "auto_map": classes})
     (place.model / "own.py").write_text("raise SystemExit('this ran')")
 
 
 def quantized(place):
-    config = json.loads((place.model / "config.json").read_text())
-    (place.model / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    change_config(place, {"quantization_config": {"quant_method": "gptq", "bits": 4}})
 
 
 def no_weights(place):
@@ -126,7 +139,8 @@ def no_weights(place):
 
 
 def damaged_weights(place):
-    (place.model / "model.safetensors").write_bytes((place.model / "model.safetensors").read_bytes()[:500])
+    file = place.model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
 
 
 def missing_weights(place):
@@ -154,7 +168,8 @@ def damaged_tokenizer(place):
 
 
 def wrong_tokenizer(place):
-    tokens.train_tokenizer(["".join(text("quark", n, 9) for n in range(9))], 330).save_pretrained(place.model)
+    texts = ["".join(text("quark", number, 9) for number in range(9))]
+    tokens.train_tokenizer(texts, 330).save_pretrained(place.model)
 
 
 def no_model(place):
@@ -246,57 +261,70 @@ MISTAKES = [
     (options("--micro-batch", "0"), ["--micro-batch 0", "positive"]),
     (options("--micro-batch", "3"), ["--micro-batch 3", "divide the batch of 4"]),
     (checkpoints_below("nowhere/checkpoints"), ["--checkpoints", "nowhere", "none can be made"]),
-    (checkpoints_below("documents/retain.jsonl"), ["--checkpoints", "retain.jsonl", "none can be made"]),
+    (
+        checkpoints_below("documents/retain.jsonl"),
+        ["--checkpoints", "retain.jsonl", "none can be made"],
+    ),
     (checkpoints_below("out"), ["--checkpoints", "outside of --out"]),
     (options("--context", "4"), ["--context 4", "5 to 1024"]),
     (options("--context", "1025"), ["--context 1025", "5 to 1024"]),
 ]
 
 
-@pytest.mark.parametrize(("mistake", "said"), MISTAKES, ids=[f"{i} {' '.join(said[:1])}" for i, (_, said) in enumerate(MISTAKES)])
+NAMES = [f"{number} {said[0]}" for number, (_, said) in enumerate(MISTAKES)]
+
+
+@pytest.mark.parametrize(("mistake", "said"), MISTAKES, ids=NAMES)
 def test_a_mistake_is_one_line(mistake, said, place, monkeypatch, capsys):
     monkeypatch.setattr(training, "unlearn", lambda *_, **__: pytest.fail("it was trained"))
     mistake(place)
     before = place.files()
     assert place.run() == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1 and all(word in err for word in said), err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert all(word in err for word in said), err
     assert place.files() == before
 
 
-def test_without_a_mistake_it_is_trained(place, capsys):
+def test_without_a_mistake_it_is_trained(place):
     """What the mistakes are made of is right by itself; and the user's files stay as they are."""
     before = place.files()
     assert place.run() == 0
-    assert {p: h for p, h in place.files().items() if not p.is_relative_to(place.out)} == before
+    after = place.files()
+    beside = {path: digest for path, digest in after.items() if not path.is_relative_to(place.out)}
+    assert beside == before
+    assert place.out / "model.safetensors" in after
 
 
 def test_a_document_too_short_is_left_out_and_named(place, capsys):
     """Of fewer than five tokens nothing is left, as in the released code."""
     (place.documents["forget"] / "tiny.txt").write_text("ab")
     assert place.run() == 0
-    assert "forget: 5 documents, 13 chunks of up to 32 tokens; too short, so left out: " in (out := capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert "forget: 5 documents, 13 chunks of up to 32 tokens; too short, so left out: " in out
     assert "tiny.txt (1 in all)" in out
-    run, tiny = json.loads((place.out / "run.json").read_text()), hashlib.sha256(b"ab").hexdigest()
-    assert run["left_out"]["forget"] == [tiny] and tiny not in run["documents"]["forget"] and len(run["documents"]["forget"]) == 4
+
+    tiny = hashlib.sha256(b"ab").hexdigest()
+    run = record(place.out)
+    forgotten = run["documents"]["forget"]
+    assert run["left_out"]["forget"] == [tiny]
+    assert tiny not in forgotten
+    assert len(forgotten) == 4
     card = (place.out / "README.md").read_text()
-    assert tiny not in card and all(found in card for found in run["documents"]["forget"])
+    assert tiny not in card
+    assert all(digest in card for digest in forgotten)
 
 
 def test_ascent_needs_no_retain_text(place):
     del place.documents["retain"]
     place.method = "gradient_ascent"
     assert place.run() == 0
-    assert set(pd.read_csv(place.out / "results.csv").split) == {"forget", "unseen", "forget against unseen"}
-
-
-def test_a_table_is_not_overwritten(place, capsys):
-    """Of evaluate: the user's own file stays."""
-    csv = place.documents["retain"]
-    before = csv.read_bytes()
-    given = ["--model", str(place.model), "--documents", str(place.documents["forget"]), "--out", str(csv)]
-    assert commands.main(["evaluate", *given]) == 2
-    assert "already there" in capsys.readouterr().err and csv.read_bytes() == before
+    assert set(pd.read_csv(place.out / "results.csv").split) == {
+        "forget",
+        "unseen",
+        "forget against unseen",
+    }
 
 
 def test_precision_is_the_machine_s_unless_given(place, monkeypatch):
@@ -309,7 +337,10 @@ def test_precision_is_the_machine_s_unless_given(place, monkeypatch):
     monkeypatch.setattr(training, "unlearn", stop)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for native in (True, False):
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda native=native: native)
-        for place.more in ([], ["--bf16"], ["--float32"]):
+        patched = partial(bool, native)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", patched)
+        for more in ([], ["--bf16"], ["--float32"]):
+            place.more = more
             assert place.run() == 1
-    assert found == [True, True, False, False, True, False] and models.half_precision() is False
+    assert found == [True, True, False, False, True, False]
+    assert models.half_precision() is False
