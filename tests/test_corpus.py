@@ -1,4 +1,4 @@
-"""The embedded corpus and its manifest, a user's own folder, and how passages were cut and split."""
+"""The embedded corpus, its manifest, a user's own folder, and how passages were cut and split."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def embedded():
     return {domain: corpus.embedded(domain) for domain in EXPECTED}
 
 
-# ---------------------------------------------------------------------------------------------- the embedded corpus
+# ------------------------------------------------------------------------------ the embedded corpus
 
 
 @pytest.mark.parametrize("domain", EXPECTED)
@@ -74,7 +74,7 @@ def test_held_out_documents_are_one_a_family(embedded):
 
 
 def test_pairs_are_alike():
-    """Forget and approximate of a rank are neighbours in stratum: equal but for those at a stratum's edge."""
+    """Forget and approximate of a rank are of one stratum, but for pairs at a stratum's edge."""
     table = pd.read_csv(paths.MANIFEST)
     for domain in corpus.DOMAINS:
         own = table[table.domain == domain]
@@ -209,7 +209,7 @@ def test_fingerprint_survives_a_reload():
     assert corpus.fingerprint(one) == corpus.fingerprint(two)
 
 
-# ---------------------------------------------------------------------------------------------- lines of a source
+# -------------------------------------------------------------------------------- lines of a source
 
 SOURCE = [
     '    """First line.',
@@ -266,7 +266,7 @@ def test_origin_names_distribution_and_licence():
     assert "+" not in sources.origin("torch/nn/modules/linear.py")[1]  # 2.13.0 on a GPU machine too
 
 
-# ---------------------------------------------------------------------------------------------- a folder, the hub
+# -------------------------------------------------------------------------------- a folder, the hub
 
 
 def write(folder, files):
@@ -427,13 +427,14 @@ def test_an_empty_folder(tmp_path):
 def test_a_source_that_is_neither_folder_nor_known_is_named():
     with pytest.raises(
         ValueError,
-        match="someone/else: no such folder; expected a folder, embedded, or one of llmunlearn/unlearn_dataset, ",
+        match="someone/else: no such folder; expected a folder, embedded, or one of "
+        "llmunlearn/unlearn_dataset, ",
     ):
         corpus.load("someone/else", "law")
 
 
 def test_a_sample_leaves_out_what_comes_again_and_pairs_the_splits(tmp_path):
-    """Of 3 forget texts one comes twice, of 4 approximate ones one is a forget text, of 3 retain texts one is an approximate one."""
+    """One forget text comes twice, one approximate text is a forget text, one retain text is approximate."""
     splits = {"forget": "aab", "approximate": "acde", "retain": "fcg"}
     files = {
         f"law/{split}.jsonl": "".join(json.dumps({"text": t}) + "\n" for t in found)
@@ -454,7 +455,7 @@ def test_a_sample_leaves_out_what_comes_again_and_pairs_the_splits(tmp_path):
     }  # the same order
 
 
-# ---------------------------------------------------------------------------------------------- passages
+# ----------------------------------------------------------------------------------------- passages
 
 
 def test_ranges_by_hand():
@@ -480,13 +481,14 @@ def test_readable_text_has_letters_and_different_words():
 
 
 def test_cut_ends_at_a_blank_line_or_before_1000_characters(monkeypatch):
-    """Lines of 99 characters (100 with the line's end): 7 are too few, 8 may end at a blank line, 10 are full."""
+    """Lines of 100 characters with their end: 7 are too few, 8 may end at a blank line, 10 are full."""
     full = [words(20, 20 * i) for i in range(30)]
     lines = [*full[:8], "", *full[8:11], "", *full[11:30], ""]
     monkeypatch.setattr(sources, "source_lines", lambda file: lines)
     numbered = list(enumerate(lines, 1))
     found = list(passages.cut("toy", numbered))
-    # 8 lines to a blank one; 3, a blank (too early) and 7 more make 1,000 characters; 10 lines make 999; 2 are left over
+    # 8 lines to a blank one; 3, a blank (too early) and 7 more make 1,000 characters; 10 lines
+    # make 999; 2 are left over
     assert [where for where, _ in found] == ["1-8", "10-20", "21-30"] and [
         len(text) for _, text in found
     ] == [799, 1000, 999]
@@ -547,12 +549,13 @@ def test_prose_keeps_summary_and_notes():
 def test_locked_distributions_leave_out_what_varies(tmp_path):
     lock = tmp_path / "lock"
     lock.write_text(
-        f"# a comment==1\nZope==1\npip==24\nabc-d==2\nunlearn-utils==0\nscikit-learn==1.5\n{passages.EXTRA}\nb==1\n"
+        "# a comment==1\nZope==1\npip==24\nabc-d==2\nunlearn-utils==0\nscikit-learn==1.5\n"
+        f"{passages.EXTRA}\nb==1\n"
     )
     assert passages.locked_distributions(lock) == ["abc-d", "scikit-learn", "Zope"]
 
 
-# ---------------------------------------------------------------------------------------------- splits
+# ------------------------------------------------------------------------------------------- splits
 
 
 def passage(text, family="f", stratum="s", lines=None):
@@ -646,7 +649,10 @@ def test_merge_families_counts_grams_that_a_third_unit_holds_too():
 
 
 def test_character_model_by_hand():
-    """One text "ab", order 2. First letter: unigrams alone, (1 + 5/256) / (2 + 5); the second also after "a": (1 + 5 p) / (1 + 5)."""
+    """One text "ab", order 2.
+
+    First letter: unigrams alone, (1 + 5/256) / (2 + 5); the second also after "a": (1 + 5 p) / (1 + 5).
+    """
     model = splits.CharacterModel(["ab"], order=2)
     p = (1 + 5 / 256) / 7
     assert model.bits("a") == pytest.approx(-math.log2(p))

@@ -1,4 +1,4 @@
-"""pyproject.toml (ranges), requirements.lock (exact versions) and environment.yml say the same thing."""
+"""Ranges in pyproject.toml, versions in requirements.lock and environment.yml agree."""
 
 import re
 import tomllib
@@ -21,7 +21,9 @@ PINS = {canonicalize_name(name): version for name, version in (line.split("==") 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-@pytest.mark.parametrize("line", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["downstream"])
+@pytest.mark.parametrize(
+    "line", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["downstream"]
+)
 def test_range_admits_the_pin(line):
     required = Requirement(line)
     assert required.specifier, "a range, not any version"
@@ -40,15 +42,28 @@ def test_lock_lets_a_cpu_build_of_torch_stay_one():
 
 
 def test_lock_has_what_the_corpus_and_the_scripts_read():
-    assert {"networkx", "sympy", "scipy", "scikit-learn", "numpy", "nbval", "ruff", "pytest-xdist"} <= PINS.keys()
+    assert {
+        "networkx",
+        "sympy",
+        "scipy",
+        "scikit-learn",
+        "numpy",
+        "nbval",
+        "ruff",
+        "pytest-xdist",
+    } <= PINS.keys()
     assert not {"pip", "setuptools", "wheel", "unlearn-utils"} & PINS.keys()
 
 
 def test_the_extra_s_packages_are_apart():
     """The embedded corpus is made from the packages above the mark."""
     extra = {canonicalize_name(line.split("==")[0]) for line in PARTS[1]}
-    assert "lm-eval" in extra and not extra & {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    assert set(passages.locked_distributions(ROOT / "requirements.lock")) == {line.split("==")[0] for line in PARTS[0]}
+    assert "lm-eval" in extra and not extra & {
+        canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]
+    }
+    assert set(passages.locked_distributions(ROOT / "requirements.lock")) == {
+        line.split("==")[0] for line in PARTS[0]
+    }
 
 
 def test_conda_environment_takes_the_lock():

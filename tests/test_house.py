@@ -1,4 +1,4 @@
-"""The structure that docs/design.md describes: imports go downwards only, and a method decides once."""
+"""The structure of docs/design.md: imports go downwards only, and a method decides once."""
 
 import ast
 import re
@@ -82,6 +82,15 @@ print(sorted({"torch", "transformers"} & set(sys.modules)))
 """
 
 
+VARIABLES = """
+import importlib, os, sys
+before = {name: value for name, value in os.environ.items() if "UNLEARN" in name}
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert before == {name: value for name, value in os.environ.items() if "UNLEARN" in name}
+"""
+
+
 def modules(*tops):
     """Return the dotted names of all modules in these folders."""
     paths = [path for path in FILES if room(path) in tops and path.name != "__init__.py"]
@@ -103,10 +112,8 @@ def test_the_runner_and_the_table_of_methods_import_no_torch():
 def test_importing_changes_no_variable():
     every = modules(*MAY_IMPORT)
     assert len(every) > 40
-    code = "import importlib, os, sys\nbefore = {k: v for k, v in os.environ.items() if 'UNLEARN' in k}"
-    code += "\nfor name in sys.argv[1:]: importlib.import_module(name)"
-    code += "\nassert before == {k: v for k, v in os.environ.items() if 'UNLEARN' in k}"
-    assert subprocess.run([sys.executable, "-c", code, *every], cwd=ROOT).returncode == 0
+    command = [sys.executable, "-c", VARIABLES, *every]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 def strings(path):

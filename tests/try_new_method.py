@@ -94,6 +94,7 @@ def loss_by_hand(method):
 
 def main(name, title, column):
     method = methods.get_method(name)
+    others = [other for other in methods.METHODS if other != name]
     runs = unlearning.unlearn_all(TINY, [*list(methods.METHODS)[:1], name])
     rows = reports.report_rows(TINY, runs)
     compared = tables.summarise(rows, ["name", "model", "target_domain"], ["perplexity"], 0, 20)
