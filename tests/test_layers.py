@@ -4,14 +4,19 @@ import copy
 
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaRMSNorm,
+    apply_rotary_pos_emb,
+)
 
 from unlearn_utils.core import fused, losses
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import layers, models, training
 
 BATCH = tokens.collate([list(range(3, 30)), list(range(40, 50)), list(range(60, 80))], 0)
-EVEN = tokens.collate([list(range(3, 30)), list(range(40, 67))], 0)  # no padding: transformers makes no mask
+# no padding: transformers makes no mask
+EVEN = tokens.collate([list(range(3, 30)), list(range(40, 67))], 0)
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -27,17 +32,29 @@ def quickened(model, monkeypatch):
     return quick
 
 
+KINDS = {layers.QuickNorm, layers.QuickAttention, LlamaRMSNorm, LlamaAttention}
+
+
 def kinds(model):
-    return {type(layer) for layer in model.modules()} & {layers.QuickNorm, layers.QuickAttention, LlamaRMSNorm, LlamaAttention}
+    return {type(layer) for layer in model.modules()} & KINDS
 
 
-@pytest.mark.parametrize(("native", "context", "attention"), [(True, 32, True), (True, 1024, False), (False, 32, False)])
-def test_attention_is_switched_only_for_short_sequences_in_bfloat16(build, monkeypatch, native, context, attention):
+@pytest.mark.parametrize(
+    ("native", "context", "attention"),
+    [
+        (True, 32, layers.QuickAttention),
+        (True, 1024, LlamaAttention),
+        (False, 32, LlamaAttention),
+    ],
+)
+def test_attention_is_switched_only_for_short_sequences_in_bfloat16(
+    build, monkeypatch, native, context, attention
+):
     monkeypatch.setattr(models, "half_precision", lambda: native)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model = build(0, context=context)
     layers.quicken(model)
-    assert kinds(model) == {layers.QuickNorm, layers.QuickAttention if attention else LlamaAttention}
+    assert kinds(model) == {layers.QuickNorm, attention}
 
 
 def test_nothing_is_switched_on_a_gpu_and_no_attention_but_the_fused_one(build, monkeypatch):
@@ -50,20 +67,34 @@ def test_nothing_is_switched_on_a_gpu_and_no_attention_but_the_fused_one(build, 
 
 
 @pytest.mark.parametrize("batch", [BATCH, EVEN], ids=["padded", "even"])
-@pytest.mark.parametrize(("key_heads", "some"), [(2, 2**20), (1, 2**20), (2, 2 * 2 * 27 * 27), (2, 1)])
-def test_a_quickened_model_has_the_states_and_gradients_of_the_plain_one(build, monkeypatch, batch, key_heads, some):
+@pytest.mark.parametrize(
+    ("key_heads", "some"), [(2, 2**20), (1, 2**20), (2, 2 * 2 * 27 * 27), (2, 1)]
+)
+def test_a_quickened_model_has_the_states_and_gradients_of_the_plain_one(
+    build, monkeypatch, batch, key_heads, some
+):
     """Also with fewer key heads than heads, and with scores of a few sequences at a time."""
     monkeypatch.setattr(layers, "SCORES", some)
     config = build(0).config
     config.num_key_value_heads = key_heads
     plain = type(build(0))(config)
     for n, parameter in enumerate(plain.parameters()):
-        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3, generator=torch.Generator().manual_seed(n))
-    quick, counted = quickened(plain, monkeypatch), batch["attention_mask"].bool()
+        torch.nn.init.normal_(
+            parameter,
+            mean=float(parameter.ndim == 1),
+            std=0.3,
+            generator=torch.Generator().manual_seed(n),
+        )
+    quick = quickened(plain, monkeypatch)
+    counted = batch["attention_mask"].bool()
     assert kinds(quick) == {layers.QuickNorm, layers.QuickAttention}
-    hidden = [fused.hidden_states(m, batch["input_ids"], batch["attention_mask"])[counted] for m in (plain, quick)]
+    hidden = [
+        fused.hidden_states(m, batch["input_ids"], batch["attention_mask"])[counted]
+        for m in (plain, quick)
+    ]
     torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-4, atol=1e-5)
-    [(h * random(*h.shape, dtype=torch.float32)).sum().backward() for h in hidden]
+    for states in hidden:
+        (states * random(*states.shape, dtype=torch.float32)).sum().backward()
     theirs, ours = ({name: p.grad for name, p in m.named_parameters()} for m in (plain, quick))
     assert theirs.keys() == ours.keys()
     for name, expected in theirs.items():
@@ -74,15 +105,20 @@ def test_a_quickened_model_without_gradients_is_transformers_own(build, monkeypa
     """So that evaluation takes the fused attention, and generation its cache."""
     quick = quickened(build(0), monkeypatch)
     monkeypatch.setattr(layers, "attended", None)
+    prompt = torch.tensor([[5, 6, 7]])
+    options = {"max_new_tokens": 8, "do_sample": False}
     with torch.no_grad():
-        plain, ours = (m.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False) for m in (build(0), quick))
-    assert torch.equal(plain, ours)
+        expected = build(0).generate(prompt, **options)
+        assert torch.equal(quick.generate(prompt, **options), expected)
     with pytest.raises(TypeError):
         fused.hidden_states(quick, BATCH["input_ids"])
 
 
 def test_a_quickened_model_takes_gradients_through_a_cache(build, monkeypatch):
-    """What it cannot do itself it leaves to transformers: cached keys, and masks of other kinds of attention."""
+    """What it cannot do itself it leaves to transformers.
+
+    That is cached keys, and masks of other kinds of attention.
+    """
     plain, quick = build(0), quickened(build(0), monkeypatch)
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     cache = quick(ids[:, :4], use_cache=True).past_key_values
@@ -99,18 +135,23 @@ def test_attention_with_dropout_is_left_alone(build, monkeypatch):
 
 @pytest.mark.parametrize("batch", [BATCH, EVEN], ids=["padded", "even"])
 def test_a_model_does_not_diverge_from_itself_in_bfloat16(build, monkeypatch, batch):
-    """Model and reference are computed alike, with gradients and without, whether the reference's states come with the batch or not."""
-    model, reference = quickened(build(0), monkeypatch), build(0)
+    """Model and reference are computed alike, with gradients and without.
+
+    That is so whether the reference's states come with the batch or not.
+    """
+    model = quickened(build(0), monkeypatch)
+    reference = build(0)
     layers.quicken(reference, reference=True)
-    kept = training.hidden_of(
-        reference, [row[row != 0].tolist() for row in batch["input_ids"]], [0, 0, 1, 1, 2, 2][: 2 * len(batch["labels"])], 0
-    )
+    retain = [row[row != 0].tolist() for row in batch["input_ids"]]
+    visits = [0, 0, 1, 1, 2, 2][: 2 * len(retain)]
+    kept = training.hidden_of(reference, retain, visits, 0)
     states = torch.nn.utils.rnn.pad_sequence(list(kept.values()), batch_first=True)
     for sides in (batch, batch | {"reference_hidden": states}):
         with torch.autocast("cpu", torch.bfloat16):
             loss = losses.kl_loss(model, reference, sides)
         grads = torch.autograd.grad(loss, list(model.parameters()))
-        assert loss == 0 and not any(g.count_nonzero() for g in grads)
+        assert loss == 0
+        assert not any(grad.count_nonzero() for grad in grads)
 
 
 def test_a_quickened_model_is_saved_as_any(build, monkeypatch, tmp_path):
@@ -118,21 +159,29 @@ def test_a_quickened_model_is_saved_as_any(build, monkeypatch, tmp_path):
     models.save(quick, tmp_path)
     loaded = models.load(tmp_path)
     assert kinds(loaded) == {LlamaRMSNorm, LlamaAttention}
-    assert all(torch.equal(a, b) for a, b in zip(build(0).parameters(), loaded.parameters(), strict=True))
+    for one, other in zip(build(0).parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_norm_by_hand(trained):
-    x, norm = random(2, 3, 8, seed=1).requires_grad_(), layers.QuickNorm(8, 0.1).double()
+    x = random(2, 3, 8, seed=1).requires_grad_()
+    norm = layers.QuickNorm(8, 0.1).double()
     norm.weight.data = random(8, seed=2)
     norm.weight.requires_grad_(trained)
-    torch.testing.assert_close(norm(x), x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * norm.weight)
+    scale = (x.square().mean(-1, keepdim=True) + 0.1).sqrt()
+    torch.testing.assert_close(norm(x), x / scale * norm.weight)
+
+    def apply(x, weight=norm.weight):
+        return layers._Norm.apply(x, weight, 0.1, x.dtype)
+
     inputs = [x, norm.weight] if trained else [x]
-    assert torch.autograd.gradcheck(lambda x, *weight: layers._Norm.apply(x, *(weight or [norm.weight]), 0.1, x.dtype), inputs)
+    assert torch.autograd.gradcheck(apply, inputs)
 
 
 def test_norm_gives_autocast_s_type_and_sums_in_float32():
-    x, norm = random(40, 64, seed=1, dtype=torch.float32).requires_grad_(), layers.QuickNorm(64)
+    x = random(40, 64, seed=1, dtype=torch.float32).requires_grad_()
+    norm = layers.QuickNorm(64)
     exact = norm(x)
     (expected,) = torch.autograd.grad(exact.sin().sum(), x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -145,6 +194,10 @@ def test_norm_gives_autocast_s_type_and_sums_in_float32():
 
 def test_rotation_equals_transformers_and_its_gradient():
     angles = torch.cat([random(1, 5, 4, seed=1)] * 2, -1)
-    cos, sin, x = angles.cos(), angles.sin(), random(2, 3, 5, 8, seed=2).requires_grad_()
-    torch.testing.assert_close(layers._Rotation.apply(x, cos, sin), apply_rotary_pos_emb(x, x, cos, sin)[0])
+    cos = angles.cos()
+    sin = angles.sin()
+    x = random(2, 3, 5, 8, seed=2).requires_grad_()
+    torch.testing.assert_close(
+        layers._Rotation.apply(x, cos, sin), apply_rotary_pos_emb(x, x, cos, sin)[0]
+    )
     assert torch.autograd.gradcheck(lambda x: layers._Rotation.apply(x, cos, sin), [x])

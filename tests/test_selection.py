@@ -1,4 +1,4 @@
-"""The rules that choose a step, on levels set by hand, and the halves of the documents that they see."""
+"""The rules that choose a step, on levels set by hand, and the halves of the documents."""
 
 import math
 
@@ -15,15 +15,23 @@ def part(split, mean, documents=2, tokens=10):
 
 
 def trajectory(levels):
-    """Rows by step: levels[step] = (forget, general), mean losses in nats; retain and approximate rows play no part."""
-    sides = [
-        pd.concat([part("forget", f), part("evaluation", g), part("approximate", 50 + s), part("retain", 70 - s)]).assign(step=s)
-        for s, (f, g) in levels.items()
-    ]
-    return pd.concat(sides, ignore_index=True)
+    """Rows by step: levels[step] = (forget, general), mean losses in nats.
+
+    Retain and approximate rows play no part.
+    """
+    steps = []
+    for step, (forget, general) in levels.items():
+        parts = [
+            part("forget", forget),
+            part("evaluation", general),
+            part("approximate", 50 + step),
+            part("retain", 70 - step),
+        ]
+        steps.append(pd.concat(parts).assign(step=step))
+    return pd.concat(steps, ignore_index=True)
 
 
-# ---------------------------------------------------------------------------------------------- halves
+# ---------------------------------------------------------------------------------------- halves
 
 
 def test_halves_by_hand():
@@ -35,38 +43,55 @@ def test_halves_by_hand():
 def test_halves_keep_pairs_together_are_disjoint_and_complete():
     rng = np.random.default_rng(0)
     ranks = np.concatenate([rng.permutation(61) for _ in range(3)])
-    rows = pd.DataFrame({"rank": ranks, "split": np.repeat(["forget", "approximate", "retain"], 61)}, index=rng.permutation(183) + 5)
+    rows = pd.DataFrame(
+        {"rank": ranks, "split": np.repeat(["forget", "approximate", "retain"], 61)},
+        index=rng.permutation(183) + 5,
+    )
     halves = [selection.half(rows, which) for which in (selection.SELECTION, selection.REPORT)]
     for half in halves:
         forget, other = (set(half[half.split == s]["rank"]) for s in ("forget", "approximate"))
         assert forget == other and len(forget) in (30, 31)
     seen = [set(half.index) for half in halves]
     assert seen[0].isdisjoint(seen[1]) and seen[0] | seen[1] == set(rows.index)
-    assert all(half.index.tolist() == [i for i in rows.index if i in own] for half, own in zip(halves, seen, strict=True))  # in order
+    for half, own in zip(halves, seen, strict=True):
+        assert half.index.tolist() == [i for i in rows.index if i in own]  # in order
 
 
-# ---------------------------------------------------------------------------------------------- levels and goals
+# ------------------------------------------------------------------------------ levels and goals
 
 
 def test_log_perplexity_weighs_tokens_not_documents():
-    rows = pd.DataFrame({"split": ["forget", "forget", "retain"], "nll": [2.0, 18.0, 99.0], "tokens": [2, 6, 1]})
+    rows = pd.DataFrame(
+        {"split": ["forget", "forget", "retain"], "nll": [2.0, 18.0, 99.0], "tokens": [2, 6, 1]}
+    )
     assert selection.log_perplexity(rows, "forget") == pytest.approx(20 / 8)
 
 
 def test_goals_by_hand():
-    """The practitioner's is the target's level on unseen text; the oracle's the retrained model's level on the forget set."""
-    target = pd.concat([part("forget", 1), part("approximate", 3), part("evaluation", 5), part("retain", 7)])
-    retrained = pd.concat([part("forget", 2), part("approximate", 4), part("evaluation", 6), part("retain", 8)])
+    """The practitioner's is the target's level on unseen text.
+
+    The oracle's is the retrained model's level on the forget set.
+    """
+    target = pd.concat(
+        [part("forget", 1), part("approximate", 3), part("evaluation", 5), part("retain", 7)]
+    )
+    retrained = pd.concat(
+        [part("forget", 2), part("approximate", 4), part("evaluation", 6), part("retain", 8)]
+    )
     found = selection.goals(target, retrained)
-    assert found == {"practitioner": pytest.approx(3), "oracle": pytest.approx(2)} and tuple(found) == selection.RULES
+    assert found == {"practitioner": pytest.approx(3), "oracle": pytest.approx(2)}
+    assert tuple(found) == selection.RULES
 
 
-# ---------------------------------------------------------------------------------------------- the choice
+# ------------------------------------------------------------------------------------ the choice
 
 
-def test_the_step_nearest_the_goal_is_kept_from_either_side():
+@pytest.mark.parametrize(
+    ("goal", "kept"), [(0, 0), (1.4, 0), (2.6, 1), (2.8, 2), (4.1, 2), (4.3, 4), (9, 4)]
+)
+def test_the_step_nearest_the_goal_is_kept_from_either_side(goal, kept):
     levels = {0: (1, 4), 1: (2, 4), 2: (3.4, 4), 4: (5, 4)}
-    assert [selection.choose(trajectory(levels), goal) for goal in (0, 1.4, 2.6, 2.8, 4.1, 4.3, 9)] == [0, 0, 1, 2, 2, 4, 4]
+    assert selection.choose(trajectory(levels), goal) == kept
 
 
 def test_a_step_past_the_bound_is_never_kept():
@@ -77,8 +102,10 @@ def test_a_step_past_the_bound_is_never_kept():
 
 
 def test_the_bound_is_a_share_of_the_target_s_perplexity():
-    for rise, kept in ((1.0999, 1), (1.1001, 0), (0.5, 1)):  # general text that becomes easier is no harm
-        assert selection.choose(trajectory({0: (1, 4), 1: (2, 4 + math.log(rise))}), 2) == kept
+    # general text that becomes easier is no harm
+    for rise, kept in ((1.0999, 1), (1.1001, 0), (0.5, 1)):
+        levels = {0: (1, 4), 1: (2, 4 + math.log(rise))}
+        assert selection.choose(trajectory(levels), 2) == kept
     assert selection.BOUND == 0.10
 
 
@@ -110,7 +137,9 @@ def test_the_choice_is_the_best_of_all_allowed_ones():
         levels = {s: (rng.uniform(1, 6), rng.uniform(3.9, 4.2)) for s in range(6)}
         goal = rng.uniform(1, 6)
         found = selection.choose(trajectory(levels), goal)
-        allowed = [s for s in levels if levels[s][1] <= levels[0][1] + math.log(1.1)]
-        assert found in allowed and all(abs(levels[found][0] - goal) <= abs(levels[s][0] - goal) + 1e-9 for s in allowed)
+        most = levels[0][1] + math.log(1.1)
+        distances = {s: abs(f - goal) for s, (f, general) in levels.items() if general <= most}
+        assert found in distances
+        assert distances[found] <= min(distances.values()) + 1e-9
         kept.append(found)
     assert len(set(kept)) == 6
