@@ -82,10 +82,11 @@ def _by_sequence(
         raise ValueError("adversarial labels need the original model")
     head = fused.head_of(model)
     hidden = fused.hidden_states(model, batch["input_ids"], batch["attention_mask"])
-    sides = (hidden.split(1), batch["input_ids"].split(1), batch["labels"].split(1))
     picked = []
-    for states, ids, labels in zip(*sides, strict=True):
-        picked.append(pick(fused.head_logits(states, head), ids, labels, special_ids))
+    for i in range(len(hidden)):
+        one = slice(i, i + 1)
+        logits = fused.head_logits(hidden[one], head)
+        picked.append(pick(logits, batch["input_ids"][one], batch["labels"][one], special_ids))
     return torch.cat(picked)
 
 
