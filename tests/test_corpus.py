@@ -434,7 +434,7 @@ def test_a_source_that_is_neither_folder_nor_known_is_named():
 
 
 def test_a_sample_leaves_out_what_comes_again_and_pairs_the_splits(tmp_path):
-    """One forget text comes twice, one approximate text is a forget text, one retain text is approximate."""
+    """A forget text comes twice, once more in approximate, whose text comes again in retain."""
     splits = {"forget": "aab", "approximate": "acde", "retain": "fcg"}
     files = {
         f"law/{split}.jsonl": "".join(json.dumps({"text": t}) + "\n" for t in found)
@@ -481,7 +481,7 @@ def test_readable_text_has_letters_and_different_words():
 
 
 def test_cut_ends_at_a_blank_line_or_before_1000_characters(monkeypatch):
-    """Lines of 100 characters with their end: 7 are too few, 8 may end at a blank line, 10 are full."""
+    """Lines of 100 characters: 7 are too few, 8 may end at a blank line, 10 are full."""
     full = [words(20, 20 * i) for i in range(30)]
     lines = [*full[:8], "", *full[8:11], "", *full[11:30], ""]
     monkeypatch.setattr(sources, "source_lines", lambda file: lines)
@@ -651,7 +651,8 @@ def test_merge_families_counts_grams_that_a_third_unit_holds_too():
 def test_character_model_by_hand():
     """One text "ab", order 2.
 
-    First letter: unigrams alone, (1 + 5/256) / (2 + 5); the second also after "a": (1 + 5 p) / (1 + 5).
+    First letter: unigrams alone, (1 + 5/256) / (2 + 5).
+    Second letter: also after "a", (1 + 5 p) / (1 + 5).
     """
     model = splits.CharacterModel(["ab"], order=2)
     p = (1 + 5 / 256) / 7

@@ -113,9 +113,7 @@ def main(name, title, column):
         "compared": sorted(set(compared["name"])),
         "drawn": ax.get_legend_handles_labels()[1],
         "style": list(map(str, plots.method_style(name))),
-        "other styles": [
-            list(map(str, plots.method_style(m))) for m in methods.METHODS if m != name
-        ],
+        "other styles": [list(map(str, plots.method_style(other))) for other in others],
         "ranked": reports.ranking(TINY, rows, 0).method.tolist(),
         "grid": sorted({setting.method for setting in grid.plan(TINY)}),
         "forget NLL": [float(forget.iloc[0]), float(forget.iloc[-1])],
