@@ -1,4 +1,4 @@
-"""Metrics on cases small enough to compute by hand, and their intervals."""
+"""Scores and metrics on cases small enough to compute by hand, and their intervals."""
 
 import math
 import subprocess
@@ -17,14 +17,15 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def test_importing_needs_no_torch():
-    code = "import sys, unlearn_utils.core.metrics; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["metrics", "membership", "efficiency", "methods"])
+def test_importing_needs_no_torch(module):
+    code = f"import sys, unlearn_utils.core.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-TABLE = np.array(
-    [[-1.0, -4.0], [-2.0, -8.0], [-3.0, -2.0], [-6.0, -1.0]]
-)  # 4 tokens of 2 documents
+# -------------------------------------------------------------------------------------- scores
+
+TWO_DOCUMENTS = ([-1.0, -2.0, -3.0, -6.0], [-4.0, -8.0, -2.0, -1.0])
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,8 @@ TABLE = np.array(
     ],
 )
 def test_min_k_by_hand(k, expected):
-    assert [membership.min_k(column, k) for column in TABLE.T] == pytest.approx(expected)
+    found = [membership.min_k(log_probs, k) for log_probs in TWO_DOCUMENTS]
+    assert found == pytest.approx(expected)
 
 
 def test_min_k_keeps_the_last_token():
@@ -46,18 +48,17 @@ def test_min_k_keeps_the_last_token():
 
 
 def test_min_k_counts_whole_tokens_despite_rounding():
-    """0.29 * 100 is a hair under 29 in floating point."""
+    assert 0.29 * 100 < 29
     assert membership.min_k(np.arange(100.0), 0.29) == pytest.approx(14)
 
 
 def test_min_k_plus_plus_by_hand():
     # standardised: (-1 + 2)/1 = 1, (-4 + 2)/2 = -1, sigma 0 -> 0, (-5 + 2)/1 = -3
-    assert membership.min_k_plus_plus(
-        [-1, -4, 0, -5], [-2, -2, 0, -2], [1, 2, 0, 1], 0.5
-    ) == pytest.approx(-2)
-    assert membership.min_k_plus_plus(
-        TABLE[:, 0], np.zeros(4), np.ones(4), 0.5
-    ) == membership.min_k(TABLE[:, 0], 0.5)
+    found = membership.min_k_plus_plus([-1, -4, 0, -5], [-2, -2, 0, -2], [1, 2, 0, 1], 0.5)
+    assert found == pytest.approx(-2)
+    for log_probs in TWO_DOCUMENTS:
+        standard = membership.min_k_plus_plus(log_probs, np.zeros(4), np.ones(4), 0.5)
+        assert standard == membership.min_k(log_probs, 0.5)
 
 
 def test_zlib_score_divides_by_compressed_bytes():
@@ -104,6 +105,9 @@ def test_every_score_has_a_column_of_its_own():
     assert len(set(columns)) == len(columns) == 13
 
 
+# ------------------------------------------------------------------------------------- attacks
+
+
 def test_auc_by_hand():
     assert membership.auc([3, 1], [2, 0]) == 0.75
     assert membership.auc([1, 1], [1, 0]) == 0.75  # two ties of four pairs
@@ -112,22 +116,23 @@ def test_auc_by_hand():
 
 
 def test_auc_and_tpr_agree_with_sklearn():
-    members, others = rng(1).integers(0, 12, 60) + 1, rng(2).integers(0, 12, 40)  # many ties
-    truth, scores = np.r_[np.ones(60), np.zeros(40)], np.r_[members, others]
+    members = rng(1).integers(0, 12, 60) + 1
+    others = rng(2).integers(0, 12, 40)  # many ties
+    truth = np.r_[np.ones(60), np.zeros(40)]
+    scores = np.r_[members, others]
     assert membership.auc(members, others) == pytest.approx(roc_auc_score(truth, scores))
     fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
     for level in (0, 0.05, 0.1, 0.25, 0.6, 1):
-        assert membership.tpr_at_fpr(members, others, level) == pytest.approx(
-            tpr[fpr <= level + 1e-12].max()
-        )
+        expected = tpr[fpr <= level + 1e-12].max()
+        assert membership.tpr_at_fpr(members, others, level) == pytest.approx(expected)
 
 
 def test_tpr_by_hand():
-    assert (
-        membership.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0.25) == 0.5
-    )  # threshold above 1 lets 2 pass; 1 itself must not exceed it
-    assert membership.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0) == 0.5
-    assert membership.tpr_at_fpr([4, 3, 1, 0], [2, 1, 0, -1], 0.5) == 0.75
+    members, others = [4, 3, 1, 0], [2, 1, 0, -1]
+    assert membership.tpr_at_fpr(members, others, 0) == 0.5
+    # a threshold of 1 lets the 2 pass; the member 1 itself must not exceed it
+    assert membership.tpr_at_fpr(members, others, 0.25) == 0.5
+    assert membership.tpr_at_fpr(members, others, 0.5) == 0.75
     with pytest.raises(ValueError, match="4 non-members cannot tell"):
         membership.tpr_at_fpr([1], [1, 2, 3, 4], 0.1)
 
@@ -140,12 +145,15 @@ def test_priv_leak_by_hand():
         membership.priv_leak(0.5, 1.0)
 
 
+# -------------------------------------------------------- memorisation, closeness to retraining
+
+
 @pytest.mark.parametrize(
     ("correct", "expected"),
     [("1111", 1), ("0111", 0.75), ("1011", 0.5), ("1110", 0), ("0000", 0), ("1", 1)],
 )
 def test_extraction_strength_by_hand(correct, expected):
-    assert metrics.extraction_strength([c == "1" for c in correct]) == expected
+    assert metrics.extraction_strength([digit == "1" for digit in correct]) == expected
 
 
 def test_rouge_l_by_hand():
@@ -157,10 +165,11 @@ def test_rouge_l_by_hand():
     assert metrics.rouge_l(np.array([1, 2]), np.array([3, 300])) == 0
 
 
-def test_exact_prefix_by_hand():
-    assert [
-        metrics.exact_prefix([1, 2, 3], truth) for truth in ([1, 2, 4], [1, 2, 3, 4], [2], [])
-    ] == [2, 3, 0, 0]
+@pytest.mark.parametrize(
+    ("truth", "expected"), [([1, 2, 4], 2), ([1, 2, 3, 4], 3), ([1, 5, 3], 1), ([2], 0), ([], 0)]
+)
+def test_exact_prefix_by_hand(truth, expected):
+    assert metrics.exact_prefix([1, 2, 3], truth) == expected
 
 
 def test_forget_quality_by_hand_and_by_scipy():
@@ -172,52 +181,52 @@ def test_forget_quality_by_hand_and_by_scipy():
     assert apart.wilcoxon_p == pytest.approx(2 / 2**4)
     noise = rng(3).normal(size=(2, 50))
     shifted = metrics.forget_quality(noise[0], noise[0] + 0.1 + 0.01 * noise[1])
-    assert (
-        shifted.ks_p > 0.05 > shifted.wilcoxon_p
-    )  # the paired test sees what the unpaired one cannot
+    assert shifted.ks_p > 0.05 > shifted.wilcoxon_p  # a paired test sees more
     assert shifted.wilcoxon_p == pytest.approx(stats.wilcoxon(0.1 + 0.01 * noise[1]).pvalue)
 
 
-# ---------------------------------------------------------------------------------------------- intervals
+# ----------------------------------------------------------------------------------- intervals
 
 
 def test_bootstrap_repeats_with_the_generator():
     data = rng(0).normal(size=30)
-    one, two, other = (intervals.bootstrap(np.mean, data, generator=rng(s)) for s in (1, 1, 2))
-    assert one == two and one != other
+    seeds = (1, 1, 2)
+    means = [intervals.bootstrap(np.mean, data, generator=rng(seed)) for seed in seeds]
+    assert means[0] == means[1] != means[2]
+    one = means[0]
     assert one.value == data.mean() and one.low < one.value < one.high and one.n == 30
-    aucs = [membership.bootstrap_auc(data, data - 0.5, rng(s)) for s in (1, 1, 2)]
+    aucs = [membership.bootstrap_auc(data, data - 0.5, rng(seed)) for seed in seeds]
     assert aucs[0] == aucs[1] != aucs[2]
 
 
 def test_bootstrap_of_a_mean_is_its_standard_error():
     data = rng(0).normal(size=400)
     interval = intervals.bootstrap(np.mean, data, generator=rng(1), level=0.9)
-    assert interval.high - interval.low == pytest.approx(
-        2 * stats.norm.ppf(0.95) * data.std() / 20, rel=0.1
-    )
+    expected = 2 * stats.norm.ppf(0.95) * data.std() / 20
+    assert interval.high - interval.low == pytest.approx(expected, rel=0.1)
 
 
 def test_bootstrap_covers():
-    """Of 200 intervals at 80%, 160 +- 3 standard deviations (17) hold the true mean; a mean of 40 costs a little."""
     hits = 0
     for seed in range(200):
-        low, high = intervals.bootstrap(
-            np.mean, rng(seed).normal(size=40), generator=rng(1000 + seed), resamples=200, level=0.8
-        )[1:3]
-        hits += low < 0 < high
+        data = rng(seed).normal(size=40)
+        found = intervals.bootstrap(
+            np.mean, data, generator=rng(1000 + seed), resamples=200, level=0.8
+        )
+        hits += found.low < 0 < found.high
+    # at 80%, 160 +- 3 standard deviations (17) hold the true mean; a mean of 40 costs a little
     assert 140 <= hits <= 177
 
 
 def test_bootstrap_keeps_pairs_together():
     a = rng(0).normal(size=50)
-    paired = intervals.bootstrap(
-        lambda x, y: (x - y).mean(), a, a - 1, generator=rng(1), resamples=50
-    )
+
+    def difference(x, y):
+        return x.mean() - y.mean()
+
+    paired = intervals.bootstrap(difference, a, a - 1, generator=rng(1), resamples=50)
     assert paired[:3] == pytest.approx((1, 1, 1))
-    apart = intervals.bootstrap(
-        lambda x, y: x.mean() - y.mean(), a, a - 1, generator=rng(1), resamples=50, paired=False
-    )
+    apart = intervals.bootstrap(difference, a, a - 1, generator=rng(1), resamples=50, paired=False)
     assert apart.high - apart.low > 0.3
 
 
@@ -231,13 +240,12 @@ def test_bootstrap_unpaired_takes_unequal_lengths():
 
 
 def test_clusters_stay_together():
-    """Ten copies of each of 20 documents carry the information of 20."""
-    data, clusters = rng(0).normal(size=20), [f"unit {i}" for i in range(20)]
+    data = rng(0).normal(size=20)
+    tenfold = np.repeat(data, 10)
+    units = np.repeat([f"unit {i}" for i in range(20)], 10)
     alone = intervals.bootstrap(np.mean, data, generator=rng(1))
-    copies = intervals.bootstrap(
-        np.mean, np.repeat(data, 10), generator=rng(1), clusters=np.repeat(clusters, 10)
-    )
-    naive = intervals.bootstrap(np.mean, np.repeat(data, 10), generator=rng(1))
+    copies = intervals.bootstrap(np.mean, tenfold, generator=rng(1), clusters=units)
+    naive = intervals.bootstrap(np.mean, tenfold, generator=rng(1))
     assert copies.n == 20 and naive.n == 200
     assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=0.15)
     assert naive.high - naive.low < 0.5 * (copies.high - copies.low)
@@ -245,22 +253,26 @@ def test_clusters_stay_together():
 
 def test_cluster_members_are_drawn_whole():
     seen = []
-    intervals.bootstrap(
-        lambda x: seen.append(np.bincount(x, minlength=5)) or 0,
-        [0, 1, 2, 3, 4],
-        generator=rng(0),
-        clusters=list("abaca"),
-    )
+
+    def statistic(documents):
+        seen.append(np.bincount(documents, minlength=5))
+        return 0.0
+
+    intervals.bootstrap(statistic, range(5), generator=rng(0), clusters=list("abaca"))
     for counts in seen[:-1]:  # the last call is the statistic itself
-        assert counts[0] == counts[2] == counts[4] and counts[[0, 1, 3]].sum() == 3
+        assert counts[0] == counts[2] == counts[4]
+        assert counts[[0, 1, 3]].sum() == 3
 
 
-@pytest.mark.parametrize("clustered", [False, True])
-def test_bootstrap_auc_equals_the_plain_bootstrap(clustered):
-    members, others = rng(1).integers(0, 9, 60) + 2, rng(2).integers(0, 9, 40)  # many ties
-    clusters = (
-        (np.sqrt(np.arange(60) * 4).astype(int), np.arange(40) // 4) if clustered else None
-    )  # of unequal sizes
+OF_UNEQUAL_SIZES = np.sqrt(np.arange(60) * 4).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "n"), [(None, 40), ((OF_UNEQUAL_SIZES, np.arange(40) // 4), 10)]
+)
+def test_bootstrap_auc_equals_the_plain_bootstrap(clusters, n):
+    members = rng(1).integers(0, 9, 60) + 2
+    others = rng(2).integers(0, 9, 40)  # many ties
     fast = membership.bootstrap_auc(members, others, rng(3), resamples=4000, clusters=clusters)
     plain = intervals.bootstrap(
         membership.auc,
@@ -271,10 +283,9 @@ def test_bootstrap_auc_equals_the_plain_bootstrap(clustered):
         paired=False,
         clusters=clusters,
     )
-    assert fast.value == plain.value and fast.n == plain.n == (10 if clustered else 40)
-    assert fast.low == pytest.approx(plain.low, abs=0.01) and fast.high == pytest.approx(
-        plain.high, abs=0.01
-    )
+    assert fast.value == plain.value and fast.n == plain.n == n
+    assert fast.low == pytest.approx(plain.low, abs=0.01)
+    assert fast.high == pytest.approx(plain.high, abs=0.01)
 
 
 def test_bootstrap_auc_in_several_blocks(monkeypatch):
