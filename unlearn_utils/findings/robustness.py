@@ -92,10 +92,10 @@ def log_perplexities(
     target = grid.half_of(baseline_rows(profile, baselines, "target"), half)
     retrained = grid.half_of(baseline_rows(profile, baselines, profile.truth), half)
     parts = []
-    for domain, cells_of_domain in cells.groupby("domain", sort=False):
+    for domain, cells_of_domain in cells.groupby("target_domain", sort=False):
         part = _log_perplexities_of_domain(
             cells_of_domain.reset_index(drop=True),
-            rows[rows.domain == domain],
+            rows[rows.target_domain == domain],
             target[target.target_domain == domain],
             retrained[retrained.target_domain == domain],
             seed,
@@ -244,7 +244,7 @@ def width(ok: np.ndarray, cells: pd.DataFrame) -> np.ndarray:
     rates = np.sort(cells.learning_rate.unique())
     spacing = np.log10(rates[-1] / rates[0]) / max(1, len(rates) - 1)
     widest = np.zeros(len(ok))
-    for _, part in cells.groupby(["domain", "epoch"]):
+    for _, part in cells.groupby(["target_domain", "epoch"]):
         so_far = np.zeros(len(ok))
         for cell in part.sort_values("learning_rate").index:
             so_far = (so_far + 1) * ok[:, cell]
@@ -359,21 +359,22 @@ def regrets(
         reported_on: the report half, of the same cells.
 
     Returns:
-        guideline, method, domain, learning_rate, epoch (those chosen), value, low, high, n; and, by
-        method "mean", the mean over methods and domains.
+        guideline, method, target_domain, learning_rate, epoch (those chosen), value, low, high, n;
+        and, by method "mean", the mean over methods and domains.
     """
     usual = {"learning_rate": grid.usual_rate(profile), "epoch": 1.0}
     far = distance(reported_on)
     table = []
     lost_by_guideline: dict[str, list[np.ndarray]] = {}
-    for (domain, method), cells in chosen_on.cells.groupby(["domain", "method"], sort=False):
+    groups = chosen_on.cells.groupby(["target_domain", "method"], sort=False)
+    for (target_domain, method), cells in groups:
         here = chosen_on.subset(chosen_on.cells.index.isin(cells.index))
         best = cells.index[int(np.argmin(distance(here)[0]))]
         for name, guideline in GUIDELINES.items():
             place = _chosen_place(guideline, here, usual)
             chosen = cells.iloc[place]
             lost = far[:, cells.index[place]] - far[:, best]
-            row = {"guideline": name, "method": method, "domain": domain}
+            row = {"guideline": name, "method": method, "target_domain": target_domain}
             row |= {"learning_rate": chosen.learning_rate, "epoch": chosen.epoch}
             table.append(row | interval_of(lost, reported_on.n)._asdict())
             lost_by_guideline.setdefault(name, []).append(lost)
