@@ -73,11 +73,11 @@ def test_the_curation_of_the_corpus_is_imported_by_the_manifest_and_the_command_
 
 
 SCRIPT = """
-import importlib, os, sys, warnings
-before = dict(os.environ), list(warnings.filters)
+import importlib, os, sys
+before = dict(os.environ)
 for name in sys.argv[1:]:
     importlib.import_module(name)
-assert (dict(os.environ), list(warnings.filters)) == before, "an import changed the process"
+assert dict(os.environ) == before, "an import changed a variable"
 print(sorted({"torch", "transformers"} & set(sys.modules)))
 """
 
@@ -98,7 +98,7 @@ def modules(*tops):
 
 
 def heavy(names):
-    command = [sys.executable, "-W", "default", "-c", SCRIPT, *names]
+    command = [sys.executable, "-c", SCRIPT, *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
