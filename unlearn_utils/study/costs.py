@@ -1,22 +1,27 @@
-"""What a method costs: FLOPs counted over whole runs, seconds and memory of a few steps in a process of their own. Each is a step."""
+"""What a method costs: FLOPs of whole runs, and seconds and memory of a few steps.
+
+FLOPs are counted, or computed where counting would take too long. Seconds and memory are measured
+in a process of their own. Each is an artifact that holds rows.parquet, of one row.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads
+from unlearn_utils.core.methods import get_method
 from unlearn_utils.profiles import Hub, Profile, Shape
-from unlearn_utils.study.pool import target
+from unlearn_utils.study import pool
 from unlearn_utils.study.single_run import token_ids_of_sides
 from unlearn_utils.study.study_documents import fingerprint, tokenized, tokenizer, training_parts
 from unlearn_utils.study.versions import VERSIONS
@@ -24,167 +29,391 @@ from unlearn_utils.study.versions import VERSIONS
 if TYPE_CHECKING:
     from torch import nn
 
+    from unlearn_utils.engine.trainer import Goal, Sides
+    from unlearn_utils.engine.training import Execution
+
 RETRAINING = "retraining"  # stands where a method's name does
 STEPS = 8  # of which the first, which is slower, is not counted
 
+Ids = list[list[int]]  # documents as token ids
 
-def flops(profile: Profile, domain: str, method: str, documents: int | None = None, shape: Shape | None = None) -> Artifact:
-    """FLOPs of one epoch over the first so many forget documents (None: all), every step counted; or, `RETRAINING`, of training without
-    the forget set: its first step, times the steps. rows.parquet, one row: method, run, parameters, tokens (forget tokens; those of
-    training), flops, estimate (6 N D), steps.
 
-    shape: of a Llama with random weights in the place of the profile's model. Of a published model the first micro-batch is counted and
-    stands for all by its tokens, and its training is not counted but computed: flops = estimate, steps missing.
+# ------------------------------------------------------------------------------------ what is asked
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run, and of which model, when a cost is asked.
+
+    Attributes:
+        profile: documents and recipes; its shape is the one of the model that is run.
+        target_domain: whose documents are forgotten.
+        method: its name; or `RETRAINING`, which is training without the forget set.
+        hub: the published model that is run; None: a Llama of the profile's shape.
     """
-    profile = replace(profile, shape=shape) if shape else profile
-    recipe = asdict(profile.pretraining if method == RETRAINING else profile.unlearning)
-    settings = {"data": fingerprint(profile), "shape": asdict(profile.shape), "recipe": recipe}
-    settings |= {"domain": domain, "method": method, "documents": documents} | _published(profile, shape)
-    return Artifact("counted", VERSIONS["counted"], settings, partial(_make_flops, profile, domain, method, documents, shape))
+
+    profile: Profile
+    target_domain: str
+    method: str
+    hub: Hub | None
+
+    @property
+    def retrains(self) -> bool:
+        """Whether it is retraining, and not a method of unlearning."""
+        return self.method == RETRAINING
+
+    @property
+    def settings(self) -> dict:
+        """All that a cost follows from."""
+        recipe = self.profile.pretraining if self.retrains else self.profile.unlearning
+        settings = {
+            "data": fingerprint(self.profile),
+            "shape": asdict(self.profile.shape),
+            "recipe": asdict(recipe),
+            "target_domain": self.target_domain,
+            "method": self.method,
+        }
+        if self.hub is not None:
+            settings["hub"] = asdict(self.hub)
+        return settings
+
+    @property
+    def pad_id(self) -> int:
+        """The token that pads."""
+        return tokenizer(self.profile).pad_token_id
+
+    def model(self) -> nn.Module:
+        """Return the published model, or random weights: arithmetic does not depend on them."""
+        from unlearn_utils.engine import models
+
+        if self.hub is not None:
+            return models.load(pool.target(self.profile).folder())
+        model = models.build(self.profile.shape, tokenizer(self.profile), 0)
+        return model.to(models.device())
+
+    def training_ids(self) -> Ids:
+        """Return the token ids of what retraining reads: everything but the forget set."""
+        return list(tokenized(self.profile, training_parts(self.profile, self.target_domain)).ids)
+
+    def unlearning_ids(self) -> tuple[Ids, Ids]:
+        """Return the token ids of the forget set, and of the retain text that the method reads."""
+        return token_ids_of_sides(self.profile, self.target_domain, self.method)
 
 
-def _hub(profile: Profile, shape: Shape | None) -> Hub | None:
-    """The published model whose cost is asked; None where it is that of a model with random weights."""
-    return None if shape else profile.hub
+def case(profile: Profile, target_domain: str, method: str, shape: Shape | None = None) -> Case:
+    """Return whose cost is asked.
+
+    shape: of a Llama with random weights in the place of the profile's model; None: that model.
+    """
+    if shape is None:
+        return Case(profile, target_domain, method, profile.hub)
+    return Case(replace(profile, shape=shape), target_domain, method, None)
 
 
-def _published(profile: Profile, shape: Shape | None) -> dict:
-    """What a published model adds to the settings of a step."""
-    hub = _hub(profile, shape)
-    return {"hub": asdict(hub)} if hub else {}
+# -------------------------------------------------------------------------------------------- FLOPs
 
 
-def _model(profile: Profile, shape: Shape | None):
-    """The published model, or, for a profile without one or a shape of its own, random weights: arithmetic does not depend on them."""
-    from unlearn_utils.engine import models
+def flops(
+    profile: Profile,
+    target_domain: str,
+    method: str,
+    documents: int | None = None,
+    shape: Shape | None = None,
+) -> Artifact:
+    """Return the FLOPs of one epoch of unlearning, or of training without the forget set.
 
-    if _hub(profile, shape):
-        return models.load(target(profile).folder())
-    return models.build(profile.shape, tokenizer(profile), 0).to(models.device())
+    Every step of the epoch is counted; of training, its first step, times the steps. Of a published
+    model the first micro-batch is counted and stands for all by its tokens; its training is not
+    counted but computed, so that flops = estimate, and steps are missing.
+
+    Args:
+        profile: documents, model and recipes.
+        target_domain: whose documents are forgotten.
+        method: its name, or `RETRAINING`.
+        documents: forget documents, the first; None: all.
+        shape: of a Llama with random weights in the place of the profile's model.
+
+    Returns:
+        rows.parquet: method, target_domain, parameters, tokens (forget tokens; those of training),
+        flops, estimate (6 N D for N parameters and D tokens), steps.
+    """
+    asked = case(profile, target_domain, method, shape)
+    settings = asked.settings | {"documents": documents}
+    make = partial(_make_flops, asked, documents)
+    return Artifact("counted", VERSIONS["counted"], settings, make)
 
 
-def _make_flops(profile: Profile, domain: str, method: str, limit: int | None, shape: Shape | None, folder: Path) -> None:
+def _make_flops(asked: Case, documents: int | None, folder: Path) -> None:
     from unlearn_utils.core import efficiency
-    from unlearn_utils.engine import models
 
-    model, hub = _model(profile, shape), _hub(profile, shape)
-    row = {"method": method, "target_domain": domain, "parameters": efficiency.parameter_count(model)}
-    if hub and method == RETRAINING:
-        computed = 6 * row["parameters"] * hub.tokens
-        row |= {"tokens": hub.tokens, "flops": computed, "estimate": computed, "steps": np.nan}
+    model = asked.model()
+    row = {
+        "method": asked.method,
+        "target_domain": asked.target_domain,
+        "parameters": efficiency.parameter_count(model),
+    }
+    if asked.hub is not None and asked.retrains:
+        row |= _computed_training(asked.hub, row["parameters"])
     else:
-        if model.device.type == "cpu":
-            model.set_attn_implementation("eager")  # torch's counter sees nothing of fused attention on a CPU
-        loss, batches, tokens, times, steps = _work(profile, domain, method, limit, model, hub)
-        with on_threads(1), models.checkpointed(model.train()) if hub and hub.checkpointing else nullcontext():
-            found = [efficiency.step_flops(model, loss, sides) for sides in batches]
-        flops, estimate = (sum(one[k] for one in found) * times for k in ("flops_per_step", "estimate_per_step"))
-        row |= {"tokens": tokens, "flops": flops, "estimate": estimate, "steps": steps}
+        row |= _counted(asked, documents, model)
     pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
 
 
-def _work(profile: Profile, domain: str, method: str, limit: int | None, model, hub: Hub | None) -> tuple[Callable, list, int, float, int]:
-    """The loss, the batches to count, the tokens that they stand for, how many times they do so, and the optimizer steps."""
+def _computed_training(hub: Hub, parameters: int) -> dict:
+    """Return the FLOPs of a published model's training, by the estimate alone."""
+    estimate = 6 * parameters * hub.tokens
+    return {"tokens": hub.tokens, "flops": estimate, "estimate": estimate, "steps": np.nan}
+
+
+def _counted(asked: Case, documents: int | None, model: nn.Module) -> dict:
+    """Return the FLOPs of what is counted, times how often it would be repeated."""
+    from unlearn_utils.core import efficiency
+
+    if model.device.type == "cpu":
+        model.set_attn_implementation("eager")  # the counter sees nothing of fused attention here
+    work = _retraining(asked) if asked.retrains else _epoch(asked, documents, model)
+    total = 0
+    estimate = 0
+    with on_threads(1), _recomputing_layers(asked.hub, model):
+        for sides in work.batches:
+            step = efficiency.step_flops(model, work.goal.loss, sides, work.goal.count)
+            total += step["flops_per_step"]
+            estimate += step["estimate_per_step"]
+    return {
+        "tokens": work.tokens,
+        "flops": total * work.times,
+        "estimate": estimate * work.times,
+        "steps": work.steps,
+    }
+
+
+def _recomputing_layers(hub: Hub | None, model: nn.Module) -> AbstractContextManager:
+    """Return what computes layers again in the backward pass, if that is how a model is trained."""
+    from unlearn_utils.engine import models
+
+    if hub is None or not hub.checkpointing:
+        return nullcontext()
+    return models.checkpointed(model.train())
+
+
+class Work(NamedTuple):
+    """What is counted, and what it stands for.
+
+    Attributes:
+        goal: the loss, and what it is a mean over.
+        batches: that are counted, each by side.
+        times: how often they are repeated in the whole.
+        tokens: of the whole.
+        steps: of the optimizer, of the whole.
+    """
+
+    goal: Goal
+    batches: list[Sides]
+    times: float
+    tokens: int
+    steps: int
+
+
+def _retraining(asked: Case) -> Work:
+    """Return training without the forget set, in all its epochs: its first step stands for all."""
     from unlearn_utils.engine import training
 
-    pad, recipe = tokenizer(profile).pad_token_id, profile.unlearning
-    if method == RETRAINING:
-        ids = list(tokenized(profile, training_parts(profile, domain)).ids)
-        size, epochs = profile.pretraining.batch, profile.pretraining.epochs
-        batch = training.single(ids, pad)(training.orders(len(ids), 1, np.random.default_rng(0))[:size])
-        steps = training.steps_of(len(ids), size, epochs)
-        return training.pretraining_objective, [batch], sum(map(len, ids)) * epochs, steps, steps
-    forget, retain = token_ids_of_sides(profile, domain, method)
-    forget = forget[:limit]
-    order, collate = training.pairs(len(forget), len(retain), 1, np.random.default_rng(0)), training.paired(method, forget, retain, pad)
-    loss, tokens = training.unlearning_objective(method, recipe, model), sum(map(len, forget))
-    steps = training.steps_of(len(order), recipe.batch, 1)
-    if hub:  # as many at a time as fit, for all by their tokens
-        read = np.array([len(forget[i]) + (len(retain[j]) if retain else 0) for i, j in order])
-        return loss, [collate(order[: hub.micro_batch])], tokens, read.sum() / read[: hub.micro_batch].sum(), steps
-    return loss, [collate(order[i : i + recipe.batch]) for i in range(0, len(order), recipe.batch)], tokens, 1, steps
+    recipe = asked.profile.pretraining
+    ids = asked.training_ids()
+    order = training.orders(len(ids), 1, np.random.default_rng(0))
+    collate = training.single(ids, asked.pad_id)
+    steps = training.steps_of(len(ids), recipe.batch, recipe.epochs)
+    return Work(
+        goal=training.pretraining_goal(),
+        batches=[collate(order[: recipe.batch])],
+        times=steps,
+        tokens=sum(map(len, ids)) * recipe.epochs,
+        steps=steps,
+    )
 
 
-# ---------------------------------------------------------------------------------------------- seconds and memory
+def _epoch(asked: Case, documents: int | None, model: nn.Module) -> Work:
+    """Return one epoch of unlearning: every batch, or of a published model one micro-batch.
 
-
-def step_costs(profile: Profile, domain: str, method: str, shape: Shape | None = None) -> Artifact:
-    """Seconds of an optimizer step on one core, or on the GPU if there is one, and by how much a few steps raise the peak memory of a
-    process that has loaded the models (on a GPU: its memory). Of a published model a step is a micro-batch.
-
-    rows.parquet, one row: method, parameters, seconds (median over steps), low, high (quickest, slowest step), n (steps), growth_mb, tokens
-    (of the batch, all sides). Never the same twice.
+    documents: forget documents, the first; None: all.
     """
-    profile = replace(profile, shape=shape) if shape else profile
-    recipe = asdict(profile.pretraining if method == RETRAINING else profile.unlearning)
-    settings = {"data": fingerprint(profile), "shape": asdict(profile.shape), "recipe": recipe, "domain": domain, "method": method}
-    settings |= _published(profile, shape)
-    return Artifact("timed", VERSIONS["timed"], settings, partial(_make_step_costs, profile, domain, method, shape))
+    from unlearn_utils.engine import training
+
+    method = get_method(asked.method)
+    recipe = asked.profile.unlearning
+    forget, retain = asked.unlearning_ids()
+    forget = forget[:documents]
+    order = training.pairs(len(forget), len(retain), 1, np.random.default_rng(0))
+    if asked.hub is None:
+        parts = [order[i : i + recipe.batch] for i in range(0, len(order), recipe.batch)]
+        times = 1
+    else:  # as many documents at a time as fit stand for all, by their tokens
+        parts = [order[: asked.hub.micro_batch]]
+        times = _tokens_read(forget, retain, order) / _tokens_read(forget, retain, parts[0])
+    job = training.Job(method, forget, retain, recipe, asked.pad_id, seed=0)
+    collate = training.paired(job)
+    return Work(
+        goal=training.unlearning_goal(method, recipe, reference=model),
+        batches=[collate(part) for part in parts],
+        times=times,
+        tokens=sum(map(len, forget)),
+        steps=training.steps_of(len(order), recipe.batch, 1),
+    )
 
 
-def _make_step_costs(profile: Profile, domain: str, method: str, shape: Shape | None, folder: Path) -> None:
+def _tokens_read(forget: Ids, retain: Ids, pairs: Sequence[tuple[int, int]]) -> int:
+    """Return the tokens of some pairs of documents, of both sides where there are two."""
+    read = sum(len(forget[i]) for i, _ in pairs)
+    if retain:
+        read += sum(len(retain[j]) for _, j in pairs)
+    return read
+
+
+# ------------------------------------------------------------------------------- seconds and memory
+
+
+def step_costs(
+    profile: Profile, target_domain: str, method: str, shape: Shape | None = None
+) -> Artifact:
+    """Return the seconds of an optimizer step, and the memory that a few steps take.
+
+    Seconds are on one core, or on the GPU if there is one. Memory is by how much the steps raise
+    the peak of a process that has loaded the models (on a GPU: of its memory). Of a published model
+    a step is a micro-batch. No value is ever the same twice.
+
+    Args:
+        profile: documents, model and recipes.
+        target_domain: whose documents are forgotten.
+        method: its name, or `RETRAINING`.
+        shape: of a Llama with random weights in the place of the profile's model.
+
+    Returns:
+        rows.parquet: method, parameters, seconds (median over steps), low, high (quickest and
+        slowest step), n (steps), growth_mb, tokens (of the batch, all sides).
+    """
+    asked = case(profile, target_domain, method, shape)
+    make = partial(_make_step_costs, asked)
+    return Artifact("timed", VERSIONS["timed"], asked.settings, make)
+
+
+def _make_step_costs(asked: Case, folder: Path) -> None:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     from unlearn_utils.engine import models
 
-    tokenizer(profile)  # stored before, so that no child trains it
+    tokenizer(asked.profile)  # stored before, so that no child trains it
     models.release()  # of the GPU, for the child
-    context = get_context("forkserver")  # which has imported already; a child's peak begins with what it was forked with
+    # A child of this server has imported already: its peak begins with what it was forked with.
+    context = get_context("forkserver")
     context.set_forkserver_preload(["unlearn_utils.engine.training"])
     with ProcessPoolExecutor(1, context) as fresh:
-        row = fresh.submit(measured_step_costs, profile, domain, method, shape).result()
+        row = fresh.submit(measured_step_costs, asked).result()
     pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
 
 
-def measured_step_costs(profile: Profile, domain: str, method: str, shape: Shape | None = None) -> dict:
-    """One row of `timed`, measured in this process, which should be a fresh one: a peak is never taken back."""
+def measured_step_costs(asked: Case) -> dict:
+    """Return the row of `step_costs`, measured in this process.
+
+    It should be a fresh one: a peak is never taken back.
+    """
     from unlearn_utils.core import efficiency
+    from unlearn_utils.engine import training
 
     times = []
+    execution = training.Execution(
+        watch=lambda step, model: times.append(time.perf_counter()),
+        watched=range(1, STEPS + 1),
+        recompute_layers=asked.hub is not None and asked.hub.checkpointing,
+    )
     with on_threads(1):
-        run, model, size = _runner(profile, domain, method, shape)
+        ready = _ready(asked)
         before = _peak()
-        run(watch=lambda step, _: times.append(time.perf_counter()), watched=range(1, STEPS + 1))
+        ready.run(execution)
     seconds = np.diff(times)
-    found = {"seconds": float(np.median(seconds)), "low": seconds.min(), "high": seconds.max(), "n": len(seconds)}
-    return {"method": method, "parameters": efficiency.parameter_count(model), **found, "growth_mb": _peak() - before, "tokens": size}
+    return {
+        "method": asked.method,
+        "parameters": efficiency.parameter_count(ready.model),
+        "seconds": float(np.median(seconds)),
+        "low": seconds.min(),
+        "high": seconds.max(),
+        "n": len(seconds),
+        "growth_mb": _peak() - before,
+        "tokens": ready.tokens,
+    }
 
 
 def _peak() -> float:
-    """Peak memory of this process so far, in MB: of the GPU if there is one."""
+    """Return the peak memory of this process so far, in MB: of the GPU if there is one."""
     import torch
 
     from unlearn_utils.cache import memory
 
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else memory.own_peak()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return memory.own_peak()
 
 
-def _runner(profile: Profile, domain: str, method: str, shape: Shape | None) -> tuple[Callable, nn.Module, int]:
-    """What runs `STEPS` steps, once given a watch; the model; the tokens of a step."""
-    from unlearn_utils.core import methods
+class Ready(NamedTuple):
+    """A training of `STEPS` steps, with everything loaded.
+
+    Attributes:
+        run: trains, as told how.
+        model: that is trained.
+        tokens: of a step, all sides.
+    """
+
+    run: Callable[[Execution], list[dict]]
+    model: nn.Module
+    tokens: int
+
+
+def _ready(asked: Case) -> Ready:
+    """Return the training whose steps are measured."""
+    model = asked.model()
+    if asked.retrains:
+        return _ready_to_retrain(asked, model)
+    return _ready_to_unlearn(asked, model)
+
+
+def _ready_to_retrain(asked: Case, model: nn.Module) -> Ready:
+    """Return pre-training on documents of one length."""
     from unlearn_utils.engine import training
 
-    tok = tokenizer(profile)
-    model = _model(profile, shape)
-    if method == RETRAINING:
-        size = profile.pretraining.batch
-        ids = _longest(list(tokenized(profile, training_parts(profile, domain)).ids), STEPS * size)
-        recipe = replace(profile.pretraining, epochs=1)
-        return partial(training.pretrain, model, ids, recipe, tok.pad_token_id, 0), model, size * len(ids[0])
-    hub = _hub(profile, shape)
-    size = hub.micro_batch if hub else profile.unlearning.batch
-    forget, retain = (_longest(side, STEPS * size) for side in token_ids_of_sides(profile, domain, method))
-    reference = _model(profile, shape).eval() if methods.get_method(method).retain == "kl" else None
-    labels = training.draw_labels(method, forget, model.eval(), tok, 0)
-    recipe = replace(profile.unlearning, epochs=1, batch=size)
-    given = (model, method, forget, retain, recipe, tok.pad_token_id, 0, reference, labels)
-    run = partial(training.unlearn, *given, checkpointing=bool(hub and hub.checkpointing))
-    return run, model, size * (len(forget[0]) + (len(retain[0]) if retain else 0))
+    recipe = replace(asked.profile.pretraining, epochs=1)
+    ids = _longest(asked.training_ids(), STEPS * recipe.batch)
+    run = partial(training.pretrain, model, ids, recipe, asked.pad_id, 0)
+    return Ready(run, model, recipe.batch * len(ids[0]))
 
 
-def _longest(ids: Sequence[list[int]], n: int) -> list[list[int]]:
-    """n documents of one length, the longest first, repeated if there are fewer."""
+def _ready_to_unlearn(asked: Case, model: nn.Module) -> Ready:
+    """Return unlearning on documents of one length, with reference and labels if it needs them."""
+    from unlearn_utils.engine import training
+
+    method = get_method(asked.method)
+    size = asked.profile.unlearning.batch
+    if asked.hub is not None:
+        size = asked.hub.micro_batch
+    forget, retain = asked.unlearning_ids()
+    forget = _longest(forget, STEPS * size)
+    retain = _longest(retain, STEPS * size)
+    reference = asked.model().eval() if method.needs_reference else None
+    job = training.Job(
+        method=method,
+        forget=forget,
+        retain=retain,
+        recipe=replace(asked.profile.unlearning, epochs=1, batch=size),
+        pad_id=asked.pad_id,
+        seed=0,
+        reference=reference,
+        labels=training.draw_labels(method, forget, model.eval(), tokenizer(asked.profile), 0),
+    )
+    pair = _tokens_read(forget, retain, [(0, 0)])
+    return Ready(partial(training.unlearn, model, job), model, size * pair)
+
+
+def _longest(ids: Sequence[list[int]], n: int) -> Ids:
+    """Return n documents of one length, the longest first, repeated if there are fewer."""
     found = sorted(ids, key=len, reverse=True)[:n]
     if not found:
         return []

@@ -1,4 +1,7 @@
-"""A further look at stored models: what they write, how far they are from retraining. Each look is a step."""
+"""A further look at stored models: what they write, know, and how far from retraining they are.
+
+Each look is an artifact that holds rows.parquet.
+"""
 
 from __future__ import annotations
 
@@ -15,66 +18,133 @@ from unlearn_utils.study import selection
 from unlearn_utils.study.study_documents import measured_parts, tokenized, tokenizer
 from unlearn_utils.study.versions import VERSIONS
 
-PROMPT, LENGTH = 48, 32  # tokens of a document that a model is given, and tokens that it then writes
-QUESTIONS = 500  # of each downstream task (of each subject of MMLU), its first: an accuracy is then known to about 0.04
+PROMPT = 48  # tokens of a document that a model is given
+LENGTH = 32  # tokens that it then writes
+# Of each downstream task (of each subject of MMLU) its first questions. So many are enough to know
+# an accuracy to about 0.04.
+QUESTIONS = 500
 
 
-def greedy_continuations(profile: Profile, model: Artifact, domain: str) -> Artifact:
-    """Each forget document of a domain, its first `PROMPT` tokens continued greedily by a stored model for `LENGTH` tokens.
+# ------------------------------------------------------------------------------------ continuations
 
-    rows.parquet: id, family, rank, run, prompt, document (the true continuation), text, and rouge_l and exact_prefix (tokens) against it.
+
+def greedy_continuations(profile: Profile, model: Artifact, target_domain: str) -> Artifact:
+    """Return each forget document of a domain as a stored model continues it.
+
+    Its first `PROMPT` tokens are continued greedily for `LENGTH` tokens; documents that are shorter
+    than both together are left out.
+
+    Returns:
+        rows.parquet: id, family, rank, target_domain, prompt, document (the true continuation),
+        text, and rouge_l and exact_prefix (tokens) of the text against the document.
     """
-    settings = {"model": model.path.name, "domain": domain, "prompt": PROMPT, "length": LENGTH}
-    return Artifact("continued", VERSIONS["continued"], settings, partial(_make_greedy_continuations, profile, model, domain))
+    settings = {
+        "model": model.path.name,
+        "target_domain": target_domain,
+        "prompt": PROMPT,
+        "length": LENGTH,
+    }
+    make = partial(_make_greedy_continuations, profile, model, target_domain)
+    return Artifact("continued", VERSIONS["continued"], settings, make)
 
 
-def _make_greedy_continuations(profile: Profile, model: Artifact, domain: str, folder: Path) -> None:
+def _make_greedy_continuations(
+    profile: Profile, model: Artifact, target_domain: str, folder: Path
+) -> None:
     from unlearn_utils.core import metrics
     from unlearn_utils.engine import evaluation, models
 
-    tok, rows = tokenizer(profile), tokenized(profile, [(domain, "forget")])
+    model_tokenizer = tokenizer(profile)
+    rows = tokenized(profile, [(target_domain, "forget")])
     rows = rows[rows.ids.map(len) >= PROMPT + LENGTH]
-    truth = [ids[PROMPT : PROMPT + LENGTH] for ids in rows.ids]
+    prompts = [ids[:PROMPT] for ids in rows.ids]
+    true = [ids[PROMPT : PROMPT + LENGTH] for ids in rows.ids]
     with on_threads(1):
-        found = evaluation.greedy_continuations(models.load(model.folder()), [ids[:PROMPT] for ids in rows.ids], LENGTH, tok.pad_token_id)
-    prompts, known, texts = (list(map(tok.decode, part)) for part in ([ids[1:PROMPT] for ids in rows.ids], truth, found))
-    pairs = list(zip(found, truth, strict=True))
-    scores = {"rouge_l": [metrics.rouge_l(*p) for p in pairs], "exact_prefix": [metrics.exact_prefix(*p) for p in pairs]}
-    table = rows[["id", "family", "rank"]].assign(target_domain=domain, prompt=prompts, document=known, text=texts, **scores)
+        written = evaluation.greedy_continuations(
+            models.load(model.folder()), prompts, LENGTH, model_tokenizer.pad_token_id
+        )
+    table = rows[["id", "family", "rank"]].assign(
+        target_domain=target_domain,
+        prompt=[model_tokenizer.decode(ids[1:]) for ids in prompts],  # without the opening token
+        document=[model_tokenizer.decode(ids) for ids in true],
+        text=[model_tokenizer.decode(ids) for ids in written],
+        rouge_l=list(map(metrics.rouge_l, written, true)),
+        exact_prefix=list(map(metrics.exact_prefix, written, true)),
+    )
     table.to_parquet(folder / "rows.parquet")
 
 
-def kl_from_retrained(profile: Profile, model: Artifact, retrained: Artifact, domain: str) -> Artifact:
-    """KL(P_retrained || P_model) of each document of the report half: forget, approximate and general; rows.parquet, column kl."""
-    settings = {"model": model.path.name, "retrained": retrained.path.name, "domain": domain}
-    return Artifact("diverged", VERSIONS["diverged"], settings, partial(_make_kl_from_retrained, profile, model, retrained, domain))
+# ------------------------------------------------------------------------- distance from retraining
 
 
-def _make_kl_from_retrained(profile: Profile, model: Artifact, retrained: Artifact, domain: str, folder: Path) -> None:
+def kl_from_retrained(
+    profile: Profile, model: Artifact, retrained: Artifact, target_domain: str
+) -> Artifact:
+    """Return KL(P_retrained || P_model) of each document of the report half, in nats a token.
+
+    Documents are the forget and the approximate ones of the domain, and the general ones.
+
+    Returns:
+        rows.parquet: id, family, rank, split, target_domain, kl.
+    """
+    settings = {
+        "model": model.path.name,
+        "retrained": retrained.path.name,
+        "target_domain": target_domain,
+    }
+    make = partial(_make_kl_from_retrained, profile, model, retrained, target_domain)
+    return Artifact("diverged", VERSIONS["diverged"], settings, make)
+
+
+def _make_kl_from_retrained(
+    profile: Profile, model: Artifact, retrained: Artifact, target_domain: str, folder: Path
+) -> None:
     from unlearn_utils.engine import evaluation, models
 
-    rows = tokenized(profile, [p for p in measured_parts([domain]) if p[1] != "retain"])
-    rows = selection.half(rows, selection.REPORT)
+    parts = [part for part in measured_parts([target_domain]) if part[1] != "retain"]
+    rows = selection.half(tokenized(profile, parts), selection.REPORT)
+    pad_id = tokenizer(profile).pad_token_id
     with on_threads(1):
-        both = [models.load(step.folder()) for step in (model, retrained)]
-        found = evaluation.kl_divergences(*both, list(rows.ids), tokenizer(profile).pad_token_id)
-    rows[["id", "family", "rank", "split"]].assign(target_domain=domain, kl=found).to_parquet(folder / "rows.parquet")
+        ours = models.load(model.folder())
+        truth = models.load(retrained.folder())
+        found = evaluation.kl_divergences(ours, truth, list(rows.ids), pad_id)
+    table = rows[["id", "family", "rank", "split"]].assign(target_domain=target_domain, kl=found)
+    table.to_parquet(folder / "rows.parquet")
+
+
+# --------------------------------------------------------------------------------- downstream tasks
 
 
 def task_answers(profile: Profile, model: Artifact) -> Artifact:
-    """Answers of a stored model to the profile's tasks of lm-evaluation-harness, the first `QUESTIONS` of each; rows.parquet as
-    `downstream.answers` gives them."""
-    settings = {"model": model.path.name, "tasks": list(profile.tasks), "questions": QUESTIONS}
-    return Artifact("answered", VERSIONS["answered"], settings, partial(_make_task_answers, profile, model))
+    """Return a stored model's answers to the profile's tasks of lm-evaluation-harness.
+
+    Of each task the first `QUESTIONS` are asked.
+
+    Returns:
+        rows.parquet, as `downstream.answers` gives them.
+    """
+    settings = {
+        "model": model.path.name,
+        "tasks": list(profile.tasks),
+        "questions": QUESTIONS,
+    }
+    make = partial(_make_task_answers, profile, model)
+    return Artifact("answered", VERSIONS["answered"], settings, make)
 
 
 def _make_task_answers(profile: Profile, model: Artifact, folder: Path) -> None:
     from unlearn_utils.engine import downstream, models
 
     tasks = downstream.load(profile.tasks)
-    downstream.answers(models.load(model.folder()), tokenizer(profile), tasks, QUESTIONS).to_parquet(folder / "rows.parquet")
+    loaded = models.load(model.folder())
+    answers = downstream.answers(loaded, tokenizer(profile), tasks, QUESTIONS)
+    answers.to_parquet(folder / "rows.parquet")
 
 
-def rows_of(steps: Sequence[Artifact]) -> pd.DataFrame:
-    """The rows of several steps together."""
-    return pd.concat([pd.read_parquet(step.folder() / "rows.parquet") for step in steps], ignore_index=True)
+# ------------------------------------------------------------------------------------- all together
+
+
+def rows_of(artifacts: Sequence[Artifact]) -> pd.DataFrame:
+    """Return the rows of several artifacts together."""
+    frames = [pd.read_parquet(artifact.folder() / "rows.parquet") for artifact in artifacts]
+    return pd.concat(frames, ignore_index=True)

@@ -4,104 +4,226 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from unlearn_utils.core.methods import get_method
 from unlearn_utils.profiles import Profile, Unlearning
 from unlearn_utils.study import selection
 from unlearn_utils.study.study_documents import tokenized, tokenizer
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-DIVERGED = 10  # a run whose forget perplexity passes this many times a uniform guess (the vocabulary) has diverged, and ends
+    from unlearn_utils.engine.trainer import Watch
+    from unlearn_utils.engine.training import Execution
+
+# A run has diverged, and ends, when its forget perplexity passes this many times that of a uniform
+# guess, which is the size of the vocabulary.
+DIVERGED = 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that decides the result of one unlearning run, but for the model that it starts from.
+
+    Attributes:
+        profile: says which documents are read, and the published model, if there is one.
+        target_domain: whose documents are forgotten.
+        method: its name.
+        recipe: learning rate, epochs, batch and so on.
+        seed: of the order of documents, and of labels that are drawn.
+        retain_documents: how many there are to draw from, the first; None: all.
+    """
+
+    profile: Profile
+    target_domain: str
+    method: str
+    recipe: Unlearning
+    seed: int = 0
+    retain_documents: int | None = None
+
+
+class Outcome(NamedTuple):
+    """What a run gives.
+
+    Attributes:
+        weights: by name, in the first process; none after no step.
+        history: step, loss, learning_rate, of each optimizer step.
+        seconds: of training alone.
+    """
+
+    weights: dict[str, Tensor]
+    history: list[dict]
+    seconds: float
+
+
+# --------------------------------------------------------------------------------- what a run reads
+
+
+def token_ids_of_sides(
+    profile: Profile, target_domain: str, method: str
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the token ids of the forget set, and of the retain text that the method reads.
+
+    Retain text is none, the domain's own, or general text.
+    """
+    forget = list(tokenized(profile, [(target_domain, "forget")]).ids)
+    source = get_method(method).retain_domain(target_domain)
+    if source is None:
+        return forget, []
+    # A chunk of a published document may stand in another one too: a licence, for example.
+    forgotten = {tuple(ids) for ids in forget}
+    retain = list(tokenized(profile, [(source, "retain")]).ids)
+    return forget, [ids for ids in retain if tuple(ids) not in forgotten]
+
+
+def steps_of_run(run: Run) -> int:
+    """Return the optimizer steps of a run."""
+    from unlearn_utils.engine import training
+
+    documents = len(tokenized(run.profile, [(run.target_domain, "forget")]))
+    return training.steps_of(documents, run.recipe.batch, run.recipe.epochs)
+
+
+# ------------------------------------------------------------------------- looking at it on its way
 
 
 def watched_steps(total: int) -> list[int]:
-    """Every step up to the eighth, where most methods pass the retrained model's level; then three more, the last among them."""
-    later = np.geomspace(8, total, 4).round().astype(int).tolist() if total > 8 else []
-    return sorted({*range(1, min(8, total) + 1), *later})
+    """Return the steps at which a run of `total` steps is looked at.
 
-
-def steps_of_run(profile: Profile, domain: str, recipe: Unlearning) -> int:
-    """Optimizer steps of a run."""
-    from unlearn_utils.engine import training
-
-    return training.steps_of(len(tokenized(profile, [(domain, "forget")])), recipe.batch, recipe.epochs)
+    They are every step up to the eighth, where most methods pass the retrained model's level; then
+    three more, the last step among them.
+    """
+    first = range(1, min(8, total) + 1)
+    later = []
+    if total > 8:
+        later = np.geomspace(8, total, 4).round().astype(int).tolist()
+    return sorted({*first, *later})
 
 
 def has_diverged(profile: Profile, rows: pd.DataFrame) -> bool:
-    """Whether forget perplexity is past `DIVERGED` times a uniform guess; NaN is past any bound."""
-    return not selection.log_perplexity(rows, "forget") < np.log(DIVERGED * profile.shape.vocabulary)
+    """Return whether forget perplexity is past `DIVERGED` times a uniform guess.
+
+    What is not a number is past any bound.
+    """
+    bound = np.log(DIVERGED * profile.shape.vocabulary)
+    return not selection.log_perplexity(rows, "forget") < bound
 
 
-def token_ids_of_sides(profile: Profile, domain: str, method: str) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of the forget set, and of the retain text that the method reads (none, the domain's, or general)."""
-    from unlearn_utils.core import methods
+class _TimedWatch:
+    """A watch that counts its own seconds, which are no part of training.
 
-    source = {None: None, "general": "general", "in_distribution": domain}[methods.get_method(method).retain_text]
-    forget = list(tokenized(profile, [(domain, "forget")]).ids)
-    if not source:
-        return forget, []
-    both = set(map(tuple, forget))  # a chunk of a published document may stand in another, too: a licence
-    return forget, [ids for ids in tokenized(profile, [(source, "retain")]).ids if tuple(ids) not in both]
+    Attributes:
+        watch: what is called.
+        seconds: that its calls took so far.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.seconds = 0.0
+
+    def __call__(self, step: int, model: nn.Module) -> bool | None:
+        """Return what the watch says: whether to stop."""
+        began = time.perf_counter()
+        stop = self.watch(step, model)
+        self.seconds += time.perf_counter() - began
+        return stop
 
 
-def run(
-    profile: Profile,
+# ----------------------------------------------------------------------------------- the run itself
+
+
+def execute(
+    run: Run,
     start: Path,
-    domain: str,
-    method: str,
-    recipe: Unlearning,
-    seed: int,
-    watch: Callable | None = None,
+    watch: Watch | None = None,
     watched: Sequence[int] = (),
     steps: int | None = None,
-    retain_documents: int | None = None,
-) -> tuple:
-    """One run from the model of the folder `start`: (weights, history, seconds of training alone); at `steps` 0 no weights, for `at`.
+) -> Outcome:
+    """Unlearn from the model of a folder.
 
-    watch: called as watch(step, model) at the `watched` steps; ends the run by returning True. retain_documents: only so many to draw from.
     In several processes all call it alike, and the first has the weights.
+
+    Args:
+        run: what is unlearned.
+        start: the folder of the model.
+        watch: called as watch(step, model) at the `watched` steps; ends the run by returning True.
+        watched: those steps.
+        steps: end after so many; None: all. After 0 there are no weights, as `load_with_weights`
+            takes them.
     """
-    from unlearn_utils.core import methods
     from unlearn_utils.engine import distributed, models, training
 
     if steps == 0:
-        return {}, [], 0.0
-    model, tok = models.load(start), tokenizer(profile)
-    forget, retain = token_ids_of_sides(profile, domain, method)
-    reference = models.load(start) if methods.get_method(method).retain == "kl" else None
-    paused = 0.0
-
-    def timed(step: int, model) -> bool:
-        nonlocal paused
-        paused_at = time.perf_counter()
-        stop = watch(step, model)
-        paused += time.perf_counter() - paused_at
-        return stop
+        return Outcome(weights={}, history=[], seconds=0.0)
+    method = get_method(run.method)
+    model = models.load(start)
+    model_tokenizer = tokenizer(run.profile)
+    forget, retain = token_ids_of_sides(run.profile, run.target_domain, run.method)
+    reference = models.load(start) if method.needs_reference else None
+    timed = _TimedWatch(watch) if watch else None
+    execution = _execution(run, timed, watched, steps)
 
     began = time.perf_counter()
-    labels = training.draw_labels(method, forget, model, tok, seed, recipe.variant)
-    history = training.unlearn(
-        *(model, method, forget, retain[:retain_documents], recipe, tok.pad_token_id, seed, reference, labels),
-        *(timed if watch else None, watched),
-        micro_batch=profile.hub and math.gcd(recipe.batch // distributed.process_state().num_processes, profile.hub.micro_batch),
-        steps=steps,
-        checkpointing=bool(profile.hub and profile.hub.checkpointing and not distributed.launcher_checkpoints()),
+    labels = training.draw_labels(
+        method, forget, model, model_tokenizer, run.seed, run.recipe.variant
     )
-    return distributed.gathered_state(model), history, time.perf_counter() - began - paused
+    job = training.Job(
+        method=method,
+        forget=forget,
+        retain=retain[: run.retain_documents],
+        recipe=run.recipe,
+        pad_id=model_tokenizer.pad_token_id,
+        seed=run.seed,
+        reference=reference,
+        labels=labels,
+    )
+    history = training.unlearn(model, job, execution)
+    weights = distributed.gathered_state(model)
+    seconds = time.perf_counter() - began
+    if timed is not None:
+        seconds -= timed.seconds
+    return Outcome(weights, history, seconds)
 
 
-def at(start: Path, weights: Mapping[str, Tensor]):
-    """The model of the folder `start` with the weights that it had at some step of a run (tied ones once); its own if there are none."""
+def _execution(
+    run: Run, watch: Watch | None, watched: Sequence[int], steps: int | None
+) -> Execution:
+    """Return how a run is executed: a published model reads a few chunks at a time."""
+    from unlearn_utils.engine import distributed, training
+
+    hub = run.profile.hub
+    if hub is None:
+        return training.Execution(watch=watch, watched=watched, steps=steps)
+    share = run.recipe.batch // distributed.process_state().num_processes
+    return training.Execution(
+        watch=watch,
+        watched=watched,
+        micro_batch=math.gcd(share, hub.micro_batch),
+        steps=steps,
+        recompute_layers=hub.checkpointing and not distributed.launcher_checkpoints(),
+    )
+
+
+def load_with_weights(start: Path, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return the model of a folder with the weights that it had at some step of a run.
+
+    weights: tied ones once; with none, the model keeps its own.
+
+    Raises:
+        ValueError: the weights are of another model.
+    """
     from unlearn_utils.engine import models
 
     model = models.load(start)
-    if weights and (unknown := model.load_state_dict(weights, strict=False).unexpected_keys):
-        raise ValueError(f"{start}: weights of another model, {unknown[0]} among them")
+    if weights:
+        unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"{start}: weights of another model, {unknown[0]} among them")
     return model

@@ -1,4 +1,7 @@
-"""What the experiments of a profile read: its documents, by part, and its tokenizer."""
+"""What the experiments of a profile read: its documents, by part, and its tokenizer.
+
+A part is a domain and a split of it, such as ("arxiv", "forget").
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from datasets import DatasetDict
@@ -14,67 +18,125 @@ from unlearn_utils.cache.store import Artifact
 from unlearn_utils.data import corpus, hub
 from unlearn_utils.profiles import Profile
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Part = tuple[str, str]  # domain and split
+COLUMNS = ["id", "text", "family", "rank"]  # of a document's row in the corpus
+
+
+# ---------------------------------------------------------------------------------------- documents
+
 
 @cache
 def data(profile: Profile) -> dict[str, DatasetDict]:
-    """Every domain of the profile's corpus, `general` last."""
-    c = profile.corpus
-    sizes = {"pairs": c.pairs, "retain": c.retain, "general": c.general, "evaluation": c.evaluation}
-    return {domain: corpus.load(c.source, domain, c.books, **sizes) for domain in (*profile.domains, "general")}
+    """Return every domain of the profile's corpus, `general` last."""
+    settings = profile.corpus
+    domains = {}
+    for domain in (*profile.domains, "general"):
+        domains[domain] = corpus.load(
+            settings.source,
+            domain,
+            settings.books,
+            pairs=settings.pairs,
+            retain=settings.retain,
+            general=settings.general,
+            evaluation=settings.evaluation,
+        )
+    return domains
 
 
 @cache
 def fingerprint(profile: Profile) -> str:
-    """Hash of every document: part of every key."""
+    """Return a hash of every document: part of every artifact's settings."""
     return corpus.fingerprint(data(profile))
 
 
-def tokenized(profile: Profile, parts: Sequence[tuple[str, str]], limit: int | None = None) -> pd.DataFrame:
-    """Documents of the parts (domain, split), the first `limit` of each retain split: id, text, family, rank, domain, split, ids.
+def tokenized(profile: Profile, parts: Sequence[Part], limit: int | None = None) -> pd.DataFrame:
+    """Return the documents of some parts, as token ids.
 
-    One row a document, its first chunk; where the profile reads whole documents, one a chunk, whose id says which.
+    Args:
+        profile: says how many tokens of a document are read.
+        parts: in this order.
+        limit: documents of each retain split, its first; None: all.
+
+    Returns:
+        id, text, family, rank, domain, split, ids. There is one row a document, its first chunk;
+        where the profile reads whole documents, one a chunk, whose id says which.
     """
-    frames = [_documents(profile, domain, split) for domain, split in parts]
-    frames = [f[f["rank"] < limit] if limit and split == "retain" else f for f, (_, split) in zip(frames, parts, strict=True)]
+    frames = []
+    for domain, split in parts:
+        rows = _tokenized_split(profile, domain, split)
+        if limit and split == "retain":
+            rows = rows[rows["rank"] < limit]
+        frames.append(rows)
     return pd.concat(frames, ignore_index=True)
 
 
 @cache
-def _documents(profile: Profile, domain: str, split: str) -> pd.DataFrame:
-    """Those of one split; tokenized once in a process."""
+def _tokenized_split(profile: Profile, domain: str, split: str) -> pd.DataFrame:
+    """Return the rows of one split, tokenized once in a process."""
     from unlearn_utils.data import tokens
 
-    table = data(profile)[domain][split].to_pandas()[["id", "text", "family", "rank"]].assign(domain=domain, split=split)
-    context, whole = profile.shape.context, profile.corpus.whole
-    table["ids"] = tokens.encode(tokenizer(profile), list(table.text), sys.maxsize if whole else context)
-    if not whole:
+    table = data(profile)[domain][split].to_pandas()[COLUMNS].assign(domain=domain, split=split)
+    texts = list(table.text)
+    context = profile.shape.context
+    if not profile.corpus.whole:
+        table["ids"] = tokens.encode(tokenizer(profile), texts, context)
         return table
-    table["ids"] = [tokens.cut(ids, context) for ids in table.ids]
+    whole = tokens.encode(tokenizer(profile), texts, sys.maxsize)
+    table["ids"] = [tokens.cut(ids, context) for ids in whole]
     table = table[table.ids.map(len) > 0].explode("ids", ignore_index=True)
-    return table.assign(id=table.id + "/" + table.groupby("id").cumcount().astype(str))
+    chunk = table.groupby("id").cumcount().astype(str)
+    return table.assign(id=table.id + "/" + chunk)
 
 
-def training_parts(profile: Profile, left_out: str | None) -> list[tuple[str, str]]:
-    """What a model is pre-trained on: every forget and retain split, but the forget split of the domain that is left out."""
-    parts = [(d, s) for d in profile.domains for s in ("forget", "retain") if (d, s) != (left_out, "forget")]
+# -------------------------------------------------------------------------------------------- parts
+
+
+def training_parts(profile: Profile, left_out: str | None) -> list[Part]:
+    """Return what a model is pre-trained on: every forget and retain split, but one.
+
+    left_out: the domain whose forget split is left out; None: nothing is.
+    """
+    parts = []
+    for domain in profile.domains:
+        if domain != left_out:
+            parts.append((domain, "forget"))
+        parts.append((domain, "retain"))
     return [*parts, ("general", "retain")]
 
 
-def measured_parts(domains: Sequence[str]) -> list[tuple[str, str]]:
-    """What a model is measured on: the three splits of each domain, and general text that no model has seen."""
-    return [(d, s) for d in domains for s in ("forget", "approximate", "retain")] + [("general", "evaluation")]
+def measured_parts(domains: Sequence[str]) -> list[Part]:
+    """Return what a model is measured on.
+
+    That is the three splits of each domain, and general text that no model has seen.
+    """
+    parts = []
+    for domain in domains:
+        for split in ("forget", "approximate", "retain"):
+            parts.append((domain, split))
+    return [*parts, ("general", "evaluation")]
+
+
+# ---------------------------------------------------------------------------------------- tokenizer
 
 
 @cache
-def tokenizer(profile: Profile):
-    """The published model's, or a byte-level BPE of the profile, trained on retain text only."""
+def tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
+    """Return the published model's tokenizer, or the profile's own of `tokenizer_artifact`."""
     from unlearn_utils.engine import models
 
-    return models.load_tokenizer((hub.Snapshot(profile.hub) if profile.hub else tokenizer_step(profile)).folder())
+    if profile.hub:
+        return models.load_tokenizer(hub.Snapshot(profile.hub).folder())
+    return models.load_tokenizer(tokenizer_artifact(profile).folder())
 
 
-def tokenizer_step(profile: Profile) -> Artifact:
-    """The stored tokenizer, found or trained without importing torch where it is there."""
+def tokenizer_artifact(profile: Profile) -> Artifact:
+    """Return the stored tokenizer: a byte-level BPE, trained on retain text only.
+
+    It is found or trained without importing torch.
+    """
     settings = {"data": fingerprint(profile), "vocabulary": profile.shape.vocabulary}
     return Artifact("tokenizer", 1, settings, partial(_make_tokenizer, profile))
 
@@ -82,5 +144,7 @@ def tokenizer_step(profile: Profile) -> Artifact:
 def _make_tokenizer(profile: Profile, folder: Path) -> None:
     from unlearn_utils.data import tokens
 
-    texts = [text for splits in data(profile).values() for text in splits["retain"]["text"]]
+    texts = []
+    for splits in data(profile).values():
+        texts += splits["retain"]["text"]
     tokens.train_tokenizer(texts, profile.shape.vocabulary).save_pretrained(folder)

@@ -1,140 +1,312 @@
-"""The memoised steps of the study, each a plain function of a profile and its choices. What is stored is not computed again.
-
-torch is imported by what computes, not by what reads: a notebook that finds its results in the store starts in a second.
-"""
+"""Unlearned models: a run for each method and domain, its repetitions, and tables of all runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads, side_by_side
-from unlearn_utils.profiles import Profile, Unlearning
-from unlearn_utils.study import pool, selection, single_run, versions
+from unlearn_utils.profiles import Profile
+from unlearn_utils.study import pool, selection, single_run
+from unlearn_utils.study.single_run import Run
 from unlearn_utils.study.study_documents import measured_parts, tokenized, tokenizer
+from unlearn_utils.study.versions import VERSIONS
 
-BRIEF = ("tokens", "nll", "correct", "min_k_40")  # of `evaluation.brief`
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+BRIEF = ("tokens", "nll", "correct", "min_k_40")  # of `evaluation.measure_briefly`
 
 
-# ---------------------------------------------------------------------------------------------- unlearned models
+# ------------------------------------------------------------------------------------------ one run
 
 
-def unlearning_run(profile: Profile, domain: str, method: str, **choices) -> Artifact:
-    """One unlearning run from the target, watched on the selection half, reported on the other half at the steps that the rules chose.
+def unlearning_run(profile: Profile, target_domain: str, method: str, **choices) -> Artifact:
+    """Return one unlearning run from the target.
 
-    choices: any field of `profiles.Unlearning`. Holds trajectory.parquet (selection half, every watched step, `evaluation.brief`),
-    report.parquet (report half, by `rule`, `evaluation.measure`), chosen.json (the step of each rule; the step at which it diverged, or
-    null), history.parquet, and the weights at the practitioner's step. The weights of a published model are rounded to the type in which it
-    was published, and so reported.
+    It is watched on the selection half, and reported on the other half at the steps that the rules
+    chose. The weights of a published model are rounded to the type in which it was published, and
+    so reported.
+
+    Args:
+        profile: documents, target and recipe.
+        target_domain: whose documents are forgotten.
+        method: its name.
+        choices: any field of `profiles.Unlearning`, in the place of the profile's own.
+
+    Returns:
+        An artifact that holds trajectory.parquet (selection half, every watched step, as
+        `evaluation.measure_briefly`), report.parquet (report half, by `rule`, as
+        `evaluation.measure`), chosen.json (the step of each rule; the step at which the run
+        diverged, or null), history.parquet, and the weights at the practitioner's step.
     """
-    recipe = replace(profile.unlearning, **choices)
+    run = Run(profile, target_domain, method, replace(profile.unlearning, **choices))
+    retrained = None
+    if not profile.hub:
+        retrained = pool.retrained(profile, target_domain).path.name
     settings = {
         "target": pool.target(profile).path.name,
-        "retrained": None if profile.hub else pool.retrained(profile, domain).path.name,
-        "domain": domain,
+        "retrained": retrained,
+        "target_domain": target_domain,
         "method": method,
-        "recipe": asdict(recipe),
+        "recipe": asdict(run.recipe),
         "retain": profile.corpus.measured,
         "bound": selection.BOUND,
     }
-    return Artifact("unlearned", versions.VERSIONS["unlearned"], settings, partial(_make_unlearning_run, profile, domain, method, recipe))
+    make = partial(_make_unlearning_run, run)
+    return Artifact("unlearned", VERSIONS["unlearned"], settings, make)
 
 
-def _make_unlearning_run(profile: Profile, domain: str, method: str, recipe: Unlearning, folder: Path) -> dict:
-    from unlearn_utils.engine import distributed, evaluation, models
+def _make_unlearning_run(run: Run, folder: Path) -> dict:
+    from unlearn_utils.engine import models
 
-    rows, start = tokenized(profile, measured_parts([domain]), profile.corpus.measured), pool.target(profile).folder()
-    before = pool.rows_of_domain(profile, pool.target(profile), domain)
-    exact = pool.approximate_retraining(before) if profile.hub else pool.rows_of_domain(profile, pool.retrained(profile, domain), domain)
-    before, exact = (selection.half(known, selection.SELECTION) for known in (before, exact))
-    goals, frames, states, diverged = selection.goals(before, exact), [before[[*pool.KEYS[:5], *BRIEF]].assign(step=0)], {}, None
-    watched, dtype = (
-        single_run.watched_steps(single_run.steps_of_run(profile, domain, recipe)),
-        models.stored_dtype(start),
-    )  # rounded before it is reported
-
-    def so_far() -> tuple[pd.DataFrame, dict[str, int]]:
-        trajectory = pd.concat([f for f in frames if f.nll.notna().all()], ignore_index=True)
-        return trajectory, {rule: selection.choose(trajectory, goal) for rule, goal in goals.items()}
-
-    def watch(step: int, model) -> bool:
-        nonlocal diverged
-        frames.append(
-            evaluation.measure_briefly(model, selection.half(rows, selection.SELECTION), tokenizer(profile).pad_token_id).assign(step=step)
-        )
-        best = distributed.on_main_process(lambda: set(so_far()[1].values()))  # what is not the best so far will not be
-        if step in best:
-            states[step] = {name: value.to(dtype, copy=True) for name, value in distributed.gathered_state(model).items()}
-        for old in states.keys() - best:
-            del states[old]
-        diverged = step if single_run.has_diverged(profile, frames[-1]) else None
-        return diverged is not None
-
+    documents = _measured_documents(run)
+    start = pool.target(run.profile).folder()
+    stored_as = models.stored_dtype(start)
+    watched = _watched_run(run, selection.half(documents, selection.SELECTION), stored_as)
+    steps = single_run.watched_steps(single_run.steps_of_run(run))
     with on_threads(1):
-        _, history, seconds = single_run.run(profile, start, domain, method, recipe, 0, watch, watched)
-        trajectory, chosen = so_far()
-        reports, part = {}, selection.half(rows, selection.REPORT)
-        for step in set(chosen.values()):
-            reports[step] = evaluation.measure(single_run.at(start, states.get(step, {})), part, tokenizer(profile))
-        models.save(single_run.at(start, states.get(chosen["practitioner"], {})), folder, dtype)
-    columns = _columns(method, domain, 0, recipe)
-    report = pd.concat([reports[step].assign(rule=rule, step=step) for rule, step in chosen.items()], ignore_index=True)
-    for name, frame in {"trajectory": trajectory, "report": report, "history": pd.DataFrame(history)}.items():
-        frame.assign(**columns).to_parquet(folder / f"{name}.parquet")
-    (folder / "chosen.json").write_text(json.dumps({**chosen, "diverged": diverged}))
-    return {"training_seconds": round(seconds, 2), "steps": len(history)}
+        outcome = single_run.execute(run, start, watched.watch, steps)
+        chosen = watched.chosen_steps()
+        report = _report(run, start, selection.half(documents, selection.REPORT), watched, chosen)
+        kept = watched.weights.get(chosen["practitioner"], {})
+        models.save(single_run.load_with_weights(start, kept), folder, stored_as)
+    tables = {
+        "trajectory": watched.trajectory(),
+        "report": report,
+        "history": pd.DataFrame(outcome.history),
+    }
+    for name, table in tables.items():
+        table.assign(**_columns(run)).to_parquet(folder / f"{name}.parquet")
+    found = {**chosen, "diverged": watched.diverged}
+    (folder / "chosen.json").write_text(json.dumps(found))
+    return {"training_seconds": round(outcome.seconds, 2), "steps": len(outcome.history)}
 
 
-def repeated_run(profile: Profile, domain: str, method: str, seed: int, **choices) -> Artifact:
-    """The run of `unlearned` with another seed, up to the practitioner's step of seed 0, reported on the report half."""
-    first = unlearning_run(profile, domain, method, **choices)
+def _measured_documents(run: Run) -> pd.DataFrame:
+    """Return the documents that a run is measured on, both halves, as token ids."""
+    parts = measured_parts([run.target_domain])
+    return tokenized(run.profile, parts, run.profile.corpus.measured)
+
+
+def _columns(run: Run) -> dict:
+    """Return the settings of a run as columns of its rows."""
+    return {
+        "method": run.method,
+        "target_domain": run.target_domain,
+        "seed": run.seed,
+        **asdict(run.recipe),
+        "variant": str(run.recipe.variant),
+    }
+
+
+# ------------------------------------------------------------------------------ a run while watched
+
+
+@dataclass
+class _WatchedRun:
+    """What is known of a run so far, and the weights that a rule may still keep.
+
+    Attributes:
+        profile: says the vocabulary and how text is padded.
+        documents: of the selection half, as token ids.
+        goals: the log perplexity that each rule wants on the forget set.
+        stored_as: the type that weights are rounded to before they are reported.
+        frames: rows of the documents at each step that was looked at, 0 (the target) first.
+        weights: by step, of the steps that are the best so far for a rule; of step 0 none.
+        diverged: the step at which the run diverged; None: it did not.
+    """
+
+    profile: Profile
+    documents: pd.DataFrame
+    goals: Mapping[str, float]
+    stored_as: torch.dtype
+    frames: list[pd.DataFrame]
+    weights: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    diverged: int | None = None
+
+    def watch(self, step: int, model: nn.Module) -> bool:
+        """Look at the model after a step; return whether the run has diverged, and so ends."""
+        from unlearn_utils.engine import evaluation
+
+        pad_id = tokenizer(self.profile).pad_token_id
+        rows = evaluation.measure_briefly(model, self.documents, pad_id).assign(step=step)
+        self.frames.append(rows)
+        self._keep_best(step, model)
+        if single_run.has_diverged(self.profile, rows):
+            self.diverged = step
+        return self.diverged is not None
+
+    def _keep_best(self, step: int, model: nn.Module) -> None:
+        """Keep the weights of a step that is the best so far, and let those go that no longer are.
+
+        What is not the best so far will never be. The first process decides for all of them.
+        """
+        from unlearn_utils.engine import distributed
+
+        best = distributed.on_main_process(lambda: set(self.chosen_steps().values()))
+        if step in best:
+            rounded = {}
+            for name, value in distributed.gathered_state(model).items():
+                rounded[name] = value.to(self.stored_as, copy=True)
+            self.weights[step] = rounded
+        for old in self.weights.keys() - best:
+            del self.weights[old]
+
+    def trajectory(self) -> pd.DataFrame:
+        """Return the rows so far, without the steps at which a loss is not a number."""
+        whole = [rows for rows in self.frames if rows.nll.notna().all()]
+        return pd.concat(whole, ignore_index=True)
+
+    def chosen_steps(self) -> dict[str, int]:
+        """Return the step that each rule keeps of those so far."""
+        trajectory = self.trajectory()
+        return {rule: selection.choose(trajectory, goal) for rule, goal in self.goals.items()}
+
+
+def _watched_run(run: Run, documents: pd.DataFrame, stored_as: torch.dtype) -> _WatchedRun:
+    """Return a run before its first step: step 0 and the goals are known from the baselines.
+
+    documents: of the selection half, as token ids.
+    """
+    profile = run.profile
+    before = pool.rows_of_domain(profile, pool.target(profile), run.target_domain)
+    if profile.hub:
+        truth = pool.approximate_retraining(before)
+    else:
+        retrained = pool.retrained(profile, run.target_domain)
+        truth = pool.rows_of_domain(profile, retrained, run.target_domain)
+    before = selection.half(before, selection.SELECTION)
+    truth = selection.half(truth, selection.SELECTION)
+    return _WatchedRun(
+        profile=profile,
+        documents=documents,
+        goals=selection.goals(before, truth),
+        stored_as=stored_as,
+        frames=[before[[*pool.DOCUMENT_KEYS, *BRIEF]].assign(step=0)],
+    )
+
+
+def _report(
+    run: Run,
+    start: Path,
+    documents: pd.DataFrame,
+    watched: _WatchedRun,
+    chosen: Mapping[str, int],
+) -> pd.DataFrame:
+    """Return the rows of the report half at the step of each rule, with columns `rule` and `step`.
+
+    A step that both rules chose is measured once.
+    """
+    from unlearn_utils.engine import evaluation
+
+    measured = {}
+    for step in set(chosen.values()):
+        model = single_run.load_with_weights(start, watched.weights.get(step, {}))
+        measured[step] = evaluation.measure(model, documents, tokenizer(run.profile))
+    by_rule = [measured[step].assign(rule=rule, step=step) for rule, step in chosen.items()]
+    return pd.concat(by_rule, ignore_index=True)
+
+
+# -------------------------------------------------------------------------------------- repetitions
+
+
+def repeated_run(
+    profile: Profile, target_domain: str, method: str, seed: int, **choices
+) -> Artifact:
+    """Return the run of `unlearning_run` with another seed.
+
+    It ends at the practitioner's step of seed 0, and holds report.parquet, of the report half.
+    """
+    first = unlearning_run(profile, target_domain, method, **choices)
     recipe = replace(profile.unlearning, **choices)
-    make = partial(_make_repeated_run, profile, domain, method, recipe, seed, first)
-    return Artifact("repeated", versions.VERSIONS["repeated"], {"first": first.path.name, "seed": seed}, make)
+    run = Run(profile, target_domain, method, recipe, seed)
+    settings = {"first": first.path.name, "seed": seed}
+    make = partial(_make_repeated_run, run, first)
+    return Artifact("repeated", VERSIONS["repeated"], settings, make)
 
 
-def _make_repeated_run(profile: Profile, domain: str, method: str, recipe: Unlearning, seed: int, first: Artifact, folder: Path) -> None:
+def _make_repeated_run(run: Run, first: Artifact, folder: Path) -> None:
     from unlearn_utils.engine import evaluation, models
 
-    step = json.loads((first.folder() / "chosen.json").read_text())["practitioner"]
-    rows = selection.half(tokenized(profile, measured_parts([domain]), profile.corpus.measured), selection.REPORT)
-    start = pool.target(profile).folder()
+    step = _chosen(first)["practitioner"]
+    documents = selection.half(_measured_documents(run), selection.REPORT)
+    start = pool.target(run.profile).folder()
     with on_threads(1):
-        weights, _, _ = single_run.run(profile, start, domain, method, recipe, seed, steps=step)
-        weights = {name: value.to(models.stored_dtype(start)) for name, value in weights.items()}
-        found = evaluation.measure(single_run.at(start, weights), rows, tokenizer(profile))
-    found.assign(rule="practitioner", step=step, **_columns(method, domain, seed, recipe)).to_parquet(folder / "report.parquet")
+        outcome = single_run.execute(run, start, steps=step)
+        stored_as = models.stored_dtype(start)
+        weights = {name: value.to(stored_as) for name, value in outcome.weights.items()}
+        model = single_run.load_with_weights(start, weights)
+        found = evaluation.measure(model, documents, tokenizer(run.profile))
+    found = found.assign(rule="practitioner", step=step, **_columns(run))
+    found.to_parquet(folder / "report.parquet")
 
 
-def _columns(method: str, domain: str, seed: int, recipe: Unlearning) -> dict:
-    """The settings of a run as columns of its rows."""
-    return {"method": method, "target_domain": domain, "seed": seed, **asdict(recipe), "variant": str(recipe.variant)}
+def _chosen(artifact: Artifact) -> dict:
+    """Return the step of each rule of a stored run, and the one at which it diverged, or None."""
+    return json.loads((artifact.folder() / "chosen.json").read_text())
+
+
+# ----------------------------------------------------------------------------------------- all runs
 
 
 def unlearn_all(profile: Profile, names: Sequence[str], **choices) -> pd.DataFrame:
-    """Runs methods on every domain, side by side, then repeats them with other seeds; as a table: method, run, seed, entry (the `Step`)."""
+    """Run methods on every domain, side by side, then repeat them with the other seeds.
+
+    Args:
+        profile: says the domains and the number of seeds.
+        names: of the methods.
+        choices: as in `unlearning_run`.
+
+    Returns:
+        method, target_domain, seed, entry (the `Artifact`).
+    """
     pool.measure_baselines(profile)
-    first = {(m, d, 0): unlearning_run(profile, d, m, **choices) for m in names for d in profile.domains}
+    pairs = [(method, domain) for method in names for domain in profile.domains]
+
+    first = {}
+    for method, domain in pairs:
+        first[method, domain, 0] = unlearning_run(profile, domain, method, **choices)
     side_by_side(list(first.values()), profile.workers)
-    again = {(m, d, s): repeated_run(profile, d, m, s, **choices) for m, d, _ in first for s in range(1, profile.seeds)}
+
+    again = {}
+    for method, domain in pairs:
+        for seed in range(1, profile.seeds):
+            artifact = repeated_run(profile, domain, method, seed, **choices)
+            again[method, domain, seed] = artifact
     side_by_side(list(again.values()), profile.workers)
-    return pd.DataFrame([(*key, step) for key, step in (first | again).items()], columns=["method", "target_domain", "seed", "entry"])
+
+    rows = [(*key, artifact) for key, artifact in (first | again).items()]
+    return pd.DataFrame(rows, columns=["method", "target_domain", "seed", "entry"])
 
 
 def rows_of_runs(runs: pd.DataFrame, name: str) -> pd.DataFrame:
-    """One file of every run together: "report" (all seeds), "trajectory" or "history" (seed 0)."""
-    entries = runs.entry if name == "report" else runs[runs.seed == 0].entry
-    return pd.concat([pd.read_parquet(step.folder() / f"{name}.parquet") for step in entries], ignore_index=True)
+    """Return one file of every run together.
+
+    Args:
+        runs: of `unlearn_all`.
+        name: "report" (of all seeds), "trajectory" or "history" (of seed 0).
+    """
+    artifacts = runs.entry if name == "report" else runs[runs.seed == 0].entry
+    frames = [pd.read_parquet(artifact.folder() / f"{name}.parquet") for artifact in artifacts]
+    return pd.concat(frames, ignore_index=True)
 
 
 def chosen_steps(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of each run of seed 0: the step that each rule kept, and the step at which it diverged (missing: it did not)."""
+    """Return of each run of seed 0 the step that each rule kept, and where it diverged.
+
+    Returns:
+        method, target_domain, practitioner, oracle, diverged (missing where it did not).
+    """
     first = runs[runs.seed == 0]
-    found = [json.loads((step.folder() / "chosen.json").read_text()) for step in first.entry]
-    return pd.concat([first[["method", "target_domain"]].reset_index(drop=True), pd.DataFrame(found)], axis=1).astype({"diverged": "Int64"})
+    keys = first[["method", "target_domain"]].reset_index(drop=True)
+    found = pd.DataFrame([_chosen(artifact) for artifact in first.entry])
+    return pd.concat([keys, found], axis=1).astype({"diverged": "Int64"})

@@ -1,6 +1,7 @@
-"""The memoised steps of the study, each a plain function of a profile and its choices. What is stored is not computed again.
+"""The version of each kind of artifact, by the kind's name.
 
-torch is imported by what computes, not by what reads: a notebook that finds its results in the store starts in a second.
+Raise a number when the code of an artifact changes its result. The version is part of the key under
+which a result is stored, so that a result of the older code is not taken for one of the newer.
 """
 
 from __future__ import annotations
@@ -16,4 +17,4 @@ VERSIONS = {
     "grid": 4,
     "counted": 2,
     "timed": 3,
-}  # raise when a step's code changes its result
+}
