@@ -334,8 +334,8 @@ def blind(profile: Profile, seed: int) -> pd.DataFrame:
         splits = data(profile)[domain]
         forget = selection.half(splits["forget"].to_pandas(), selection.REPORT)
         other = selection.half(splits["approximate"].to_pandas(), selection.REPORT)
-        groups = list(forget["rank"])
-        scores = attacks.blind_scores(list(forget.text), list(other.text), groups, seed=seed)
+        pairs = list(forget["rank"])
+        scores = attacks.blind_scores(list(forget.text), list(other.text), pairs, seed=seed)
         found = membership.bootstrap_auc(*scores, generator=generator, resamples=profile.resamples)
         row = {"model": "no model (blind)", "target_domain": domain, "measure": "AUC"}
         table.append(row | found._asdict())
