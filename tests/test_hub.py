@@ -4,6 +4,7 @@ Loading code, chunks, the stand-in for retraining, a whole notebook.
 """
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -38,13 +39,15 @@ SMALL = replace(GPU, unlearning=profiles.Unlearning(learning_rate=1e-3, batch=8)
 @pytest.fixture(scope="module", autouse=True)
 def mirror(tmp_path_factory, text):
     """The folder in the place of the hub, and a store of its own."""
+    before = dict(os.environ)  # the runner sets more variables
     folder = tmp_path_factory.mktemp("hub")
     tokenizer = tokens.train_tokenizer([text, *hubs.texts("general", 60)], 500)
     hubs.mirror(folder, tokenizer, seed=5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(paths.HUB, str(folder))
-        patch.setenv(paths.STORE, str(tmp_path_factory.mktemp("store")))
-        yield folder
+    os.environ[paths.HUB] = str(folder)
+    os.environ[paths.STORE] = str(tmp_path_factory.mktemp("store"))
+    yield folder
+    os.environ.clear()
+    os.environ.update(before)
 
 
 # ---------------------------------------------------------------------------------- what is read
