@@ -1,7 +1,8 @@
-"""Minutes and peak memory of the commands that have a budget, from an empty store: `python benchmarks/budgets.py smoke`.
+"""Minutes and peak memory of what has a budget: `python benchmarks/budgets.py smoke`.
 
-A budget is a promise about two cores, not a test: the numbers are printed, an overrun does not fail. `laptop` rewrites notebooks/,
-as every run of that profile does; the store and the figures go to a temporary folder. Without .venv: PYTHONPATH=.
+Each command starts from an empty store. A budget is a promise about two cores, not a test: the
+numbers are printed, an overrun does not fail. `laptop` rewrites notebooks/, as every run of that
+profile does; the store and the figures go to a temporary folder. Without .venv: PYTHONPATH=.
 """
 
 from __future__ import annotations
@@ -12,38 +13,54 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
+from typing import NamedTuple
 
+from unlearn_utils.cache import paths
 from unlearn_utils.cache.memory import PeakMemory
 
-ROOT = Path(__file__).resolve().parents[1]
-MODES = {  # name: (command, minutes, GB or None where no memory is promised)
-    "smoke": (["./run_all.sh", "smoke", "--fresh"], 3, None),
-    "laptop": (["./run_all.sh", "laptop", "--fresh"], 20, 6),
-    "tests": (["./run_tests.sh"], 8, None),
+
+class Budget(NamedTuple):
+    """A command, and what it may take.
+
+    Attributes:
+        command: run in the project's folder.
+        minutes: on two cores.
+        gigabytes: of all its processes together; None: no memory is promised.
+    """
+
+    command: list[str]
+    minutes: int
+    gigabytes: int | None = None
+
+
+BUDGETS = {
+    "smoke": Budget(["./run_all.sh", "smoke", "--fresh"], minutes=3),
+    "laptop": Budget(["./run_all.sh", "laptop", "--fresh"], minutes=20, gigabytes=6),
+    "tests": Budget(["./run_tests.sh"], minutes=8),
 }
 
 
 def measure(command: list[str]) -> tuple[float, float, int]:
-    """(minutes, peak GB, exit code) of a command that starts with an empty store."""
+    """Return (minutes, peak GB, exit code) of a command that starts with an empty store."""
     with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
-        environment = os.environ | {"UNLEARN_STORE": f"{folder}/store", "UNLEARN_FIGURES": f"{folder}/figures"}
+        places = {paths.STORE: f"{folder}/store", paths.FIGURES: f"{folder}/figures"}
         began = time.time()
-        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
-    return (time.time() - began) / 60, memory.peak, code
+        done = subprocess.run(command, cwd=paths.PROJECT, env=os.environ | places)
+    return (time.time() - began) / 60, memory.peak, done.returncode
 
 
 def main() -> int:
-    """Print one line of measurements against the budget."""
+    """Print one line of measurements against the budget, and return the command's exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("mode", choices=BUDGETS)
     mode = parser.parse_args().mode
-    command, minutes_budget, memory_budget = MODES[mode]
-    minutes, memory, code = measure(command)
-    promised = f" (budget {memory_budget})" if memory_budget else ""
-    print(
-        f"\n{mode}: {minutes:.1f} min (budget {minutes_budget}), peak memory {memory:.1f} GB{promised}, {os.cpu_count()} cores, exit {code}"
-    )
+    budget = BUDGETS[mode]
+    minutes, gigabytes, code = measure(budget.command)
+    memory = f"peak memory {gigabytes:.1f} GB"
+    if budget.gigabytes is not None:
+        memory += f" (budget {budget.gigabytes})"
+    time_taken = f"{minutes:.1f} min (budget {budget.minutes})"
+    print(f"\n{mode}: {time_taken}, {memory}, {os.cpu_count()} cores, exit {code}")
     return code
 
 

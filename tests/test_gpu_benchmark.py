@@ -1,4 +1,4 @@
-"""The GPU benchmark, run on a CPU at a toy scale: what it counts and what it writes, never a time."""
+"""The GPU benchmark on a CPU, at a toy scale: what it counts and what it writes, never a time."""
 
 import importlib.util
 import json
@@ -18,9 +18,12 @@ spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
 gpu = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gpu)
 TINY = gpu.SHAPES["tiny"]
+META = torch.device("meta")
 ON_CPU = ["--device", "cpu", "--shape", "tiny"]
-ASCENT, LABELS, KL = "gradient_ascent", "random_label", "ascent_kl_general"
-RETAIN = [name for name, method in METHODS.items() if method.retain]
+ASCENT = METHODS["gradient_ascent"]
+LABELS = METHODS["random_label"]
+DESCENT = METHODS["ascent_descent_general"]
+KL = METHODS["ascent_kl_general"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,16 +35,11 @@ def quick():
 
 
 def run(folder, *more):
-    """What the script writes to a file in `folder`."""
+    """Return what the script writes to a file in `folder`."""
     path = folder / "results" / "gpu_test.json"
     gpu.main(["--out", str(path), *ON_CPU, *more])
     assert list(path.parent.iterdir()) == [path]  # nothing unfinished is left
-    return json.loads(path.read_text(), parse_constant=pytest.fail)  # pytest.fail: NaN is not JSON
-
-
-def toy_loss(model, data):
-    """A loss that needs gradients of every layer."""
-    return sum(losses.next_token_loss(model, side) for side in data.values())
+    return json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN is not JSON
 
 
 @pytest.fixture(scope="module")
@@ -50,129 +48,168 @@ def result(tmp_path_factory):
     return run(tmp_path_factory.mktemp("gpu"), "--steps", "2")
 
 
-# ---------------------------------------------------------------------------------------------- the file
+# ---------------------------------------------------------------------------------------- the file
 
 
 def test_the_file_says_where_its_numbers_come_from(result):
     assert result["device"] == "CPU"
-    assert result["torch"] == torch.__version__ and result["cuda"] == torch.version.cuda
+    assert result["torch"] == torch.__version__
+    assert result["cuda"] == torch.version.cuda
     assert result["date"].endswith("+00:00")
-    assert result["command"].startswith("python benchmarks/gpu.py --out ") and result["command"].endswith("--shape tiny --steps 2")
+    assert result["command"].startswith("python benchmarks/gpu.py --out ")
+    assert result["command"].endswith("--shape tiny --steps 2")
 
 
 def test_one_row_a_method_with_its_tokens(result):
     assert [row["method"] for row in result["rows"]] == list(METHODS)
+    parameters = efficiency.parameter_count(gpu.build_model(TINY))
     for row in result["rows"]:
-        assert (row["shape"], row["dtype"], row["sequence"], row["batch"]) == ("tiny", "float32", 32, 2)
-        assert row["parameters"] == efficiency.parameter_count(gpu.build(TINY))
-        assert row["forget_tokens"] == 64 and row["retain_tokens"] == 64 * (row["method"] in RETAIN)
-        assert "AdamW" in row["optimizer"] and "error" not in row
+        assert (row["shape"], row["dtype"]) == ("tiny", "float32")
+        assert (row["sequence"], row["batch"]) == (32, 2)
+        assert row["parameters"] == parameters
+        assert row["forget_tokens"] == 64
+        assert row["retain_tokens"] == (64 if METHODS[row["method"]].retain else 0)
+        assert "AdamW" in row["optimizer"]
+        assert "error" not in row
 
 
 def test_seconds_leave_out_the_first_step(result):
     for row in result["rows"]:
-        assert row["n"] == len(row["seconds"]) == 2 and len(row["losses"]) == 3
+        assert row["n"] == len(row["seconds"]) == 2
+        assert len(row["losses"]) == 3
         assert 0 < row["seconds_min"] <= row["seconds_median"] <= row["seconds_max"]
-        assert row["seconds_min"] == min(row["seconds"]) and row["seconds_max"] == max(row["seconds"])
+        assert row["seconds_min"] == min(row["seconds"])
+        assert row["seconds_max"] == max(row["seconds"])
         trained = row["forget_tokens"] + row["retain_tokens"]
         assert row["tokens_per_second"] == pytest.approx(trained / row["seconds_median"])
-        assert row["mfu"] is None and row["peak_gb"] is None  # a CPU has neither
+        assert row["mfu"] is None  # a CPU has neither
+        assert row["peak_gb"] is None
 
 
 def test_first_losses_are_those_of_a_model_that_guesses(result):
-    first = {row["method"]: row["losses"][0] for row in result["rows"]}
-    assert all(math.isfinite(loss) for row in result["rows"] for loss in row["losses"])
+    first = {}
+    for row in result["rows"]:
+        assert all(math.isfinite(loss) for loss in row["losses"])
+        first[row["method"]] = row["losses"][0]
     guess = math.log(128)
-    assert first[ASCENT] == pytest.approx(-guess, abs=0.1) and first[LABELS] == pytest.approx(guess, abs=0.1)
-    assert first[KL] == pytest.approx(first[ASCENT], abs=1e-5)  # the reference still predicts the same
-    assert first["ascent_descent_general"] == pytest.approx(0, abs=0.1)
+    assert first[ASCENT.name] == pytest.approx(-guess, abs=0.1)
+    assert first[LABELS.name] == pytest.approx(guess, abs=0.1)
+    # the reference still predicts the same
+    assert first[KL.name] == pytest.approx(first[ASCENT.name], abs=1e-5)
+    assert first[DESCENT.name] == pytest.approx(0, abs=0.1)
 
 
 def test_study_has_every_method_at_three_rates(result):
     rows = result["study"]
-    assert [(row["method"], row["learning_rate"]) for row in rows] == [(m, r) for m in METHODS for r in gpu.STUDY_RATES]
-    assert len(gpu.STUDY_RATES) == 3 and all(row["steps"] == len(row["losses"]) == 2 for row in rows)
+    expected = [(name, rate) for name in METHODS for rate in gpu.STUDY_RATES]
+    assert [(row["method"], row["learning_rate"]) for row in rows] == expected
+    assert len(gpu.STUDY_RATES) == 3
+    assert all(row["steps"] == len(row["losses"]) == 2 for row in rows)
     start = {(row["forget_before"], row["retain_before"]) for row in rows}
-    assert len(start) == 1 and max(start.pop()) < 0.6 * math.log(128)  # all from one model, which knows its documents
+    assert len(start) == 1  # all from one model
+    assert max(start.pop()) < 0.6 * math.log(128)  # which knows its documents
 
 
 def test_study_unlearns_more_at_a_larger_rate(result):
-    rises = [row["forget_after"] - row["forget_before"] for row in result["study"] if row["method"] == ASCENT]
+    rises = []
+    for row in result["study"]:
+        if row["method"] == ASCENT.name:
+            rises.append(row["forget_after"] - row["forget_before"])
     assert 0 < rises[0] < rises[1] < rises[2]
 
 
 def test_yi_is_followed_by_a_study_of_the_medium_model(tmp_path, monkeypatch):
     taken = []
-    monkeypatch.setattr(gpu, "measure", lambda *chosen: taken.extend(chosen))
-    gpu.main(["--out", str(tmp_path / "gpu.json"), "--device", "cpu", "--batch", "3", "--sequence", "64", "--steps", "7"])
-    assert [(r.shape, r.batch, r.sequence, r.steps, r.peak) for r in taken[:2]] == [(s, 3, 64, 7, None) for s in ("yi-6b", "medium")]
+    monkeypatch.setattr(gpu, "measure", lambda *given: taken.extend(given))
+    sizes = ["--batch", "3", "--sequence", "64", "--steps", "7"]
+    gpu.main(["--out", str(tmp_path / "gpu.json"), "--device", "cpu", *sizes])
+    measured, studied, *_ = taken
+    assert (measured.shape, studied.shape) == ("yi-6b", "medium")
+    for one in (measured, studied):
+        assert (one.batch, one.sequence, one.steps, one.peak) == (3, 64, 7, None)
 
 
-# ---------------------------------------------------------------------------------------------- out of memory, divergence
-
-
-def fails_for(method):
-    """The package's loss, except that `method` asks for too much."""
-    loss = methods.unlearning_loss
-
-    def unlearning_loss(name, *rest):
-        if name == method:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss(name, *rest)
-
-    return unlearning_loss
+# ----------------------------------------------------------------------- out of memory, divergence
 
 
 def test_a_method_that_does_not_fit_leaves_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(methods, "unlearning_loss", fails_for(LABELS))
-    result = run(tmp_path, "--steps", "1", "--methods", f"{ASCENT},{LABELS},{KL}")
+    loss = methods.unlearning_loss
+
+    def unlearning_loss(method, *rest):
+        if method is LABELS:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(method, *rest)
+
+    monkeypatch.setattr(methods, "unlearning_loss", unlearning_loss)
+    chosen = ",".join(method.name for method in (ASCENT, LABELS, KL))
+    result = run(tmp_path, "--steps", "1", "--methods", chosen)
     assert [row.get("error") for row in result["rows"]] == [None, "out of memory", None]
-    assert result["rows"][1]["method"] == LABELS and "seconds" not in result["rows"][1]
-    assert {row["method"] for row in result["study"] if "error" in row} == {LABELS}
+    failed = result["rows"][1]
+    assert failed["method"] == LABELS.name
+    assert "seconds" not in failed
+    assert {row["method"] for row in result["study"] if "error" in row} == {LABELS.name}
     assert len(result["study"]) == 9
 
 
 def test_what_was_measured_survives_a_crash(tmp_path, monkeypatch):
-    speed = gpu.speed
-    monkeypatch.setattr(gpu, "speed", lambda r, method: speed(r, method) if method == ASCENT else 1 / 0)
+    measure_speed = gpu.measure_speed
+
+    def crash(run, method):
+        if method is ASCENT:
+            return measure_speed(run, method)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(gpu, "measure_speed", crash)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, "--steps", "1")
     stored = json.loads((tmp_path / "results" / "gpu_test.json").read_text())
-    assert [row["method"] for row in stored["rows"]] == [ASCENT]
+    assert [row["method"] for row in stored["rows"]] == [ASCENT.name]
 
 
 def test_a_loss_that_is_not_finite_is_null():
-    assert gpu.attempt(TINY, {"method": ASCENT}, lambda: {"losses": [1.0, math.nan, -math.inf]})["losses"] == [1.0, None, None]
+    row = gpu.attempt(TINY, {"method": "own"}, lambda: {"losses": [1.0, math.nan, -math.inf]})
+    assert row == {"method": "own", "losses": [1.0, None, None]}
 
 
-# ---------------------------------------------------------------------------------------------- model and arithmetic
+# ----------------------------------------------------------------------------- model and arithmetic
 
 
 def test_yi_has_as_many_parameters():
-    model = gpu.build(gpu.SHAPES["yi-6b"]._replace(device=torch.device("meta")))
-    assert 6.05e9 < efficiency.parameter_count(model) < 6.07e9
-    # By hand: embedding and head; per layer q and o, k and v, three of the MLP, two norms; the last norm.
-    d, ff, v, kv = 4096, 11008, 64_000, 4 * 128
-    assert efficiency.parameter_count(model) == 2 * v * d + 32 * (2 * d * d + 2 * d * kv + 3 * d * ff + 2 * d) + d
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and {p.device.type for p in model.parameters()} == {"meta"}
-    assert model.config.rope_parameters["rope_theta"] == 5e6 and model.config.rms_norm_eps == 1e-5
+    model = gpu.build_model(gpu.SHAPES["yi-6b"]._replace(device=META))
+    found = efficiency.parameter_count(model)
+    assert 6.05e9 < found < 6.07e9
+    hidden, intermediate, vocabulary, key_value = 4096, 11008, 64_000, 4 * 128
+    query_and_output = 2 * hidden * hidden
+    keys_and_values = 2 * hidden * key_value
+    norms = 2 * hidden
+    layer = query_and_output + keys_and_values + 3 * hidden * intermediate + norms
+    assert found == 2 * vocabulary * hidden + 32 * layer + hidden
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert model.config.rope_parameters["rope_theta"] == 5e6
+    assert model.config.rms_norm_eps == 1e-5
 
 
 def test_medium_has_between_a_hundred_million_and_a_billion():
-    model = gpu.build(gpu.SHAPES["medium"]._replace(device=torch.device("meta")))
+    model = gpu.build_model(gpu.SHAPES["medium"]._replace(device=META))
     assert 1e8 < efficiency.parameter_count(model) < 1e9
 
 
 def test_weights_and_documents_come_from_the_seed_alone():
     state = torch.get_rng_state()
-    one, other = gpu.build(TINY), gpu.build(TINY)
+    one, other = gpu.build_model(TINY), gpu.build_model(TINY)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
-    [a, b], [c, _] = gpu.documents(TINY, 2), gpu.documents(TINY, 2)
-    assert torch.equal(a["forget"]["input_ids"], c["forget"]["input_ids"])
-    assert not torch.equal(a["forget"]["input_ids"], b["forget"]["input_ids"])
-    assert not torch.equal(a["forget"]["input_ids"], a["retain"]["input_ids"])
-    assert a["forget"]["input_ids"].shape == (2, 32) and a["forget"]["input_ids"].min() > gpu.PAD
+    for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+    first, second = gpu.random_batches(TINY, 2)
+    again, _ = gpu.random_batches(TINY, 2)
+    ids = first["forget"]["input_ids"]
+    assert torch.equal(ids, again["forget"]["input_ids"])
+    assert not torch.equal(ids, second["forget"]["input_ids"])
+    assert not torch.equal(ids, first["retain"]["input_ids"])
+    assert ids.shape == (2, 32)
+    assert ids.min() > gpu.PAD
 
 
 def test_utilisation_by_hand():
@@ -187,43 +224,59 @@ def test_utilisation_by_hand():
 
 def test_only_kl_counts_tokens_of_the_reference(monkeypatch):
     seen = []
-    monkeypatch.setattr(gpu, "utilisation", lambda r, parameters, trained, reference, seconds: seen.append((trained, reference)))
-    for method in (ASCENT, "ascent_descent_general", KL):
-        gpu.speed(TINY._replace(steps=1), method)
+
+    def utilisation(run, parameters, trained, reference, seconds):
+        seen.append((trained, reference))
+
+    monkeypatch.setattr(gpu, "utilisation", utilisation)
+    for method in (ASCENT, DESCENT, KL):
+        gpu.measure_speed(TINY._replace(steps=1), method)
     assert seen == [(64, 0), (128, 0), (128, 64)]
 
 
 def test_peaks_are_those_of_the_exact_device():
     assert gpu.PEAKS["H200"] == gpu.PEAKS["H100 80GB HBM3"] == 989e12
-    assert gpu.PEAKS["A100-SXM4-80GB"] == 312e12 and gpu.PEAKS["L4"] < gpu.PEAKS["L40S"]
-    assert "H100 PCIe" not in gpu.PEAKS and "A100-SXM4-80GB MIG 1g.10gb" not in gpu.PEAKS
+    assert gpu.PEAKS["A100-SXM4-80GB"] == 312e12
+    assert gpu.PEAKS["L4"] < gpu.PEAKS["L40S"]
+    assert "H100 PCIe" not in gpu.PEAKS
+    assert "A100-SXM4-80GB MIG 1g.10gb" not in gpu.PEAKS
 
 
 def test_layers_are_computed_again_in_the_backward_pass_with_the_same_gradients():
-    [data] = gpu.documents(TINY, 1)
+    """Checkpointing is active in training mode alone; nothing else of the model depends on it."""
+    (sides,) = gpu.random_batches(TINY, 1)
     calls, gradients = {}, {}
-    for training in (True, False):  # checkpointing is active in training mode alone, and nothing else of the model depends on it
-        model, calls[training] = gpu.build(TINY).train(training), []
+    for training in (True, False):
+        model = gpu.build_model(TINY).train(training)
+        seen = []
         for layer in model.model.layers:
-            layer.mlp.register_forward_pre_hook(lambda *_, seen=calls[training]: seen.append(1))
-        toy_loss(model, data).backward()
-        gradients[training] = [p.grad for p in model.parameters()]
-    assert len(calls[False]) == 2 * 2 and len(calls[True]) == 2 * len(calls[False])  # layers times sides, and once more
+            layer.mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        loss = sum(losses.next_token_loss(model, batch) for batch in sides.values())
+        loss.backward()
+        calls[training] = len(seen)
+        gradients[training] = [parameter.grad for parameter in model.parameters()]
+    assert calls[False] == 2 * 2  # layers times sides
+    assert calls[True] == 2 * calls[False]
     for one, other in zip(gradients[True], gradients[False], strict=True):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("method", [ASCENT, KL])
+@pytest.mark.parametrize("method", [ASCENT, KL], ids=["ascent", "kl"])
 def test_a_step_is_that_of_plain_logits(method):
-    [data], model = gpu.documents(TINY, 1), gpu.build(TINY)
-    plain, reference = gpu.build(TINY), gpu.build(TINY).requires_grad_(False)
-    nn.init.normal_(reference.lm_head.weight, std=0.2, generator=torch.Generator().manual_seed(1))
-    [loss] = gpu.losses(TINY, method, model, reference, [data])
-    next(gpu.train(TINY, model, 1e-3, [loss]))
-    logits = plain(data["forget"]["input_ids"]).logits[:, :-1]
-    expected = -nn.functional.cross_entropy(logits.flatten(0, 1), data["forget"]["input_ids"][:, 1:].flatten())
-    if method == KL:
-        p, q = (m(data["retain"]["input_ids"]).logits[:, :-1].log_softmax(-1) for m in (reference, plain))
+    (sides,) = gpu.random_batches(TINY, 1)
+    model, plain = gpu.build_model(TINY), gpu.build_model(TINY)
+    reference = gpu.build_model(TINY).requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    nn.init.normal_(reference.lm_head.weight, std=0.2, generator=generator)
+    (loss,) = gpu.step_losses(TINY, method, model, reference, [sides])
+    next(gpu.take_steps(TINY, model, 1e-3, [loss]))
+
+    forget, retain = sides["forget"]["input_ids"], sides["retain"]["input_ids"]
+    logits = plain(forget).logits[:, :-1]
+    expected = -nn.functional.cross_entropy(logits.flatten(0, 1), forget[:, 1:].flatten())
+    if method is KL:
+        p = reference(retain).logits[:, :-1].log_softmax(-1)
+        q = plain(retain).logits[:, :-1].log_softmax(-1)
         expected = expected + (p.exp() * (p - q)).sum(-1).mean()
     expected.backward()
     nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
@@ -234,24 +287,26 @@ def test_a_step_is_that_of_plain_logits(method):
 
 def test_bfloat16_weights_train_in_bfloat16():
     half = TINY._replace(weights=torch.bfloat16, steps=1)
-    row = gpu.described(half, KL) | gpu.speed(half, KL)
-    assert row["dtype"] == "bfloat16" and all(math.isfinite(loss) for loss in row["losses"])
+    assert gpu.describe(half, KL)["dtype"] == "bfloat16"
+    assert all(math.isfinite(loss) for loss in gpu.measure_speed(half, KL)["losses"])
 
 
 def test_a_gpu_trains_float32_weights_under_autocast():
     on_gpu = TINY._replace(device=torch.device("cuda"))
-    assert on_gpu.mixed and not on_gpu._replace(weights=torch.bfloat16).mixed and not TINY.mixed
-    assert gpu.described(on_gpu, ASCENT)["dtype"] == "float32 weights, bfloat16 autocast"
+    assert on_gpu.mixed
+    assert not on_gpu._replace(weights=torch.bfloat16).mixed
+    assert not TINY.mixed
+    assert gpu.describe(on_gpu, ASCENT)["dtype"] == "float32 weights, bfloat16 autocast"
 
 
-# ---------------------------------------------------------------------------------------------- bad input
+# --------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--shape", "huge"], ["huge", "yi-6b", "medium", "tiny"]),
-        ([*ON_CPU, "--methods", f"{ASCENT},amnesia"], ["amnesia", *METHODS]),
+        ([*ON_CPU, "--methods", f"{ASCENT.name},amnesia"], ["amnesia", *METHODS]),
         ([*ON_CPU, "--steps", "0"], ["--steps", "above 0"]),
         ([*ON_CPU, "--batch", "-2"], ["--batch", "-2"]),
         ([*ON_CPU, "--sequence", "many"], ["--sequence", "many"]),
@@ -263,12 +318,14 @@ def test_bad_input_gets_one_line(arguments, words, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(torch.cuda, "is_available", partial(bool, 0))
     with pytest.raises(SystemExit) as stopped:
         gpu.main(["--out", str(tmp_path / "gpu.json"), *arguments])
-    [line] = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and all(word in line for word in words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert all(word in line for word in words)
     assert not list(tmp_path.iterdir())
 
 
 def test_out_is_needed(capsys):
     with pytest.raises(SystemExit):
         gpu.main(ON_CPU)
-    assert capsys.readouterr().err == "gpu.py: the following arguments are required: --out\n"
+    said = "gpu.py: the following arguments are required: --out\n"
+    assert capsys.readouterr().err == said
