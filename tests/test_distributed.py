@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "accelerate"
 PAD_ID = 1
 START = multiprocessing.get_context("forkserver")  # imports once, and forks from there
-START.set_forkserver_preload(["unlearn_utils.app.cards"])
+START.set_forkserver_preload(["unlearn_utils.app.cards", "unlearn_utils.app.output_folder"])
 pytestmark = pytest.mark.usefixtures("float32")
 
 
