@@ -10,7 +10,7 @@ from pathlib import Path
 from unlearn_utils import profiles
 from unlearn_utils.app import commands
 
-MISTAKE = 2  # exit code, of the user's mistake
+# ---------------------------------------------------------------------------------------- options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,11 +21,24 @@ def parser() -> argparse.ArgumentParser:
     """
     top = argparse.ArgumentParser(prog="python -m unlearn_utils", description=__doc__)
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    every = listed(profiles.PROFILES)
-    of_the_hub = listed(name for name, one in profiles.PROFILES.items() if one.hub)
+    _add_run(subparsers)
+    _add_fetch_and_compute(subparsers)
+    commands.add(subparsers)
+    _add_claims(subparsers)
+    _add_expect_and_manifest(subparsers)
+    _add_notebook(subparsers)
+    return top
 
+
+def listed(names: Iterable[str]) -> str:
+    """Return `a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
+def _add_run(subparsers: argparse._SubParsersAction) -> None:
     run = subparsers.add_parser("run", help="execute the notebooks in order")
-    run.add_argument("profile", help=every)
+    run.add_argument("profile", help=listed(profiles.PROFILES))
     which = run.add_mutually_exclusive_group()
     which.add_argument("--only", metavar="NN", help="only this notebook")
     which.add_argument(
@@ -34,30 +47,35 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="ignore stored results")
     run.set_defaults(project_command=run_notebooks)
 
+
+def _add_fetch_and_compute(subparsers: argparse._SubParsersAction) -> None:
+    of_the_hub = [name for name, profile in profiles.PROFILES.items() if profile.hub]
     fetch = subparsers.add_parser(
         "fetch",
         help="download the model and the data of a profile, to go on without a connection",
     )
-    fetch.add_argument("profile", help=of_the_hub)
+    fetch.add_argument("profile", help=listed(of_the_hub))
     fetch.set_defaults(project_command=fetch_profile)
 
     compute = subparsers.add_parser(
         "compute",
         help="train what a profile's notebooks need; in several processes with accelerate launch",
     )
-    compute.add_argument("profile", help=of_the_hub)
+    compute.add_argument("profile", help=listed(of_the_hub))
     compute.set_defaults(call=compute_profile)
 
-    commands.add(subparsers)
 
+def _add_claims(subparsers: argparse._SubParsersAction) -> None:
     claims = subparsers.add_parser(
         "claims",
         help="print each claim with its measured value and verdict, as notebook 14 left them",
     )
-    claims.add_argument("profile", nargs="?", default="laptop", help=every)
+    claims.add_argument("profile", nargs="?", default="laptop", help=listed(profiles.PROFILES))
     claims.add_argument("--readme", action="store_true", help="write the table into README.md")
     claims.set_defaults(project_command=show_claims)
 
+
+def _add_expect_and_manifest(subparsers: argparse._SubParsersAction) -> None:
     expect = subparsers.add_parser(
         "expect",
         help="make the present figures/table*.csv the committed values of "
@@ -71,7 +89,9 @@ def parser() -> argparse.ArgumentParser:
     )
     manifest.set_defaults(project_command=write_manifest)
 
-    # what `run` starts for notebooks that go side by side; without help it is not listed
+
+def _add_notebook(subparsers: argparse._SubParsersAction) -> None:
+    """Add what `run` starts for notebooks that go side by side; without help it is not listed."""
     notebook = subparsers.add_parser("notebook")
     notebook.add_argument("root", type=Path)
     notebook.add_argument("profile")
@@ -79,13 +99,9 @@ def parser() -> argparse.ArgumentParser:
     notebook.add_argument("label")
     notebook.add_argument("cores", type=int)
     notebook.set_defaults(project_command=execute_notebook)
-    return top
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return `a, b or c`."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}"
+# ------------------------------------------------------------------------------------- a command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,10 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
         return options.project_command(options)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
+        return commands.MISTAKE
 
 
-# -------------------------------------------------------------------- the commands of this project
+# --------------------------------------------------------------- the commands of this project
 #
 # Each takes the options and returns the exit code. Imports are lazy: `run` needs neither torch nor
 # datasets in this process.

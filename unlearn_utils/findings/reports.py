@@ -130,14 +130,19 @@ def quality(profile: Profile, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
             clusters=part.family.to_numpy(),
         )
         row |= {"measure": "KS distance", **interval._asdict()}
-        tests = metrics.forget_quality(ours, theirs)
-        row |= {"ks_p": tests.ks_p, "wilcoxon_p": tests.wilcoxon_p}
-        if profile.hub:
-            row["wilcoxon_p"] = np.nan  # the stand-in's are other documents: these are no pairs
-        if profile.corpus.whole:
-            row["ks_p"] = np.nan  # chunks of one document are not independent
-        table.append(row)
+        table.append(row | _p_values(profile, ours, theirs))
     return pd.DataFrame(table)
+
+
+def _p_values(profile: Profile, ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """Return the p-values of `quality`; not a number where a test's assumptions do not hold."""
+    tests = metrics.forget_quality(ours, theirs)
+    found = {"ks_p": tests.ks_p, "wilcoxon_p": tests.wilcoxon_p}
+    if profile.hub:
+        found["wilcoxon_p"] = np.nan  # the stand-in's are other documents: these are no pairs
+    if profile.corpus.whole:
+        found["ks_p"] = np.nan  # chunks of one document are not independent
+    return found
 
 
 def _ks_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
