@@ -95,6 +95,30 @@ def test_the_other_terms_run_too(method, llama, documents, tmp_path):
     assert value(results, "after", "forget", "perplexity") != before
 
 
+def test_a_new_row_of_the_table_of_methods_is_run_and_described(
+    llama, documents, tmp_path, monkeypatch
+):
+    """It reads the original model on the forget side, and its mean is over sequences."""
+
+    def further(model, batch, reference, count):
+        return (
+            losses.sequence_nll(reference, batch) - losses.sequence_nll(model, batch)
+        ).sum() / count
+
+    term = methods.Term(
+        "further", "the fall of the NLL", further, counted="sequences", needs_reference=True
+    )
+    monkeypatch.setitem(methods.METHODS, "mine", methods.Method("mine", "Mine", term))
+    out = tmp_path / "out"
+    unlearn(llama, documents, out, "mine", "--float32", "--learning-rate", 1e-3)
+    history = record(out)["history"]
+    assert history[0]["loss"] == pytest.approx(0, abs=1e-3)  # still the original model
+    assert history[-1]["loss"] < 0
+    card = (out / "README.md").read_text()
+    assert "Mine (`mine`). Minimised: the fall of the NLL." in card
+    assert "Each term is a mean over the sequences of an optimizer batch." in card
+
+
 def test_softcapped_attention_is_kept(tokenizer, tmp_path):
     """Gemma 2: fused attention would drop the soft-capping."""
     base = model_files.find(str(write_model(tmp_path / "base", "gemma2", tokenizer)))

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from unlearn_utils.app.user_documents import Tables
 
-SETS = ("documents", "unseen")  # options that name documents
-
 
 def add_evaluate_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `evaluate`."""
@@ -114,11 +112,8 @@ def measure_on_documents(names: Sequence[str], options: argparse.Namespace) -> p
     from unlearn_utils.app import cards, model_files, settings, user_documents, user_run
     from unlearn_utils.core import tables
 
-    documents = {}
-    for name in SETS:
-        path = getattr(options, name)
-        if path is not None:
-            documents[name] = user_documents.read_documents(path)
+    paths = {"documents": options.documents, "unseen": options.unseen}
+    documents = user_documents.read_sets(paths)
     stored_models = [model_files.find(name) for name in names]
     configs = [model_files.config_of(stored) for stored in stored_models]
     tokenizers = [model_files.tokenizer_of(stored) for stored in stored_models]

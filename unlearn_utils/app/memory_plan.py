@@ -191,7 +191,9 @@ class Plan:
     @property
     def before_step(self) -> int:
         """What lies there before the model is sharded; 0 where it is not sharded."""
-        return self.whole + self.reference if self.whole else 0
+        if self.whole == 0:
+            return 0
+        return self.whole + self.reference
 
     @property
     def total(self) -> int:
@@ -220,12 +222,15 @@ def plan(request: Request) -> Plan:
     bf16_copies = 0
     if request.bf16 and request.frozen_bytes == FLOAT32 and not request.sharded:
         bf16_copies = BFLOAT16 * request.parameters
+    reference = 0
+    if request.reference:
+        reference = FLOAT32 * request.parameters
     found = Plan(
         weights=weights,
         bf16_copies=bf16_copies,
         gradients=gradients,
         optimizer=MOMENTS * request.trained,
-        reference=FLOAT32 * request.parameters if request.reference else 0,
+        reference=reference,
         activations=activations(request),
     )
     if request.sharded:

@@ -20,7 +20,6 @@ DEFAULTS = {"learning_rate": 2e-5, "epochs": 1, "batch": 4, "retain_weight": 1.0
 DOCUMENTS = (
     "a .txt, .md, .py, .tex, .jsonl or .parquet file (column text or content), or a folder of them"
 )
-SETS = ("forget", "retain", "unseen")  # options that name documents
 
 
 # -------------------------------------------------------------------------------------- the options

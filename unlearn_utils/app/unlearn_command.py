@@ -89,7 +89,8 @@ def prepare(
     from unlearn_utils.app import model_files, settings, user_documents
     from unlearn_utils.engine import distributed
 
-    documents = distributed.on_main_process(lambda: read_sets(options))
+    paths = {"forget": options.forget, "retain": options.retain, "unseen": options.unseen}
+    documents = distributed.on_main_process(lambda: user_documents.read_sets(paths))
     with distributed.raise_together():
         base = model_files.find(options.model, options.revision)
         if base.adapters:
@@ -110,18 +111,6 @@ def prepare(
         terminal.say("\n".join(lines))
         model_files.fetch(base)
     return inputs
-
-
-def read_sets(options: argparse.Namespace) -> dict[str, pd.DataFrame]:
-    """Return the documents of each set that was given."""
-    from unlearn_utils.app import user_documents
-
-    documents = {}
-    for name in unlearn_arguments.SETS:
-        path = getattr(options, name)
-        if path is not None:
-            documents[name] = user_documents.read_documents(path)
-    return documents
 
 
 def describe_inputs(inputs: Inputs) -> list[str]:

@@ -20,6 +20,15 @@ SHOWN = 5  # names in a message; the rest is a number
 # ------------------------------------------------------------------------------------------- read
 
 
+def read_sets(paths: Mapping[str, Path | None]) -> dict[str, pd.DataFrame]:
+    """Return the documents of each set that has a path. Raise as `read_documents`."""
+    documents = {}
+    for name, path in paths.items():
+        if path is not None:
+            documents[name] = read_documents(path)
+    return documents
+
+
 def read_documents(path: Path) -> pd.DataFrame:
     """Return the documents of a file, or of every readable file below a folder in sorted order.
 
