@@ -15,6 +15,7 @@ import pytest
 
 from unlearn_utils import __main__
 from unlearn_utils.cache import paths
+from unlearn_utils.data import manifest
 from unlearn_utils.runner import expected, profile_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +28,12 @@ def own_environment(monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
     for name in ("UNLEARN_STORE", "UNLEARN_FIGURES", "UNLEARN_FRESH"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def committed_text(monkeypatch):
+    """This machine's text is that of the committed values, whatever Python it has."""
+    monkeypatch.setattr(manifest, "is_as_committed", lambda: True)
 
 
 def add(root, name, *cells, **metadata):
@@ -230,6 +237,14 @@ def test_a_run_from_start_to_end(two, capsys):
     assert "papermill" not in path.read_text() and "iopub" not in path.read_text()
     minutes = (two / "runs" / "laptop" / "run.csv").read_text()
     assert minutes.startswith("notebook,minutes\n01,0.")
+
+
+def test_another_text_than_the_committed_is_said(two, capsys, monkeypatch):
+    monkeypatch.setattr(manifest, "is_as_committed", lambda: False)
+    assert profile_run.run(two, "laptop") == 0
+    *_, said, compared = capsys.readouterr().out.splitlines()
+    assert "another text" in said and "need not agree" in said
+    assert compared.startswith("No committed values")
 
 
 def test_what_has_not_changed_is_not_executed_again(two, capsys):

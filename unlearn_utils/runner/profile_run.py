@@ -9,6 +9,7 @@ other profile writes copies below `runs/PROFILE/`.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from unlearn_utils import profiles
 from unlearn_utils.cache import paths
 from unlearn_utils.cache.memory import PeakMemory
 from unlearn_utils.data import hub
+from unlearn_utils.profiles import Profile
 from unlearn_utils.runner import expected, kernels, notebooks, stamps
 from unlearn_utils.runner.places import COMMITTED, Places
 
@@ -69,8 +71,20 @@ def run(
     stamps.summarise(places)
     print_report(places, (time.time() - began) / 60, memory.peak)
     if profile == COMMITTED:
+        print_text(chosen)
         print(expected.comparison(root, paths.figures_folder()))
     return 0
+
+
+def print_text(profile: Profile) -> None:
+    """Say so where the embedded corpus is not the text of the committed values."""
+    from unlearn_utils.data import manifest  # pandas, which no other step of a run needs
+
+    if profile.corpus.source == "embedded" and not manifest.is_as_committed():
+        print(
+            f"Python {platform.python_version()} ships another text than that of the committed "
+            "values (notebook 01), so they need not agree."
+        )
 
 
 def select(every: list[Path], only: str | None, start: str | None) -> list[Path]:
