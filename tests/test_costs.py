@@ -199,7 +199,7 @@ def test_keys_of_costs_follow_what_changes_them_and_nothing_else(store):
 
 
 def measured(profile, method):
-    return costs.measured_step_costs(costs.case(profile, "arxiv", method))
+    return costs.measured_step_costs(costs.case_of(profile, "arxiv", method))
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_seconds_are_measured_in_a_process_of_its_own(store, monkeypatch):
 def test_methods_read_what_their_runs_read(store, name):
     """The tokens of a measured step are of both sides where there are two."""
     reads_retain = METHODS[name].retain is not None
-    ready = costs._ready(costs.case(TINY, "arxiv", name))
+    ready = costs._ready(costs.case_of(TINY, "arxiv", name))
     assert ready.tokens == 3 * 48 * (1 + reads_retain)
     assert efficiency.parameter_count(ready.model) == PARAMETERS
     _, retain = single_run.token_ids_of_sides(TINY, "arxiv", name)

@@ -100,7 +100,7 @@ class Case:
         return token_ids_of_sides(self.profile, self.target_domain, self.method)
 
 
-def case(profile: Profile, target_domain: str, method: str, shape: Shape | None = None) -> Case:
+def case_of(profile: Profile, target_domain: str, method: str, shape: Shape | None = None) -> Case:
     """Return whose cost is asked.
 
     shape: of a Llama with random weights in the place of the profile's model; None: that model.
@@ -137,7 +137,7 @@ def flops(
         rows.parquet: method, target_domain, parameters, tokens (forget tokens; those of training),
         flops, estimate (6 N D for N parameters and D tokens), steps.
     """
-    asked = case(profile, target_domain, method, shape)
+    asked = case_of(profile, target_domain, method, shape)
     settings = asked.settings | {"documents": documents}
     make = partial(_make_flops, asked, documents)
     return Artifact("counted", VERSIONS["counted"], settings, make)
@@ -291,7 +291,7 @@ def step_costs(
         rows.parquet: method, parameters, seconds (median over steps), low, high (quickest and
         slowest step), n (steps), growth_mb, tokens (of the batch, all sides).
     """
-    asked = case(profile, target_domain, method, shape)
+    asked = case_of(profile, target_domain, method, shape)
     make = partial(_make_step_costs, asked)
     return Artifact("timed", VERSIONS["timed"], asked.settings, make)
 
