@@ -56,7 +56,8 @@ def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
 # -------------------------------------------------------------------------------------- docstrings
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the signature has them, and docstrings say the rest
+add_module_names = False
+python_maximum_signature_line_length = 80
 napoleon_use_ivar = True
 default_role = "code"  # `name` is code in a docstring, as in Markdown
 

@@ -1,0 +1,424 @@
+"""README and docs/: their sizes, their links, and every name of the code that they mention."""
+
+import ast
+import csv
+import importlib.util
+import json
+import os
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from unlearn_utils import __main__, profiles
+from unlearn_utils.cache import paths
+from unlearn_utils.core import methods, tables
+from unlearn_utils.data.curation import passages
+from unlearn_utils.study import selection
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "unlearn_utils"
+README = ROOT / "README.md"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def name_of(path):
+    return path.name
+
+
+def without_blocks(text):
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def code_of(page):
+    """What stands between back-ticks in a page's text."""
+    spans = re.findall(r"`([^`]+)`", without_blocks(read(page)))
+    return [" ".join(span.split()) for span in spans]
+
+
+def links_of(page):
+    """What a page's links and pictures lead to in this repository."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", without_blocks(read(page)))
+    return [target.partition("#")[0] for target in targets if "://" not in target]
+
+
+# ------------------------------------------------------------------------------- size and links
+
+
+def test_the_readme_has_at_most_10_000_bytes():
+    assert README.stat().st_size <= 10_000
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=name_of)
+def test_a_page_is_short(page):
+    assert page.stat().st_size < 6_000 or page.name == "glossary.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_lines_of_text_are_at_most_100_characters_long(page):
+    lines = [line for line in read(page).splitlines() if not line.startswith(("|", "!["))]
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_relative_link_leads_to_a_file(page):
+    found = links_of(page)
+    assert found or page.name == "glossary.md"
+    for target in found:
+        assert (page.parent / target).is_file(), target
+
+
+def test_every_page_stands_in_the_index_and_in_the_site_s_navigation():
+    tree = ast.parse(read(DOCS / "conf.py"))
+    (below,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "BELOW"
+    ]
+    navigated = set()
+    for entries in below.values():
+        navigated |= {re.sub(r".*</(.*)>|^/", r"\1", entry) for entry in entries}
+    linked = {Path(target).stem for target in links_of(DOCS / "index.md")}
+    for page in PAGES:
+        if page.name != "index.md":
+            assert page.relative_to(ROOT).with_suffix("").as_posix() in navigated
+            assert page.stem in linked
+
+
+# -------------------------------------------------------------------------------- the first screen
+
+
+def test_the_first_screen_says_what_this_is_shows_it_and_has_the_commands():
+    lines = read(README).splitlines()[:40]
+    assert lines[0].startswith("# ")
+
+    def place(start):
+        (found,) = [number for number, line in enumerate(lines) if line.startswith(start)]
+        return found
+
+    figure, clone = place("!["), place("git clone")
+    smoke, everything, tests = (
+        place("./run_all.sh smoke"),
+        place("./run_all.sh  "),
+        place("./run_tests.sh"),
+    )
+    assert figure < clone < smoke < everything < tests < 30
+    described = re.fullmatch(r"!\[(.+)\]\(figures/fig10_tradeoff.png\)", lines[figure])
+    assert len(described[1]) > 100
+
+    opening = " ".join(lines[1:figure]).replace("et al.", "et al")
+    assert len(re.findall(r"\.(?: |$)", opening.strip())) == 2
+    assert any("notebooks/00_start_here.ipynb" in line for line in lines)
+
+
+def test_what_a_run_prints_is_what_the_readme_shows():
+    (shown,) = [line for line in read(README).splitlines() if line.startswith("[01/16]")]
+    first = json.loads(read(NOTEBOOKS[1]))
+    minutes = first["metadata"]["expected_minutes"]["laptop"]
+    title = first["cells"][0]["source"][0].strip("# \n").replace(" · ", " ")
+    line = f"[01/{len(NOTEBOOKS)}] {title}"
+    assert shown == f"{line:<60} {minutes:5.1f} min (expected {minutes:.1f})"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_unseen_and_general_text_have_one_name_in_prose(page):
+    if page.name == "glossary.md":
+        return  # it says which split is which text
+    prose = re.sub(r"`[^`]*`", "", without_blocks(read(page)))
+    prose = re.sub(r"\s+", " ", re.sub(r"\]\([^)]*\)", "]", prose))
+    assert not re.findall(r"\bapproximate(?! retraining)", prose)
+    assert not re.findall(r"\bevaluation (?:text|document|set|split)", prose)
+
+
+# --------------------------------------------------------------------------- names of the code
+
+
+def defined(tree):
+    """The names that a module or a class defines."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.AnnAssign):
+            names.add(node.target.id)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+MODULES = {
+    path.stem: defined(ast.parse(read(path)))
+    for path in PACKAGE.rglob("*.py")
+    if path.stem not in ("__init__", "__main__")
+}
+OURS = tuple(f"{path.name}/" for path in (*ROOT.iterdir(), *PACKAGE.iterdir()) if path.is_dir())
+WRITTEN = ("runs/", "docs/_build", "figures/study/")  # not in the repository, or not all of it
+
+
+def missing_names(page):
+    """The paths and `module.name`s of a page that are not there."""
+    missing = []
+    for span in code_of(page):
+        word = span.partition("(")[0]
+        module, _, name = word.partition(".")
+        if module in MODULES and re.fullmatch(r"[A-Za-z_]+", name) and name != "py":
+            if name not in MODULES[module]:
+                missing.append(span)
+        elif word.startswith(OURS) and not word.startswith(WRITTEN):
+            pattern = re.sub(r"NN|[A-Z]+(?=/)", "*", word).rstrip("/")
+            if not list(ROOT.glob(pattern)) and not list(PACKAGE.glob(pattern)):
+                missing.append(span)
+    return missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_name_of_the_code_is_there(page):
+    assert not missing_names(page)
+
+
+def test_a_name_that_is_not_there_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("`pool.target` `pool.no_such` `core/losses.py` `core/no_such.py` `figures/x`\n")
+    assert missing_names(page) == ["pool.no_such", "core/no_such.py", "figures/x"]
+
+
+def test_the_design_page_walks_through_every_part():
+    walk = read(DOCS / "design.md").partition("## The way of one document")[2]
+    named = {span.partition(".")[0] for span in re.findall(r"`(\w+\.\w+)`", walk)}
+    parts = {"data", "study", "engine", "core", "findings", "cache"}
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path.stem in named:
+            found.add(path.relative_to(PACKAGE).parts[0])
+    assert parts <= found
+
+
+def test_the_design_page_follows_a_document_of_the_manifest():
+    page = " ".join(read(DOCS / "design.md").split())
+    (followed,) = re.findall(r"Follow `([\w-]+)`", page)
+    with paths.MANIFEST.open(encoding="utf-8") as file:
+        (row,) = [row for row in csv.DictReader(file) if row["id"] == followed]
+    first, last = row["lines"].split("-")
+    assert f"`{row['file']}`, lines {first} to {last}" in page
+    assert f"split `{row['split']}`, rank {row['rank']}" in page
+    assert int(row["rank"]) % 2 == selection.REPORT  # of the half that no rule sees
+    assert f"{passages.SHORTEST} to {passages.LONGEST:,} characters" in page
+
+
+def house():
+    """The module that draws the picture of the design page."""
+    spec = importlib.util.spec_from_file_location("house", DOCS / "house.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_of_the_house_is_up_to_date_and_shows_every_part():
+    drawn = house()
+    assert read(drawn.PICTURE) == drawn.picture()
+    rooms = {room.name for room in drawn.ROOMS}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms | {"runner"} == folders | {"profiles.py"}
+    for room in drawn.ROOMS:
+        assert room.left + room.width < drawn.WIDTH and room.top + room.height < drawn.HEIGHT
+
+
+def commands_of(page):
+    """The commands of this package in the blocks of code of a page, without their comments."""
+    found = []
+    for block in re.findall(r"^```bash\n(.*?)^```", read(page), flags=re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "unlearn_utils" in words and "..." not in words:
+                found.append(words[words.index("unlearn_utils") + 1 :])
+    return found
+
+
+def test_the_commands_of_the_pages_are_understood():
+    found = []
+    for page in PAGES:
+        found += commands_of(page)
+    assert len(found) > 5
+    for words in found:
+        assert __main__.parser().parse_args(words)
+
+
+# ----------------------------------------------------------------------------- tables of the pages
+
+
+def cells_of(page, columns):
+    """The rows of the page's table with so many columns, heading and rule left out."""
+    lines = [line for line in read(page).splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in rows if len(row) == columns and not row[0].startswith("---")]
+
+
+def test_the_table_of_notebooks_has_their_titles_and_minutes():
+    shown = {}
+    for link, _, minutes in cells_of(DOCS / "notebooks.md", 3):
+        found = re.fullmatch(r"\[(.+)\]\(\.\./notebooks/(.+)\)", link)
+        if found:
+            shown[found[2]] = (found[1], minutes)
+    assert list(shown) == [path.name for path in NOTEBOOKS]
+    for path in NOTEBOOKS:
+        notebook = json.loads(read(path))
+        title = "".join(notebook["cells"][0]["source"]).splitlines()[0]
+        minutes = notebook["metadata"]["expected_minutes"]["laptop"]
+        assert shown[path.name] == (title.strip("# ").replace(" · ", " "), f"{minutes:.1f}")
+
+
+def test_the_table_of_profiles_and_of_variables_are_complete():
+    named = {row[0].strip("`") for row in cells_of(DOCS / "running.md", 4)}
+    assert named - {"profile"} == set(profiles.PROFILES)
+    variables = {row[0].strip("`") for row in cells_of(DOCS / "running.md", 2)}
+    assert variables - {"variable"} == set(paths.VARIABLES)
+
+
+def test_the_page_of_published_models_has_their_names_and_recipes():
+    table = {row[0]: row[1:] for row in cells_of(DOCS / "published_models.md", 3)}
+    both = [profiles.GPU, profiles.PAPER]
+    for place, profile in enumerate(both):
+        assert profile.hub.name in table["model, at a pinned revision"][place]
+        assert profile.corpus.source in table["documents"][place]
+        recipe = table["recipe"][place]
+        assert f"{profile.unlearning.learning_rate:.0e}".replace("e-0", "e-") in recipe
+        assert str(profile.unlearning.batch) in recipe
+
+
+# -------------------------------------------------------------------------------------- glossary
+
+TERMS = """
+forget set, retain set, unseen, approximate, evaluation, general, target, retrained, practitioner,
+oracle, report half, selection half, family, nat, perplexity, Min-K% Prob, AUC, noise floor, KL,
+in-distribution, acceptable cell, regret, accuracy, artifact, band, bootstrap, bound, cell, chunk,
+claim, defect, distance, diverged, domain, embedded corpus, epoch, extraction strength, finding,
+FLOPs, forget quality, guideline, interval, log ratio, LoRA, manifest, mark, member,
+membership inference, memorised, method, MFU, micro-batch, n, original model, over-unlearning, pass,
+passage, profile, proxy, rank, reference, released code, retain term, retrained again, robustness,
+ROC curve, ROUGE-L, rule, seed, split, step, store, stratum, threshold, trade-off, trajectory,
+unlearned, utility, variant, verdict, width, zlib
+"""
+STRESSED = {"really", "and", "less", "text", "too low", "computed", "before", "after", "hours"}
+
+
+def glossary_terms():
+    """The terms in the order of the glossary; an entry may have two."""
+    entries = re.findall(r"^- (\*\*.+?):", read(DOCS / "glossary.md"), flags=re.MULTILINE)
+    terms = []
+    for entry in entries:
+        terms += re.findall(r"\*\*(.+?)\*\*", entry)
+    return terms
+
+
+def test_the_glossary_has_the_terms():
+    wanted = {term.strip() for term in " ".join(TERMS.split()).split(",")}
+    assert not wanted - set(glossary_terms())
+
+
+def test_the_glossary_has_what_tables_and_rules_are_called():
+    text = read(DOCS / "glossary.md")
+    names = [*tables.MEASURES, *selection.RULES, *methods.METHODS]
+    names += [f"`{split}`" for split in ("forget", "approximate", "retain", "evaluation")]
+    names += [f"`{profile}`" for profile in profiles.PROFILES]
+    for name in names:
+        assert name in text, name
+    assert f"model's in an acceptable cell:\n  {selection.BAND}." in text
+    assert f"rise over the target's: {selection.BOUND:.0%}." in text
+
+
+def test_the_glossary_has_every_word_that_a_notebook_sets_in_italics():
+    text = read(DOCS / "glossary.md").lower()
+    for path in NOTEBOOKS:
+        for cell in json.loads(read(path))["cells"]:
+            if cell["cell_type"] != "markdown":
+                continue
+            words = re.findall(r"(?<![*\w])\*([A-Za-z][\w ()-]*)\*(?!\*)", "".join(cell["source"]))
+            for word in words:
+                term = word.lower().removesuffix(" (oracle)")
+                assert term in STRESSED or f"*{term}*" in text, f"{path.name}: {word}"
+
+
+def test_the_glossary_is_in_alphabetical_order():
+    entries = re.findall(r"^- \*\*(.+?)\*\*", read(DOCS / "glossary.md"), flags=re.MULTILINE)
+    assert len(entries) == len(set(entries)) > 100
+    keys = [re.sub(r"[^a-z0-9 ]", "", entry.lower().replace("λ", "lambda")) for entry in entries]
+    assert keys == sorted(keys)
+
+
+# --------------------------------------------------------------------------------- troubleshooting
+
+
+def texts_of_the_program():
+    """Every text that the package and the scripts may print, its variable parts left out."""
+    found = [read(path) for path in ROOT.glob("*.sh")]
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(read(path))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                fixed = [part.value for part in node.values if isinstance(part, ast.Constant)]
+                found.append("".join(fixed))
+    return "\n".join(found)
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_of_ours():
+    quoted = re.findall(r"\*\*`(.+?)`\*\*", read(DOCS / "troubleshooting.md"))
+    assert len(quoted) > 30
+    ours = texts_of_the_program()
+    of_sphinx, of_the_plan = {"WARNING:"}, {"this will not fit", "this may not fit"}
+    for message in set(quoted) - of_sphinx - of_the_plan:
+        assert message in ours, message
+    assert 'verdict = "will not" if' in read(PACKAGE / "app" / "memory_plan.py")
+
+
+# ------------------------------------------------------------------------------------- the build
+
+
+def pins_of(lock):
+    lines = [line for line in read(ROOT / lock).splitlines() if line and line[0] != "#"]
+    pins = {}
+    for line in lines:
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", line)
+        name, version = line.split("==")
+        pins[canonicalize_name(name)] = version
+    assert len(pins) == len(lines) and lines == sorted(lines, key=str.lower)
+    return pins
+
+
+def test_the_lock_of_the_documentation_is_exact_and_admitted_by_the_extra():
+    pins = pins_of("requirements-docs.lock")
+    project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
+    for line in project["optional-dependencies"]["docs"]:
+        required = Requirement(line)
+        assert required.specifier
+        assert required.specifier.contains(pins[canonicalize_name(required.name)])
+
+
+def test_no_package_of_the_documentation_is_part_of_the_environment_or_of_the_corpus():
+    pins = set(pins_of("requirements-docs.lock"))
+    environment = read(ROOT / "requirements.lock")
+    locked = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", environment, re.M)}
+    assert len(locked) > 100 and not pins & locked
+    sources = passages.locked_distributions(paths.LOCK)
+    assert not pins & {canonicalize_name(name) for name in sources}
+
+
+def test_what_the_build_writes_is_not_committed():
+    ignored = read(ROOT / ".gitignore").split()
+    assert {"docs/_build/", "runs/"} <= set(ignored)
+    script = read(ROOT / "build_docs.sh")
+    assert os.access(ROOT / "build_docs.sh", os.X_OK) and " -W " in script
+    written = re.findall(r"(?:packages|log|source)=(\S+)", script)
+    assert len(written) == 3
+    assert all(place.startswith(("runs/", "docs/_build/")) for place in written)
