@@ -239,6 +239,13 @@ def test_a_run_from_start_to_end(two, capsys):
     assert minutes.startswith("notebook,minutes\n01,0.")
 
 
+def test_a_library_that_asks_for_widgets_leaves_no_warning_in_the_outputs(tmp_path):
+    add(tmp_path, "01_one", "import tqdm.auto")
+    assert profile_run.run(tmp_path, "laptop") == 0
+    cells = json.loads(source(tmp_path, "01_one").read_text())["cells"]
+    assert [cell["outputs"] for cell in cells if cell["cell_type"] == "code"] == [[], []]
+
+
 def test_another_text_than_the_committed_is_said(two, capsys, monkeypatch):
     monkeypatch.setattr(manifest, "is_as_committed", lambda: False)
     assert profile_run.run(two, "laptop") == 0

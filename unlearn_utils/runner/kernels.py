@@ -12,6 +12,7 @@ from unlearn_utils.data import hub
 from unlearn_utils.runner.places import Places
 
 QUIET = "--IPKernelApp.log_level=50"  # else every kernel warns of plain TCP, on the loopback
+NO_BARS = "ignore:IProgress not found"  # tqdm asks for a package that only draws its bars
 
 
 def prepare(places: Places, fresh: bool) -> None:
@@ -30,6 +31,7 @@ def prepare(places: Places, fresh: bool) -> None:
     os.environ |= dict.fromkeys(hub.OFFLINE, "1")  # what a profile reads of the hub is there by now
     os.environ |= workers.KEEP_FREED
     os.environ[paths.PROGRESS] = str(places.progress)
+    os.environ["PYTHONWARNINGS"] = NO_BARS  # else it would stand in the outputs
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if fresh:
