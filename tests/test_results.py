@@ -89,6 +89,21 @@ def test_the_results_page_states_the_ranking(results):
     assert f"are last ({last[0].value:.2f}, {last[1].value:.2f})" in results
 
 
+def test_the_readme_describes_the_figure_of_the_trade_off():
+    page = words("README.md")
+    filled = rows(table("fig10_tradeoff"), model="unlearned")
+    places = filled.pivot(index=["target_domain", "method"], columns="split", values="value")
+
+    beyond = places[places.forget > 0].index.tolist()
+    general = ["ascent_descent_general", "ascent_kl_general"]
+    assert beyond == [("github", method) for method in general]
+    assert "filled marks lie to its left, but the two with general retain text on github" in page
+
+    distance = np.hypot(places.forget, places.evaluation).unstack("method")
+    assert set(distance.idxmin(axis=1)) == {"ascent_descent_general"}
+    assert "ascent and descent with general retain text comes nearest in every panel" in page
+
+
 def test_the_results_page_states_that_no_method_passes_for_retraining(results):
     auc = rows(table("table10_comparison"), measure="AUC Min-40%")
     found, retrained = rows(auc, model="unlearned").value, rows(auc, model="retrained").value
