@@ -15,9 +15,9 @@ profiles
              writes to runs/study/ and figures/study/, its progress to runs/study/progress.txt
   gpu        Pythia-1.4b on one GPU; documents that it was and was not trained on; hours; writes to
              runs/gpu/
-  paper      Yi-6B and the paper's dataset on one GPU of 140 GB, or on several (docs/several_gpus.md);
-             writes to runs/paper/; with UNLEARN_BOOKS=FOLDER the domain books, too, from
-             FOLDER/books/{forget,approximate,retain}
+  paper      Yi-6B and the paper's dataset on one GPU of 140 GB, or on several (see
+             docs/several_gpus.md); writes to runs/paper/; with UNLEARN_BOOKS=FOLDER the domain
+             books, too, from FOLDER/books/{forget,approximate,retain}
              gpu and paper need the hub once: python -m unlearn_utils fetch PROFILE
 
 options
