@@ -39,11 +39,13 @@ def add_row(text, table, row):
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    """What a new user sees who adds one function and one row for each."""
+def folder(tmp_path_factory):
+    """A copy of the project with one function and one row for a method, and for a score."""
     folder = tmp_path_factory.mktemp("copy")
-    shutil.copytree(ROOT / "unlearn_utils", folder / "unlearn_utils")
-    shutil.copy(ROOT / "requirements.lock", folder)
+    for name in ("unlearn_utils", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
     core = folder / "unlearn_utils" / "core"
 
     losses = (core / "losses.py").read_text(encoding="utf-8")
@@ -59,22 +61,34 @@ def seen(tmp_path_factory):
     membership = add_row(membership, "SCORES", example("row of SCORES"))
     (core / "membership.py").write_text(membership, encoding="utf-8")
 
-    command = [sys.executable, str(ROOT / "tests" / "try_new_method.py")]
+    return folder
+
+
+def run(folder, *words):
+    """Run Python in the copy."""
     environment = os.environ | {
         "PYTHONPATH": str(folder),
         "UNLEARN_STORE": str(folder / "store"),
         "UNLEARN_FIGURES": str(folder / "figures"),
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [*command, "npo", "least likely", "least_likely"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def seen(folder):
+    """What a new user sees of the method and of the score."""
+    script = str(folder / "tests" / "try_new_method.py")
+    done = run(folder, script, "npo", "least likely", "least_likely")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_no_test_has_to_change_for_them(folder):
+    tests = ["tests/test_methods.py", "tests/test_metrics.py", "tests/test_evaluation.py"]
+    done = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_command_line_lists_the_method_with_its_words(seen):

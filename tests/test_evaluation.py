@@ -116,10 +116,11 @@ COUNTED = ["tokens", "nll", "correct"]
 
 def test_measure_adds_columns_to_its_documents(model, tokenizer):
     found = evaluation.measure(model, table(), tokenizer)
+    assert list(found.columns) == [*KEPT, *COUNTED, *membership.columns(), "extraction"]
     scores = []
     for share in SHARES:
         scores += [f"min_k_{share}", f"min_k_plus_{share}"]
-    assert list(found.columns) == [*KEPT, *COUNTED, *scores, "zlib", "extraction"]
+    assert {*scores, "zlib"} <= set(found.columns)
     assert found.index.tolist() == list(range(7))
     assert found.id.tolist() == table().id.tolist()
     assert found.tokens.tolist() == [len(ids) - 1 for ids in DOCUMENTS]

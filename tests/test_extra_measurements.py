@@ -231,7 +231,11 @@ def test_means_over_seeds_by_hand():
         document("b", rule="practitioner", **second),
         document("b", rule="practitioner", **third),
     ]
-    found = reports.over_seeds(pd.DataFrame(table), ["rule"])
+    table = pd.DataFrame(table)
+    for column in membership.columns():
+        if column not in table:
+            table[column] = 0.0
+    found = reports.over_seeds(table, ["rule"])
     assert found[["rule", "id", "seeds", "nll"]].values.tolist() == [
         ["practitioner", "b", 3, 4.0],
         ["practitioner", "a", 1, 5.0],
@@ -240,6 +244,11 @@ def test_means_over_seeds_by_hand():
     measured = ["tokens", "correct", "min_k_20", "extraction", "zlib"]
     assert found.iloc[0][measured].tolist() == [10, 5, -3, 0.5, -4]
     assert found.family.tolist() == ["fb", "fa", "fb"]
+
+
+def test_a_score_that_stored_rows_lack_is_an_error_and_not_dropped():
+    with pytest.raises(KeyError, match="min_k_plus_20"):
+        reports.over_seeds(pd.DataFrame([document("a", rule="practitioner", zlib=0.0)]), ["rule"])
 
 
 def test_report_rows_have_the_models_in_order_on_the_same_documents(runs, rows):

@@ -9,6 +9,7 @@ from unlearn_utils.core import efficiency, fused, losses, methods, replacement
 from unlearn_utils.core.methods import METHODS, Method, Term, unlearning_loss
 
 VOCABULARY = 64
+SEVEN = list(METHODS)[:7]  # the paper's: a further method needs no row here
 DEFECTS = (1, 2, 3, 7)
 CLOSE = dict(rtol=1e-4, atol=1e-6)
 
@@ -99,7 +100,8 @@ def test_the_paper_s_seven_in_order():
 
 def test_what_follows_from_a_method_s_terms():
     found = {}
-    for name, method in METHODS.items():
+    for name in SEVEN:
+        method = METHODS[name]
         found[name] = (
             method.replaces_labels,
             method.needs_reference,
@@ -124,7 +126,7 @@ def test_what_is_minimised_in_words():
 
 
 def test_costs_are_classed_by_the_terms_that_they_follow_from():
-    classes = efficiency.cost_classes(METHODS.values())
+    classes = efficiency.cost_classes([METHODS[name] for name in SEVEN])
     assert list(classes) == ["none", "descent", "kl"]
     assert list(classes.values()) == pytest.approx([1, 2, 7 / 3])
     compared = Term("compared", "x", "ascent", needs_reference=True, passes=4 / 3)
@@ -137,7 +139,7 @@ def test_costs_are_classed_by_the_terms_that_they_follow_from():
 # ----------------------------------------------------------------------------- corrected losses
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SEVEN)
 def test_the_corrected_loss_is_its_formula(world, name):
     model, reference, forget, retain = world
     method = METHODS[name]
@@ -195,7 +197,8 @@ def test_padding_never_changes_a_loss(world, name):
 def test_micro_batches_of_unequal_token_counts_add_up_to_one_batch(world, name, variant):
     model, reference, forget, retain = world
     whole = unlearning_loss(name, model, forget, retain, reference, variant)
-    counts = tokens(forget), torch.tensor(tokens(retain))
+    term = METHODS[name].forget
+    counts = term.count(forget).item(), torch.tensor(tokens(retain))
     micro_batches = [
         (rows(forget, slice(0, 1)), rows(retain, slice(0, 2))),
         (rows(forget, slice(1, 3)), rows(retain, slice(2, 4))),
@@ -226,12 +229,12 @@ def test_one_small_step_goes_the_method_s_way(name):
         for parameter in model.parameters():
             parameter -= 1e-3 * parameter.grad
     true_after, replaced_after = levels()
-    if METHODS[name].forget.ascends:
-        assert torch.equal(labels, forget["labels"])
-        assert true_after > true_before
-    else:
+    if METHODS[name].replaces_labels:
         assert not torch.equal(labels, forget["labels"])
         assert replaced_after < replaced_before
+    else:
+        assert torch.equal(labels, forget["labels"])
+        assert true_after > true_before
 
 
 # --------------------------------------------------------------------- the released code's losses

@@ -139,6 +139,11 @@ SCORES: dict[str, Score] = {
 }
 
 
+def columns() -> list[str]:
+    """Return the column of each score, in the order of the table."""
+    return [score.column for score in SCORES.values()]
+
+
 def get_score(title: str) -> Score:
     """Return the score of that title.
 

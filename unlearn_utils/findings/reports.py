@@ -35,10 +35,9 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Returns:
         The groups, what says which document it is, the means, and `seeds`, the number of seeds.
     """
-    scores = [score.column for score in membership.SCORES.values() if score.column in rows]
     keys = [*by, "target_domain", "domain", "split", "family", "rank", "id"]
     groups = rows.groupby(keys, sort=False, dropna=False)
-    means = groups[[*AVERAGED, *scores]].mean()
+    means = groups[[*AVERAGED, *membership.columns()]].mean()
     return means.assign(seeds=groups.size()).reset_index()
 
 

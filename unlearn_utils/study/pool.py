@@ -16,6 +16,7 @@ import pandas as pd
 
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads, side_by_side
+from unlearn_utils.core import membership
 from unlearn_utils.data import hub
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study import selection
@@ -168,7 +169,11 @@ def measurements(profile: Profile, model: Artifact | hub.Snapshot) -> Artifact:
 
     It holds rows.parquet, one row a document, as `evaluation.measure`.
     """
-    settings = {"model": model.path.name, "retain": profile.corpus.measured}
+    settings = {
+        "model": model.path.name,
+        "retain": profile.corpus.measured,
+        "scores": membership.columns(),
+    }
     make = partial(_make_measurements, profile, model)
     return Artifact("measured", VERSIONS["measured"], settings, make)
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads, side_by_side
+from unlearn_utils.core import membership
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study import pool, selection, single_run
 from unlearn_utils.study.single_run import Run
@@ -60,6 +61,7 @@ def unlearning_run(profile: Profile, target_domain: str, method: str, **choices)
         "recipe": asdict(run.recipe),
         "retain": profile.corpus.measured,
         "bound": selection.BOUND,
+        "scores": membership.columns(),
     }
     make = partial(_make_unlearning_run, run)
     return Artifact("unlearned", VERSIONS["unlearned"], settings, make)
