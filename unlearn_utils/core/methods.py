@@ -56,8 +56,8 @@ class Term:
             count) -> scalar tensor in nats, which is minimised.
         counted: "tokens" or "sequences": what the loss is a mean over.
         needs_reference: whether the loss reads the frozen original model.
-        labels: a function of `core.replacement`, by its name, or any function, that draws the
-            labels which the loss reads instead of the true tokens; None: the true tokens.
+        labels: a function of `core.replacement`, by its name, or any function: (batch, LabelSource)
+            -> the labels that the loss reads in the place of the true tokens. None: the true ones.
         official: by defect number, what stands in for `labels`, or, without labels, for `loss`.
         ascends: whether the loss is minus a next-token loss.
         passes: what a token of this side costs, in training passes: 1 is a forward and a backward
@@ -334,11 +334,13 @@ def replacement_labels(
     Raises:
         ValueError: one of these is missing; the method or the variant is unknown.
     """
+    from unlearn_utils.core.replacement import LabelSource
+
     method, chosen = get_method(method), defects(variant)
     if not method.replaces_labels:
         return forget["labels"]
     draw = method.forget.label_function(chosen)
-    return draw(forget, model, generator, vocab_size, special_ids)
+    return draw(forget, LabelSource(model, generator, vocab_size, special_ids))
 
 
 def unlearning_loss(

@@ -7,6 +7,7 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,77 +17,71 @@ from unlearn_utils.core.losses import IGNORED, Batch
 
 # ------------------------------------------------------------------------------ of a whole batch
 #
-# Each takes the batch, the original model, a generator, the size of the vocabulary and the special
-# tokens, and returns labels (batch, time). `core.methods` names these functions.
+# Each takes a batch and where labels come from, and returns labels (batch, time). `core.methods`
+# names these functions.
 
 
-def random_replacement(
-    batch: Batch,
-    model: nn.Module | None,
-    generator: torch.Generator | None,
-    vocab_size: int | None,
-    special_ids: Sequence[int],
-) -> Tensor:
+@dataclass(frozen=True)
+class LabelSource:
+    """Where replacement labels come from.
+
+    Attributes:
+        model: the original model, in evaluation mode; adversarial labels need it.
+        generator, vocab_size: random labels need them. The size is the tokenizer's.
+        special_ids: tokens that are never drawn.
+    """
+
+    model: nn.Module | None = None
+    generator: torch.Generator | None = None
+    vocab_size: int | None = None
+    special_ids: Sequence[int] = ()
+
+
+def random_replacement(batch: Batch, source: LabelSource) -> Tensor:
     """Return `random_labels`. Raise ValueError without a generator or a vocabulary's size."""
-    _check_generator(generator, vocab_size)
-    return random_labels(batch["input_ids"], batch["labels"], vocab_size, generator, special_ids)
+    return _by_generator(random_labels, batch, source)
 
 
-def official_random_replacement(
-    batch: Batch,
-    model: nn.Module | None,
-    generator: torch.Generator | None,
-    vocab_size: int | None,
-    special_ids: Sequence[int],
-) -> Tensor:
+def official_random_replacement(batch: Batch, source: LabelSource) -> Tensor:
     """Return `official_random_labels` (defect 7). Raise ValueError as `random_replacement`."""
-    _check_generator(generator, vocab_size)
-    return official_random_labels(
-        batch["input_ids"], batch["labels"], vocab_size, generator, special_ids
+    return _by_generator(official_random_labels, batch, source)
+
+
+def adversarial_replacement(batch: Batch, source: LabelSource) -> Tensor:
+    """Return `adversarial_labels` under the model. Raise ValueError without one."""
+    return _by_model(adversarial_labels, batch, source)
+
+
+def official_adversarial_replacement(batch: Batch, source: LabelSource) -> Tensor:
+    """Return `official_adversarial_labels` (defect 1). Raise ValueError without a model."""
+    return _by_model(official_adversarial_labels, batch, source)
+
+
+def _by_generator(rule: Callable[..., Tensor], batch: Batch, source: LabelSource) -> Tensor:
+    """Return the labels that a rule draws from the generator."""
+    if source.generator is None or source.vocab_size is None:
+        raise ValueError("random labels need a generator and the vocabulary's size")
+    return rule(
+        batch["input_ids"],
+        batch["labels"],
+        source.vocab_size,
+        source.generator,
+        source.special_ids,
     )
 
 
-def adversarial_replacement(
-    batch: Batch,
-    model: nn.Module | None,
-    generator: torch.Generator | None,
-    vocab_size: int | None,
-    special_ids: Sequence[int],
-) -> Tensor:
-    """Return `adversarial_labels` under the model. Raise ValueError without one."""
-    return _by_sequence(adversarial_labels, batch, model, special_ids)
-
-
-def official_adversarial_replacement(
-    batch: Batch,
-    model: nn.Module | None,
-    generator: torch.Generator | None,
-    vocab_size: int | None,
-    special_ids: Sequence[int],
-) -> Tensor:
-    """Return `official_adversarial_labels` (defect 1). Raise ValueError without a model."""
-    return _by_sequence(official_adversarial_labels, batch, model, special_ids)
-
-
-def _check_generator(generator: torch.Generator | None, vocab_size: int | None) -> None:
-    if generator is None or vocab_size is None:
-        raise ValueError("random labels need a generator and the vocabulary's size")
-
-
 @torch.no_grad()
-def _by_sequence(
-    pick: Callable[..., Tensor], batch: Batch, model: nn.Module | None, special_ids: Sequence[int]
-) -> Tensor:
-    """Return picked labels, with the logits of one sequence at a time."""
-    if model is None:
+def _by_model(rule: Callable[..., Tensor], batch: Batch, source: LabelSource) -> Tensor:
+    """Return the labels that a rule picks, with the logits of one sequence at a time."""
+    if source.model is None:
         raise ValueError("adversarial labels need the original model")
-    head = fused.head_of(model)
-    hidden = fused.hidden_states(model, batch["input_ids"], batch["attention_mask"])
+    head = fused.head_of(source.model)
+    hidden = fused.hidden_states(source.model, batch["input_ids"], batch["attention_mask"])
     picked = []
     for i in range(len(hidden)):
         one = slice(i, i + 1)
-        logits = fused.head_logits(hidden[one], head)
-        picked.append(pick(logits, batch["input_ids"][one], batch["labels"][one], special_ids))
+        ids, labels = batch["input_ids"][one], batch["labels"][one]
+        picked.append(rule(fused.head_logits(hidden[one], head), ids, labels, source.special_ids))
     return torch.cat(picked)
 
 
