@@ -163,7 +163,7 @@ MODULES = {
     if path.stem not in ("__init__", "__main__")
 }
 OURS = tuple(f"{path.name}/" for path in (*ROOT.iterdir(), *PACKAGE.iterdir()) if path.is_dir())
-WRITTEN = ("runs/", "docs/_build", "figures/study/")  # not in the repository, or not all of it
+WRITTEN = (".venv/", "runs/", "docs/_build", "figures/study/")  # not in git, or not all of it
 
 
 def missing_names(page):
