@@ -182,6 +182,11 @@ def missing_names(page):
     return missing
 
 
+def test_every_variable_of_the_code_is_on_the_page_that_lists_them():
+    listed = re.findall(r"^\| `(UNLEARN_[A-Z]+)` \|", read(ROOT / "docs" / "running.md"), re.M)
+    assert listed == list(paths.VARIABLES)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_name_of_the_code_is_there(page):
     assert not missing_names(page)
