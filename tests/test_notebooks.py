@@ -18,6 +18,14 @@ HEADINGS = [
     "Limits",
     "Summary",
 ]
+LANGUAGE = {  # what a kernel says of its language, beside the version
+    "codemirror_mode",
+    "file_extension",
+    "mimetype",
+    "name",
+    "nbconvert_exporter",
+    "pygments_lexer",
+}
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
@@ -100,11 +108,18 @@ def test_nothing_of_this_machine(path):
 
 @each
 def test_metadata(path):
+    """As a run leaves them, but for what JupyterLab writes into a notebook that was only opened.
+
+    That is the kernel's display name and the version of Python (`test_run_all.py` has the run's).
+    """
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    kernel = notebook["metadata"]["kernelspec"]
+    assert kernel.pop("display_name").startswith("Python 3")
+    assert kernel == {"language": "python", "name": "python3"}
+    language = notebook["metadata"]["language_info"]
+    assert language["name"] == "python" and language.keys() - {"version"} == LANGUAGE
     minutes = notebook["metadata"]["expected_minutes"]
     assert all(minutes[profile] > 0 for profile in ("smoke", "laptop"))
     assert all("id" in cell for cell in notebook["cells"])
     everything = [notebook["metadata"], *(cell["metadata"] for cell in notebook["cells"])]
     assert not [one for one in everything if {"papermill", "execution"} & one.keys()]
-    assert "version" not in notebook["metadata"].get("language_info", {})

@@ -10,13 +10,17 @@ import time
 from pathlib import Path
 
 import nbformat.v4 as v4
+import pandas as pd
 import psutil
 import pytest
+from matplotlib.figure import Figure
 
-from unlearn_utils import __main__
+from unlearn_utils import __main__, profiles
 from unlearn_utils.cache import paths
 from unlearn_utils.data import manifest
-from unlearn_utils.runner import expected, profile_run
+from unlearn_utils.findings import plots
+from unlearn_utils.runner import expected, notebooks, profile_run
+from unlearn_utils.runner.places import Places
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "domain,method,value,low,high,n\ngithub,none,{},0.4,0.6,60\n"
@@ -269,8 +273,8 @@ def test_what_has_not_changed_is_not_executed_again(two, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("min"), "a lost table is made again"
     assert lines[1].endswith("unchanged"), "and nothing else"
-    assert "0 same, 0 within, 1 outside, 0 missing, 0 new" in lines[-2]
-    assert lines[-1] == "  outside: table01_x, domain=github; method=none"
+    assert lines[-2].startswith("Of 1 values without a rerun interval 0 lie inside")
+    assert lines[-1].startswith("  outside: table01_x, domain=github; method=none: 0.5, ")
 
     assert profile_run.run(two, "laptop", start="02", fresh=True) == 0
     assert "min" in capsys.readouterr().out.splitlines()[0]
@@ -286,6 +290,71 @@ def test_another_profile_leaves_notebooks_and_figures_alone(tmp_path, capsys):
     folder = tmp_path / "runs" / "smoke"
     assert printed(folder / "01_one.ipynb", 3) == [f"smoke 1 {folder}/figures\n"]
     assert not (tmp_path / "figures").exists()
+
+
+WHERE = {
+    "laptop": "figures",
+    "study": "figures/study",
+    "smoke": "runs/smoke/figures",
+    "gpu": "runs/gpu/figures",
+}
+
+
+@pytest.mark.parametrize(("profile", "folder"), WHERE.items())
+def test_figures_go_where_the_profile_says_with_and_without_a_run(
+    profile, folder, tmp_path, monkeypatch
+):
+    """In JupyterLab nobody has set a folder: a trial must not reach what is committed."""
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    assert Places(tmp_path, profile).figures == tmp_path / folder
+    table = pd.DataFrame({"domain": ["books"], "value": [0.5]})
+    plots.save(profiles.profile(profile), Figure(), "fig01_x", table)
+    plots.save_table(profiles.profile(profile), "table01_x", table)
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.parent.as_posix() for path in files} == {folder}
+    assert {path.name for path in files} == {
+        "fig01_x.png",
+        "fig01_x.pdf",
+        "fig01_x.csv",
+        "table01_x.csv",
+    }
+
+
+def test_the_variable_decides_for_every_profile_but_not_of_the_committed_study(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    table = pd.DataFrame({"domain": ["books"], "value": [0.5]})
+    plots.save_table(profiles.STUDY, "table02_x", table)
+    os.environ["UNLEARN_FIGURES"] = str(tmp_path / "mine")
+    for name in WHERE:
+        assert paths.figures_folder(name) == tmp_path / "mine"
+    assert plots.committed("table02_x").equals(table)
+    with pytest.raises(FileNotFoundError, match=r"has no table table03_x .*run_all.sh study"):
+        plots.committed("table03_x")
+
+
+def test_a_run_leaves_nothing_in_a_notebook_that_differs_from_machine_to_machine():
+    """Not what JupyterLab had written before, and not what the execution adds."""
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    language = {"name": "python", "version": "3.12.1", "mimetype": "text/x-python"}
+    minutes = {"smoke": 0.1}
+    notebook = v4.new_notebook(
+        cells=[
+            v4.new_code_cell("1", metadata={"papermill": {"duration": 1}, "execution": {}}),
+            v4.new_markdown_cell("words", metadata={"tags": []}),
+            v4.new_code_cell("2", metadata={"tags": ["parameters"]}),
+        ],
+        metadata={"kernelspec": kernel, "language_info": language, "papermill": {"version": "2"}},
+    )
+    notebook.metadata["expected_minutes"] = minutes
+    notebooks.clean(notebook)
+    assert notebook.metadata == {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python", "mimetype": "text/x-python"},
+        "expected_minutes": minutes,
+    }
+    assert [cell.metadata for cell in notebook.cells] == [{}, {}, {"tags": ["parameters"]}]
 
 
 def test_a_failing_cell_is_named_and_the_run_stops(tmp_path, capsys):
@@ -396,35 +465,3 @@ def test_selection(only, start, numbers):
 def test_selection_of_an_unknown_number_lists_the_numbers():
     with pytest.raises(ValueError, match="no notebook 07; there are: 01"):
         profile_run.select([Path("01_x.ipynb")], "07", None)
-
-
-# -------------------------------------------------------------------------------- committed values
-
-
-@pytest.mark.parametrize(
-    ("committed", "found", "said"),
-    [
-        (["0.5", "0.4", "0.6"], ["0.50001", "", ""], "same"),
-        (["0.5", "0.4", "0.6"], ["0.55", "", ""], "within"),
-        (["0.5", "0.4", "0.6"], ["0.65", "", ""], "outside"),
-        (["0.5", "", ""], ["0.51", "", ""], "outside"),
-        (["", "", ""], ["", "", ""], "same"),
-        (["0", "", ""], ["0.0", "", ""], "same"),
-        (None, ["1", "", ""], "new"),
-        (["1", "", ""], None, "missing"),
-    ],
-)
-def test_verdict(committed, found, said):
-    assert expected.verdict(committed, found) == said
-
-
-def test_expect_writes_what_comparison_reads(tmp_path, capsys):
-    figures = tmp_path / "figures"
-    figures.mkdir()
-    (figures / "table01_x.csv").write_text(TABLE.format(0.5))
-    (figures / "table02_samples.csv").write_text("id,text\n1,words\n")
-    expected.expect(tmp_path)
-    written = (tmp_path / expected.EXPECTED).read_text().splitlines()
-    assert written[1] == "table01_x,domain=github; method=none,0.5,0.4,0.6"
-    compared = expected.comparison(tmp_path, figures)
-    assert "1 same, 0 within, 0 outside, 0 missing, 0 new" in compared

@@ -11,8 +11,12 @@ from unlearn_utils.runner.places import Places
 CELLS = [
     ("markdown", "# 03 · Words", []),
     ("code", 'PROFILE = "laptop"', ["parameters"]),
-    ("code", "print(1)", []),
+    ("code", "print(1)\nprint(2)", []),
 ]
+LAB = {  # what JupyterLab writes into a notebook that was only opened
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python", "version": "3.11.7"},
+}
 PACKAGE = ("unlearn_utils/runner/stamps.py", "unlearn_utils/deep/er/other.py")
 PINS = ("unlearn_utils/data/manifest.csv", "requirements.lock")
 
@@ -80,10 +84,10 @@ def test_a_new_module_is_an_input(root, name):
 @pytest.mark.parametrize(
     "cells",
     [
-        [*CELLS[:2], ("code", "print(2)", [])],
+        [*CELLS[:2], ("code", "print(1)\nprint(3)", [])],
         [*CELLS, ("code", "", [])],
         [CELLS[0], CELLS[2], CELLS[1]],
-        [*CELLS[:2], ("markdown", "print(1)", [])],
+        [*CELLS[:2], ("markdown", CELLS[2][1], [])],
         [CELLS[0], ("code", 'PROFILE = "laptop"', []), CELLS[2]],
     ],
 )
@@ -119,6 +123,31 @@ def test_outputs_that_were_edited_or_lost_are_made_again(root, name, lost):
         (root / name).unlink()
     else:
         (root / name).write_text("edited")
+    assert not unchanged(root)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop"])
+def test_a_notebook_that_was_only_opened_in_jupyterlab_is_unchanged(root, profile):
+    places = Places(root, profile)
+    path = root / "notebooks" / "03_words.ipynb"
+    stamps.record(places, path, stamps.inputs(profile, path), 1)
+    for one in {path, places.executed(path)}:
+        notebook = json.loads(one.read_text())
+        for cell in notebook["cells"]:
+            cell["source"] = "".join(cell["source"])
+        notebook |= {"metadata": LAB, "nbformat": 4, "nbformat_minor": 5}
+        one.write_text(json.dumps(notebook, indent=1, sort_keys=True) + "\n")
+    assert unchanged(root, profile)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"outputs": ["2"]}, {"source": "print(3)"}, {"execution_count": 7}]
+)
+def test_an_executed_notebook_that_was_changed_is_made_again(root, changed):
+    path = root / "runs" / "smoke" / "03_words.ipynb"
+    notebook = json.loads(path.read_text())
+    notebook["cells"][-1] |= changed
+    path.write_text(json.dumps(notebook))
     assert not unchanged(root)
 
 

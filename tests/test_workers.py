@@ -14,7 +14,7 @@ def toys(tmp_path, monkeypatch):
     """Return what makes n artifacts that write the number of the process that fills them."""
     monkeypatch.setenv("UNLEARN_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("UNLEARN_WORKERS", "1")
-    for name in ("UNLEARN_FRESH", "UNLEARN_PROGRESS"):
+    for name in ("UNLEARN_FRESH", "UNLEARN_PROGRESS", "UNLEARN_SCHEDULER"):
         monkeypatch.delenv(name, raising=False)
     for name in workers.KEEP_FREED:
         monkeypatch.setenv(name, "1")  # given back afterwards
@@ -157,12 +157,13 @@ def test_many_artifacts_tell_about_twenty_lines(toys, asked, capsys, monkeypatch
 def test_the_time_left_by_hand(toys, asked, capsys, monkeypatch):
     clock = iter(range(0, 60000, 60))  # gains a minute at each look
     made, filled = toys(3), []
-    monkeypatch.setattr(workers, "_fill", filled.append)
+    monkeypatch.setattr(workers, "_fill", lambda *given: filled.append(given))
     monkeypatch.setattr(workers.time, "perf_counter", lambda: next(clock))
     workers.side_by_side(made, 2, "toys")
     left = [line.split("about ")[1] for line in capsys.readouterr().out.splitlines()]
     assert left == ["2.0 min left", "1.0 min left", "0.0 min left"]
-    assert filled == made
+    left = [(artifact, True) for artifact in made]  # nobody has filled them: once more, in vain
+    assert filled == [(artifact, False) for artifact in made] + left
 
 
 def test_without_a_name_nothing_is_told(toys, capfd):

@@ -18,15 +18,17 @@ STORE = "UNLEARN_STORE"
 FIGURES = "UNLEARN_FIGURES"
 FRESH = "UNLEARN_FRESH"
 WORKERS = "UNLEARN_WORKERS"
+SCHEDULER = "UNLEARN_SCHEDULER"
 PROGRESS = "UNLEARN_PROGRESS"
 HUB = "UNLEARN_HUB"
 BOOKS = "UNLEARN_BOOKS"
 
 VARIABLES = {
     STORE: "the folder of stored results; default: runs/store in the project",
-    FIGURES: "the folder that figures and tables are written to; default: figures in the project",
+    FIGURES: "the folder that figures and tables are written to; default: that of the profile",
     FRESH: "unix seconds: what was stored before is computed again; run_all.sh --fresh sets it",
     WORKERS: "how many processes compute side by side; default: what the profile says",
+    SCHEDULER: "the address tcp://HOST:PORT of a Dask scheduler whose workers compute instead",
     PROGRESS: "a file for lines of progress, so that no notebook keeps them; run_all.sh sets it",
     HUB: "a folder with OWNER/NAME folders that stand in for the hub, for machines without one",
     BOOKS: "a folder with the domain books, for the profile paper",
@@ -38,11 +40,20 @@ def store_folder() -> Path:
     return Path(os.environ.get(STORE) or PROJECT / "runs" / "store")
 
 
-def figures_folder() -> Path:
-    """Return the folder of figures and tables, which is made if need be."""
-    folder = Path(os.environ.get(FIGURES) or PROJECT / "figures")
+def figures_folder(profile: str) -> Path:
+    """Return the folder that a profile's figures and tables go to, which is made if need be."""
+    folder = Path(os.environ.get(FIGURES) or own_figures(PROJECT, profile))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def own_figures(project: Path, profile: str) -> Path:
+    """Return the folder of a profile's figures and tables in a project, whatever a variable says.
+
+    Git tracks those of `laptop` and `study`, so that no other profile may write there.
+    """
+    tracked = {"laptop": project / "figures", "study": project / "figures" / "study"}
+    return tracked.get(profile, project / "runs" / profile / "figures")
 
 
 def fresh_since() -> float:
@@ -56,6 +67,11 @@ def fresh_since() -> float:
 def number_of_workers(default: int) -> int:
     """Return how many processes compute side by side: as the variable says, else `default`."""
     return int(os.environ.get(WORKERS) or default)
+
+
+def scheduler() -> str | None:
+    """Return the address of the Dask scheduler, or None to compute on this machine."""
+    return os.environ.get(SCHEDULER) or None
 
 
 def progress_file() -> Path | None:

@@ -98,6 +98,21 @@ def orders(n: int, epochs: int, generator: np.random.Generator) -> list[int]:
     return [int(number) for _ in range(epochs) for number in generator.permutation(n)]
 
 
+def hashed_orders(names: Sequence[str], epochs: int, seed: int) -> list[int]:
+    """Return document numbers of `epochs` passes, each in the order of a hash.
+
+    The hash is of the seed, the pass and the document's name. So the order of documents among
+    themselves does not change when others are left out.
+    """
+    found = []
+    for epoch in range(epochs):
+        hashes = {}
+        for number, name in enumerate(names):
+            hashes[number] = hashlib.sha256(f"{seed}/{epoch}/{name}".encode()).digest()
+        found += sorted(hashes, key=hashes.get)
+    return found
+
+
 def pairs(
     forget: int, retain: int, epochs: int, generator: np.random.Generator
 ) -> list[tuple[int, int]]:
@@ -263,14 +278,25 @@ def pretrain(
     pad_id: int,
     seed: int,
     execution: Execution | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[dict]:
-    """Train `model` in place on every document.
+    """Train `model` in place on every document, in the order of `hashed_orders`.
+
+    Args:
+        model: that is trained.
+        documents: their token ids.
+        recipe: epochs, batch and rates.
+        pad_id: the token that pads; it never counts.
+        seed: decides the order of the documents.
+        execution: how it is executed.
+        names: of the documents, by which they are ordered; None: their numbers.
 
     Returns:
         The history: step, loss (nats a token), learning_rate.
     """
     execution = execution or Execution()
-    order = orders(len(documents), recipe.epochs, np.random.default_rng(seed))
+    named = names if names is not None else [str(number) for number in range(len(documents))]
+    order = hashed_orders(named, recipe.epochs, seed)
     steps = steps_of(len(order), recipe.batch, 1)
     rates = recipe.muon_learning_rate, recipe.adamw_learning_rate
     optimizer = optimizers.muon_and_adamw(model, *rates)

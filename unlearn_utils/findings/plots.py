@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from unlearn_utils.cache import paths
 from unlearn_utils.core import methods
+from unlearn_utils.profiles import Profile
 
 STYLE = {
     "figure.dpi": 100,
@@ -95,17 +96,35 @@ def panels(
     return figure, list(axes[0])
 
 
-def save(figure: Figure, name: str, data: pd.DataFrame) -> None:
-    """Write `name`.png, .pdf and the plotted data as .csv, byte-identical for the same data."""
+def save(profile: Profile, figure: Figure, name: str, data: pd.DataFrame) -> None:
+    """Write `name`.png, .pdf and the plotted data as .csv, byte-identical for the same data.
+
+    They go to the folder of the profile, so that a trial leaves the committed ones alone.
+    """
+    folder = paths.figures_folder(profile.name)
     for kind, metadata in FIXED.items():
-        figure.savefig(paths.figures_folder() / f"{name}.{kind}", metadata=metadata)
-    save_table(name, data)
+        figure.savefig(folder / f"{name}.{kind}", metadata=metadata)
+    save_table(profile, name, data)
 
 
-def save_table(name: str, data: pd.DataFrame) -> None:
-    """Write a table as `name`.csv, numbers with 6 significant digits."""
-    path = paths.figures_folder() / f"{name}.csv"
+def save_table(profile: Profile, name: str, data: pd.DataFrame) -> None:
+    """Write a table as `name`.csv to the folder of the profile, with 6 significant digits."""
+    path = paths.figures_folder(profile.name) / f"{name}.csv"
     data.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def committed(name: str) -> pd.DataFrame:
+    """Return a table of the committed study, whatever `UNLEARN_FIGURES` says.
+
+    Raises:
+        FileNotFoundError: there is none of that name; the message says how it is made.
+    """
+    path = paths.own_figures(paths.PROJECT, "study") / f"{name}.csv"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"the committed study has no table {name} ({path}); ./run_all.sh study makes its tables"
+        )
+    return pd.read_csv(path)
 
 
 # ------------------------------------------------------------------------------- lines and points

@@ -1,34 +1,64 @@
 """The committed values of the tables: written by `expect`, compared at the end of a run.
 
-A table is tidy: the columns `value`, `low`, `high` and `n`, the interval being the 95% one; every
-other column is a key. The values are those of the profile whose outputs are committed.
+A table is tidy. The columns left of `value` name the row and make its key; `value` and all that
+stands right of it are results, so that no key depends on what came out. The values are those of the
+profile whose outputs are committed.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-EXPECTED = Path("tests", "expected", "laptop.csv")
-INTERVAL = ("value", "low", "high")
-MEASURES = (*INTERVAL, "n")
-VERDICTS = ("same", "within", "outside", "missing", "new")
+from unlearn_utils.cache import paths
+from unlearn_utils.runner.places import COMMITTED
+
+EXPECTED = Path("tests", "expected", f"{COMMITTED}.csv")
+CLAIMS = "table14_claims.csv"
 SHOWN = 10  # values outside, at most
+RERUN, EXACT, INTERVAL = "rerun", "exact", "interval"  # how a value is compared
+DECIDED = {"supported", "not supported"}
+
+Key = tuple[str, str]  # the table, and `column=cell; column=cell`
 
 
-def measured(figures: Path) -> Iterator[tuple[tuple[str, str], list[str]]]:
-    """Yield ((table, key), [value, low, high]) of every row of `table*.csv` that has a value."""
+class Result(NamedTuple):
+    """What a row says beside its key, as text; an empty cell is not a number.
+
+    Attributes:
+        value: what was measured.
+        low, high: of its 95% interval.
+        rerun_low, rerun_high: where a further training would put the value, 19 times out of 20.
+    """
+
+    value: str
+    low: str = ""
+    high: str = ""
+    rerun_low: str = ""
+    rerun_high: str = ""
+
+
+# -------------------------------------------------------------------------------- reading, writing
+
+
+def measured(figures: Path) -> Iterator[tuple[Key, Result]]:
+    """Yield the key and the result of every row of `table*.csv` that has a value."""
     for path in sorted(figures.glob("table*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 if "value" not in row:
                     break
-                names = [name for name in row if name not in MEASURES]
-                key = "; ".join(f"{name}={row[name]}" for name in names)
-                yield (path.stem, key), [row.get(name) or "" for name in INTERVAL]
+                names = list(row)
+                left = names[: names.index("value")]
+                yield (path.stem, "; ".join(f"{name}={row[name]}" for name in left)), _result(row)
+
+
+def _result(row: Mapping[str, str]) -> Result:
+    """Return the result of a row, of which some columns may be missing."""
+    return Result(*(row.get(name) or "" for name in Result._fields))
 
 
 def expect(root: Path) -> None:
@@ -36,8 +66,16 @@ def expect(root: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such table.
+        ValueError: two rows of a table have one key.
     """
-    rows = dict(measured(root / "figures"))
+    rows = {}
+    for key, result in measured(paths.own_figures(root, COMMITTED)):
+        if key in rows:
+            raise ValueError(
+                f"{key[0]} has two rows with the key {key[1]!r}; "
+                "a column left of 'value' must tell them apart"
+            )
+        rows[key] = result
     if not rows:
         raise FileNotFoundError(
             "figures/ holds no table*.csv with a column 'value'; execute ./run_all.sh first"
@@ -46,39 +84,55 @@ def expect(root: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["table", "key", *INTERVAL])
-        for key, values in rows.items():
-            writer.writerow([*key, *values])
+        writer.writerow(["table", "key", *Result._fields])
+        for key, result in rows.items():
+            writer.writerow([*key, *result])
     print(f"{EXPECTED}: {len(rows)} values")
 
 
-def verdict(expected: list[str] | None, found: list[str] | None) -> str:
-    """Return how a value compares with the committed one.
+# --------------------------------------------------------------------------------------- one value
 
-    It is `same` to four digits, `within` the committed interval, `outside` of it, `missing` or
-    `new`.
 
-    Args:
-        expected: the committed value, low and high; None: there are none.
-        found: the present ones.
-    """
-    if expected is None:
-        return "new"
-    if found is None:
-        return "missing"
-    value, low, high = (_number(text) for text in expected)
-    now = _number(found[0])
-    both_missing = math.isnan(now) and math.isnan(value)
-    if both_missing or math.isclose(now, value, rel_tol=1e-4, abs_tol=1e-9):
-        return "same"
-    if low <= now <= high:
-        return "within"
-    return "outside"
+def kind(committed: Result) -> str:
+    """Return how a value is compared: with a `rerun`, as `exact`, or with its `interval`."""
+    if committed.rerun_low and committed.rerun_high:
+        return RERUN
+    if _same(_number(committed.low), _number(committed.high)):
+        return EXACT
+    return INTERVAL
+
+
+def agrees(committed: Result, found: Result) -> bool:
+    """Return whether a value is the committed one, or lies in the interval for it."""
+    now = _number(found.value)
+    if _same(now, _number(committed.value)):
+        return True
+    if kind(committed) == EXACT:
+        return False
+    low, high = bounds(committed)
+    return _number(low) <= now <= _number(high)
+
+
+def bounds(committed: Result) -> tuple[str, str]:
+    """Return the interval that a value should lie in; that of an exact one may be empty."""
+    if kind(committed) == RERUN:
+        return committed.rerun_low, committed.rerun_high
+    return committed.low, committed.high
+
+
+def _same(one: float, other: float) -> bool:
+    """Return whether two numbers are equal to the digits that tables have, or both are none."""
+    if math.isnan(one) and math.isnan(other):
+        return True
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _number(text: str) -> float:
     """Return the number that a table holds; an empty cell is not a number."""
     return float(text) if text else math.nan
+
+
+# ------------------------------------------------------------------------------- what is said of it
 
 
 def comparison(root: Path, figures: Path) -> str:
@@ -90,21 +144,107 @@ def comparison(root: Path, figures: Path) -> str:
     """
     if not (root / EXPECTED).exists():
         return f"No committed values to compare with ({EXPECTED})."
-    expected = {}
+    committed = {}
     with (root / EXPECTED).open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            expected[row["table"], row["key"]] = [row[name] for name in INTERVAL]
+            committed[row["table"], row["key"]] = _result(row)
     found = dict(measured(figures))
-    verdicts = {key: verdict(expected.get(key), found.get(key)) for key in expected | found}
 
-    counts = Counter(verdicts.values())
-    said = ", ".join(f"{counts[name]} {name}" for name in VERDICTS)
-    legend = (
-        "(within: inside the committed 95% interval; for information, the exit code does not "
-        "depend on it)"
-    )
-    lines = [f"Compared with the committed values: {said} {legend}"]
-    outside = [key for key, told in verdicts.items() if told == "outside"]
-    for table, key in outside[:SHOWN]:
-        lines.append(f"  outside: {table}, {key}")
+    total = dict.fromkeys((RERUN, EXACT, INTERVAL), 0)
+    apart: dict[str, list[Key]] = {name: [] for name in total}
+    for key in [key for key in committed if key in found]:
+        how = kind(committed[key])
+        total[how] += 1
+        if not agrees(committed[key], found[key]):
+            apart[how].append(key)
+
+    lines = _counts(total, {name: len(keys) for name, keys in apart.items()})
+    lines += verdicts(figures)
+    missing, new = len(committed.keys() - found.keys()), len(found.keys() - committed.keys())
+    if missing:
+        lines.append(f"Committed values that are missing here: {missing}.")
+    if new:
+        lines.append(f"New values, without a committed one: {new}.")
+    lines += _listed("differs", apart[EXACT], committed, found)
+    lines += _listed("outside", apart[RERUN] + apart[INTERVAL], committed, found)
     return "\n".join(lines)
+
+
+def _counts(total: Mapping[str, int], apart: Mapping[str, int]) -> list[str]:
+    """Return a sentence for each way of comparing that some value has.
+
+    Args:
+        total: the values that are compared in that way.
+        apart: those of them that do not agree.
+    """
+    lines = []
+    inside = {name: total[name] - apart[name] for name in total}
+    if total[RERUN]:
+        share = inside[RERUN] / total[RERUN]
+        lines.append(
+            f"Of {total[RERUN]} trained values {inside[RERUN]} ({share:.1%}) lie where a rerun of "
+            "the training is expected (95% by construction)."
+        )
+    if apart[EXACT]:
+        lines.append(f"{apart[EXACT]} of {total[EXACT]} exact values differ.")
+    elif total[EXACT]:
+        lines.append(f"All {total[EXACT]} exact values are equal.")
+    if total[INTERVAL]:
+        lines.append(
+            f"Of {total[INTERVAL]} values without a rerun interval {inside[INTERVAL]} lie inside "
+            "the committed 95% interval, which is over documents alone."
+        )
+    return lines
+
+
+def verdicts(figures: Path) -> list[str]:
+    """Return the sentence on this run's verdicts, or none where there is nothing to compare with.
+
+    figures: the folder with the table of notebook 14, whose columns are `id`, `verdict` (this
+        run's) and `study` (the committed study's; empty where the study has none).
+    """
+    if not (figures / CLAIMS).exists():
+        return []
+    with (figures / CLAIMS).open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("study")]
+    if not rows:
+        return []
+    same, here, there, turned = [], [], [], []
+    for row in rows:
+        verdict, _, _ = row["verdict"].partition(":")  # what follows says why it is inconclusive
+        study, _, _ = row["study"].partition(":")
+        if verdict == study:
+            same.append(row["id"])
+        elif {verdict, study} == DECIDED:
+            turned.append(f"{row['id']} (committed: {study}, here: {verdict})")
+        elif verdict in DECIDED:
+            there.append(row["id"])
+        else:
+            here.append(row["id"])
+
+    parts = [f"{len(same)} as in the committed study"]
+    if here:
+        parts.append(f"{len(here)} undecided from one replicate alone ({', '.join(here)})")
+    if there:
+        parts.append(f"{len(there)} undecided in the study alone ({', '.join(there)})")
+    said = "none turned"
+    if turned:
+        said = f"turned: {', '.join(turned)}"
+    return [f"Verdicts: {', '.join([*parts, said])}."]
+
+
+def _listed(
+    word: str, keys: Sequence[Key], committed: Mapping[Key, Result], found: Mapping[Key, Result]
+) -> list[str]:
+    """Return a line for each of the first values, and how many more there are."""
+    lines = []
+    for table, key in keys[:SHOWN]:
+        then = committed[table, key]
+        should = then.value or "none"
+        if kind(then) != EXACT:
+            should = " to ".join(bounds(then))
+        now = found[table, key].value or "none"
+        lines.append(f"  {word}: {table}, {key}: {now}, expected {should}")
+    if len(keys) > SHOWN:
+        lines.append(f"  and {len(keys) - SHOWN} more")
+    return lines

@@ -26,7 +26,7 @@ def prepare(places: Places, fresh: bool) -> None:
     _write_kernel(folder / "kernels" / "python3" / "kernel.json")
     paths.write_whole(places.progress, "")
     os.environ |= _chosen_folders(places)
-    paths.figures_folder()  # makes it, before a notebook writes there
+    paths.figures_folder(places.profile)  # makes it, before a notebook writes there
     os.environ |= _jupyter_folders(folder)
     os.environ |= dict.fromkeys(hub.OFFLINE, "1")  # what a profile reads of the hub is there by now
     os.environ |= workers.KEEP_FREED

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from unlearn_utils.cache import paths
+
 COMMITTED = "laptop"  # the profile whose notebooks, figures and tables are committed
 
 
@@ -32,11 +34,7 @@ class Places(NamedTuple):
     @property
     def figures(self) -> Path:
         """The folder of its figures and tables, unless `UNLEARN_FIGURES` says otherwise."""
-        chosen = {
-            COMMITTED: self.root / "figures",
-            "study": self.root / "figures" / "study",
-        }
-        return chosen.get(self.profile, self.folder / "figures")
+        return paths.own_figures(self.root, self.profile)
 
     @property
     def progress(self) -> Path:

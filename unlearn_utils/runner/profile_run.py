@@ -72,7 +72,7 @@ def run(
     print_report(places, (time.time() - began) / 60, memory.peak)
     if profile == COMMITTED:
         print_text(chosen)
-        print(expected.comparison(root, paths.figures_folder()))
+        print(expected.comparison(root, paths.figures_folder(profile)))
     return 0
 
 
@@ -259,7 +259,7 @@ def print_report(places: Places, minutes: float, peak: float) -> None:
     """
     lie_in = {
         "Notebooks": places.executed(places.root / "notebooks" / "NN").parent,
-        "Figures": paths.figures_folder(),
+        "Figures": paths.figures_folder(places.profile),
         "Results": paths.store_folder(),
     }
     memory = f"peak memory {peak:.1f} GB (resident, summed over processes)"

@@ -76,10 +76,29 @@ def inputs(profile: str, notebook: Path) -> str:
 def outputs(places: Places, notebook: Path) -> dict[str, str]:
     """Return hashes of the executed notebook, its figures and tables, which carry its number."""
     number = notebook.name[:2]
-    figures = paths.figures_folder()
+    figures = paths.figures_folder(places.profile)
     written = [*figures.glob(f"fig{number}_*"), *figures.glob(f"table{number}_*")]
-    written.append(places.executed(notebook))
-    return {file.name: file_hash(file) for file in sorted(written) if file.exists()}
+    hashes = {file.name: file_hash(file) for file in sorted(written)}
+    executed = places.executed(notebook)
+    if executed.exists():
+        hashes[executed.name] = notebook_hash(executed)
+    return hashes
+
+
+def notebook_hash(path: Path) -> str:
+    """Return a hash of a notebook's sources and outputs, or of the file if it is no notebook.
+
+    Metadata are left out: JupyterLab changes them when a notebook is merely opened.
+    """
+    try:
+        notebook = notebooks.read(path)
+    except json.JSONDecodeError:
+        return file_hash(path)
+    cells = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        cells.append((source, cell.get("execution_count"), cell.get("outputs")))
+    return sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:

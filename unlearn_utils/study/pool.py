@@ -1,4 +1,9 @@
-"""The models that everything is compared with: target and retrained models, and their rows.
+"""The pool: every model that was trained with, or without, each domain's forget set.
+
+A replicate of the pool is a factorial. With three domains it has 2^3 models, one for each choice of
+the forget sets that it was trained on. So each domain has four pairs of a target, which saw its
+forget set, and a retrained model, which did not and is alike in everything else. Every model has a
+seed of its own, for its weights and for the order of its documents: retraining is a new training.
 
 Of a profile with a published model there is the target alone. In the place of a retrained model
 stands the paper's proxy, `approximate_retraining`.
@@ -7,11 +12,13 @@ stands the paper's proxy, `approximate_retraining`.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from unlearn_utils.cache.store import Artifact
@@ -30,74 +37,95 @@ from unlearn_utils.study.study_documents import (
 )
 from unlearn_utils.study.versions import VERSIONS
 
+if TYPE_CHECKING:
+    from torch import nn
+
+KEPT = (0.25, 0.5, 0.75, 0.9)  # shares of a training at which a target's weights are kept
 SUMS = ("tokens", "nll", "correct")  # columns that add up over the chunks of a document
 DOCUMENT_KEYS = ("id", "family", "rank", "domain", "split")  # columns that say which document it is
-KEYS = (*DOCUMENT_KEYS, "model", "target_domain")  # and whose row; the others are measurements
 
 
-# ---------------------------------------------------------------------- target and retrained models
+# --------------------------------------------------------------------------- which models there are
 
 
-def pretrained_model(
-    profile: Profile, left_out: str | None = None, seed: int = 0, threads: int = 1
-) -> Artifact:
-    """Return a model trained from scratch on everything but one forget set.
+@dataclass(frozen=True)
+class Member:
+    """One model of the pool.
+
+    Attributes:
+        replicate: the number of the pool that it is of.
+        seen: the domains whose forget set it was trained on, in the profile's order.
+    """
+
+    replicate: int
+    seen: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its forget sets in words: "arxiv + github", or "none"."""
+        return " + ".join(self.seen) or "none"
+
+    def seed(self, domains: Sequence[str]) -> int:
+        """Return the seed of its weights and of the order of its documents, which is its alone.
+
+        domains: of the profile.
+        """
+        place = 0
+        for number, domain in enumerate(domains):
+            place += (domain in self.seen) * 2**number
+        return self.replicate * 2 ** len(domains) + place
+
+
+class Pair(NamedTuple):
+    """A target and the model that was retrained without one forget set, alike in all else."""
+
+    target: Member
+    retrained: Member
+
+
+def members(profile: Profile, replicate: int) -> list[Member]:
+    """Return the models of one replicate; the first has seen every forget set, the last none."""
+    found = []
+    for choice in product((True, False), repeat=len(profile.domains)):
+        seen = [domain for domain, chosen in zip(profile.domains, choice, strict=True) if chosen]
+        found.append(Member(replicate, tuple(seen)))
+    return found
+
+
+def all_members(profile: Profile) -> list[Member]:
+    """Return the models of every replicate of a profile."""
+    found = []
+    for replicate in profile.replicates:
+        found += members(profile, replicate)
+    return found
+
+
+def pairs(profile: Profile, target_domain: str, replicate: int) -> list[Pair]:
+    """Return the pairs of one domain.
+
+    The first is the one that is unlearned: its target has seen every forget set.
+    """
+    found = []
+    for member in members(profile, replicate):
+        if target_domain in member.seen:
+            others = tuple(domain for domain in member.seen if domain != target_domain)
+            found.append(Pair(member, Member(replicate, others)))
+    return found
+
+
+# ------------------------------------------------------------------------------------ trained models
+
+
+def trained_model(profile: Profile, member: Member) -> Artifact:
+    """Return a model trained from scratch on every retain set and the member's forget sets.
 
     Args:
         profile: documents, shape and recipe.
-        left_out: the domain whose forget set is left out; None: nothing is, as of the target.
-        seed: of the weights and of the order of documents.
-        threads: that it is trained on.
+        member: says which forget sets, and the seed.
 
     Returns:
-        An artifact that holds weights, config and history.parquet.
-    """
-    settings = {
-        "data": fingerprint(profile),
-        "shape": asdict(profile.shape),
-        "recipe": asdict(profile.pretraining),
-        "left_out": left_out,
-        "seed": seed,
-    }
-    make = partial(_make_pretrained_model, profile, left_out, seed, threads)
-    return Artifact("pretrained", VERSIONS["pretrained"], settings, make)
-
-
-def _make_pretrained_model(
-    profile: Profile, left_out: str | None, seed: int, threads: int, folder: Path
-) -> dict:
-    from unlearn_utils.engine import models, training
-
-    documents = list(tokenized(profile, training_parts(profile, left_out)).ids)
-    model = models.build(profile.shape, tokenizer(profile), seed)
-    pad_id = tokenizer(profile).pad_token_id
-    start = time.perf_counter()
-    with on_threads(threads):
-        history = training.pretrain(model, documents, profile.pretraining, pad_id, seed)
-    seconds = time.perf_counter() - start
-    models.save(model, folder)
-    table = pd.DataFrame(history).assign(left_out=left_out or "nothing", seed=seed)
-    table.to_parquet(folder / "history.parquet")
-    return {
-        "training_seconds": round(seconds, 2),
-        "tokens": sum(map(len, documents)) * profile.pretraining.epochs,
-        "threads": threads,
-        "bf16": models.half_precision(),
-    }
-
-
-def target(profile: Profile) -> Artifact | hub.Snapshot:
-    """Return the model before unlearning: trained on everything, or published."""
-    if not profile.hub:
-        return pretrained_model(profile)
-    reads = f"{fingerprint(profile)}-{profile.shape.context}"
-    if profile.corpus.whole:
-        reads += "-whole"
-    return hub.Snapshot(profile.hub, reads)
-
-
-def retrained(profile: Profile, target_domain: str) -> Artifact:
-    """Return the truth: trained by the same recipe on everything but the domain's forget set.
+        An artifact that holds weights, config and history.parquet; where the model has seen a
+        forget set also the weights at the shares `KEPT` of its steps, in folders of their own.
 
     Raises:
         ValueError: the profile's model is published.
@@ -107,57 +135,112 @@ def retrained(profile: Profile, target_domain: str) -> Artifact:
             f"{profile.hub.name} cannot be trained again here: the profile {profile.name} has no "
             "retrained model"
         )
-    return pretrained_model(profile, target_domain)
+    settings = {
+        "data": fingerprint(profile),
+        "shape": asdict(profile.shape),
+        "recipe": asdict(profile.pretraining),
+        "seen": list(member.seen),
+        "seed": member.seed(profile.domains),
+        "kept": list(KEPT),
+    }
+    make = partial(_make_trained_model, profile, member)
+    return Artifact("pretrained", VERSIONS["pretrained"], settings, make)
 
 
-def noise_floor(profile: Profile) -> Artifact:
-    """Return `retrained` of one domain with another seed: how far apart two retrained models are.
+def _make_trained_model(profile: Profile, member: Member, folder: Path) -> dict:
+    from unlearn_utils.engine import models, training
 
-    It is trained last, alone, on every core.
+    documents = tokenized(profile, training_parts(profile, member.seen))
+    seed = member.seed(profile.domains)
+    model = models.build(profile.shape, tokenizer(profile), seed)
+    recipe = profile.pretraining
+    steps = training.steps_of(len(documents), recipe.batch, recipe.epochs)
+    marks = {}
+    if member.seen:
+        marks = {round(share * steps): kept_folder(folder, share) for share in KEPT}
+
+    def keep(step: int, model: nn.Module) -> None:
+        models.save(model, marks[step])
+
+    start = time.perf_counter()
+    with on_threads(1):
+        history = training.pretrain(
+            model,
+            list(documents.ids),
+            recipe,
+            tokenizer(profile).pad_token_id,
+            seed,
+            training.Execution(watch=keep, watched=list(marks)),
+            names=list(documents.domain + "/" + documents.id),
+        )
+    seconds = time.perf_counter() - start
+    models.save(model, folder)
+    table = pd.DataFrame(history).assign(seen=member.name, replicate=member.replicate)
+    table.to_parquet(folder / "history.parquet")
+    return {
+        "training_seconds": round(seconds, 2),
+        "tokens": int(documents.ids.map(len).sum()) * recipe.epochs,
+        "bf16": models.half_precision(),
+    }
+
+
+def kept_folder(folder: Path, share: float) -> Path:
+    """Return where the weights of a trained model are at a share of its steps."""
+    return folder / f"at_{share:.0%}".replace("%", "")
+
+
+def target(profile: Profile, replicate: int | None = None) -> Artifact | hub.Snapshot:
+    """Return the model before unlearning: trained on everything, or published.
+
+    replicate: of the pool; None: the profile's first.
     """
-    return pretrained_model(profile, profile.noise_domain, seed=1, threads=profile.workers)
-
-
-def baselines(profile: Profile) -> dict[str, Artifact | hub.Snapshot]:
-    """Return the models that everything is compared with, by name; the noise floor is last.
-
-    Of a published model it is itself alone.
-    """
-    models = {"target": target(profile)}
-    if profile.hub:
-        return models
-    for domain in profile.domains:
-        models[f"retrained without {domain}"] = retrained(profile, domain)
-    models[f"retrained without {profile.noise_domain}, seed 1"] = noise_floor(profile)
-    return models
-
-
-def train_baselines(profile: Profile) -> dict[str, Artifact | hub.Snapshot]:
-    """Train the baselines that are missing, and return all.
-
-    They are trained one by one, in single-threaded processes side by side; the last, on every core.
-    """
-    models = baselines(profile)
     if not profile.hub:
-        tokenizer_artifact(profile).folder()
-    artifacts = list(models.values())
-    side_by_side(artifacts[:-1], profile.workers)
-    artifacts[-1].folder()
+        return trained_model(profile, Member(_replicate(profile, replicate), profile.domains))
+    reads = f"{fingerprint(profile)}-{profile.shape.context}"
+    if profile.corpus.whole:
+        reads += "-whole"
+    return hub.Snapshot(profile.hub, reads)
+
+
+def retrained(profile: Profile, target_domain: str, replicate: int | None = None) -> Artifact:
+    """Return the truth: trained by the same recipe on everything but the domain's forget set.
+
+    Raises:
+        ValueError: the profile's model is published.
+    """
+    others = tuple(domain for domain in profile.domains if domain != target_domain)
+    return trained_model(profile, Member(_replicate(profile, replicate), others))
+
+
+def _replicate(profile: Profile, replicate: int | None) -> int:
+    """Return a replicate, or the profile's first."""
+    return profile.replicates[0] if replicate is None else replicate
+
+
+def train_all(profile: Profile) -> dict[Member, Artifact]:
+    """Train the models of every replicate that are missing, side by side, and return all.
+
+    Of a profile with a published model there are none.
+    """
+    if profile.hub:
+        return {}
+    tokenizer_artifact(profile).folder()
+    models = {member: trained_model(profile, member) for member in all_members(profile)}
+    side_by_side(list(models.values()), profile.workers, "models of the pool")
     return models
 
 
 def histories(profile: Profile) -> pd.DataFrame:
-    """Return the training of every baseline that was trained here.
+    """Return the training of every model of the pool.
 
     Returns:
-        model, step, loss, learning_rate; no row for a published model.
+        replicate, seen, step, loss, learning_rate; no row for a published model.
     """
-    if profile.hub:
-        return pd.DataFrame(columns=["model", "step", "loss", "learning_rate"])
     frames = []
-    for name, artifact in train_baselines(profile).items():
-        history = pd.read_parquet(artifact.folder() / "history.parquet")
-        frames.append(history.assign(model=name))
+    for artifact in train_all(profile).values():
+        frames.append(pd.read_parquet(artifact.folder() / "history.parquet"))
+    if not frames:
+        return pd.DataFrame(columns=["replicate", "seen", "step", "loss", "learning_rate"])
     return pd.concat(frames, ignore_index=True)
 
 
@@ -187,64 +270,43 @@ def _make_measurements(profile: Profile, model: Artifact | hub.Snapshot, folder:
     rows.to_parquet(folder / "rows.parquet")
 
 
-def measure_baselines(profile: Profile) -> pd.DataFrame:
-    """Return the rows of every baseline on every measured split; `model` says whose."""
-    artifacts = {}
-    for name, model in train_baselines(profile).items():
-        artifacts[name] = measurements(profile, model)
-    side_by_side(list(artifacts.values()), profile.workers)
+def pool_rows(profile: Profile) -> pd.DataFrame:
+    """Return the rows of every model of the pool; a published model is one that has seen all.
+
+    Returns:
+        replicate, seen (`Member.name`), and the columns of `evaluation.measure`.
+    """
+    models = train_all(profile)
+    if profile.hub:
+        models = {Member(profile.replicates[0], profile.domains): target(profile)}
+    artifacts = {member: measurements(profile, model) for member, model in models.items()}
+    side_by_side(list(artifacts.values()), profile.workers, "models of the pool, measured")
     frames = []
-    for name, artifact in artifacts.items():
+    for member, artifact in artifacts.items():
         rows = pd.read_parquet(artifact.folder() / "rows.parquet")
-        frames.append(rows.assign(model=name))
+        frames.append(rows.assign(replicate=member.replicate, seen=member.name))
     return pd.concat(frames, ignore_index=True)
 
 
 def rows_of_domain(profile: Profile, model: Artifact | hub.Snapshot, domain: str) -> pd.DataFrame:
-    """Return the rows of a baseline on one domain's documents and the general ones."""
+    """Return the rows of one stored model on a domain's documents and the general ones."""
     rows = pd.read_parquet(measurements(profile, model).folder() / "rows.parquet")
-    return rows[rows.domain.isin([domain, "general"])]
+    return rows[rows.domain.isin([domain, "general"])].reset_index(drop=True)
 
 
-def baseline_rows(profile: Profile, rows: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Return the rows of one baseline as each domain's runs are compared with it.
+def target_rows(profile: Profile, domain: str, replicate: int) -> pd.DataFrame:
+    """Return the target's rows on a domain's documents and the general ones."""
+    return rows_of_domain(profile, target(profile, replicate), domain)
 
-    Those are the domain's documents and the general ones, with the domain as `target_domain`. Of a
-    published model there is no retrained one: its rows are not a number, and those with another
-    seed are not there.
 
-    Args:
-        profile: says the domains.
-        rows: of `measure_baselines`.
-        model: "target"; "retrained", the one without the domain's forget set; "retrained again",
-            with another seed, for the domain that has one; or "approximate retraining".
+def truth_rows(profile: Profile, domain: str, replicate: int) -> pd.DataFrame:
+    """Return the rows of what a domain's unlearned models are compared with.
+
+    That is the retrained model, or `approximate_retraining` of a published one.
     """
-    domains = profile.domains
-    if model == "retrained again":
-        domains = [profile.noise_domain]
-    parts = []
-    for domain in domains:
-        named = rows.model == _baseline_name(profile, model, domain)
-        part = rows[named & rows.domain.isin([domain, "general"])].assign(target_domain=domain)
-        if model == "approximate retraining":
-            part = approximate_retraining(part)
-        parts.append(part)
-    found = pd.concat(parts, ignore_index=True).assign(model=model)
-    if profile.hub and model == "retrained":
-        measured = [column for column in found if column not in KEYS]
-        return found.assign(**dict.fromkeys(measured, np.nan))
-    if profile.hub and model == "retrained again":
-        return found[:0]
-    return found
-
-
-def _baseline_name(profile: Profile, model: str, domain: str) -> str:
-    """Return which of `baselines` a model of `baseline_rows` is, for one domain's runs."""
-    if model == "retrained" and not profile.hub:
-        return f"retrained without {domain}"
-    if model == "retrained again" and not profile.hub:
-        return f"retrained without {domain}, seed 1"
-    return "target"
+    if profile.hub:
+        return approximate_retraining(target_rows(profile, domain, replicate))
+    return rows_of_domain(profile, retrained(profile, domain, replicate), domain)
 
 
 # --------------------------------------------------------------------------- approximate retraining
@@ -273,7 +335,7 @@ def _measured_as(forget: pd.DataFrame, unseen: pd.DataFrame) -> pd.DataFrame:
     If a forget document has several chunks, each has an equal part of the unseen document's tokens,
     loss and hits, and the mean of its scores.
     """
-    measured = [column for column in forget if column not in KEYS]
+    measured = [column for column in forget if column not in DOCUMENT_KEYS]
     over_chunks = {column: "sum" if column in SUMS else "mean" for column in measured}
     documents = unseen.groupby("family", sort=False)[measured].agg(over_chunks)
 

@@ -9,12 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import pandas as pd
-
 from unlearn_utils.core.methods import get_method
 from unlearn_utils.profiles import Profile, Unlearning
-from unlearn_utils.study import selection
 from unlearn_utils.study.study_documents import tokenized, tokenizer
 
 if TYPE_CHECKING:
@@ -22,10 +18,6 @@ if TYPE_CHECKING:
 
     from unlearn_utils.engine.trainer import Watch
     from unlearn_utils.engine.training import Execution
-
-# A run has diverged, and ends, when its forget perplexity passes this many times that of a uniform
-# guess, which is the size of the vocabulary.
-DIVERGED = 10
 
 
 @dataclass(frozen=True)
@@ -37,7 +29,8 @@ class Run:
         target_domain: whose documents are forgotten.
         method: its name.
         recipe: learning rate, epochs, batch and so on.
-        seed: of the order of documents, and of labels that are drawn.
+        replicate: whose target is unlearned; also the seed of the order of documents, and of labels
+            that are drawn.
         retain_documents: how many there are to draw from, the first; None: all.
     """
 
@@ -45,7 +38,7 @@ class Run:
     target_domain: str
     method: str
     recipe: Unlearning
-    seed: int = 0
+    replicate: int = 0
     retain_documents: int | None = None
 
 
@@ -71,16 +64,20 @@ def token_ids_of_sides(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Return the token ids of the forget set, and of the retain text that the method reads.
 
-    Retain text is none, the domain's own, or general text.
+    Retain text is none, the domain's own, or general text. The retain documents that are measured
+    are withheld: else a method with retain text of the domain would be judged by what it has just
+    been trained on.
     """
     forget = list(tokenized(profile, [(target_domain, "forget")]).ids)
     source = get_method(method).retain_domain(target_domain)
     if source is None:
         return forget, []
+    retain = tokenized(profile, [(source, "retain")])
+    if source == target_domain:
+        retain = retain[retain["rank"] >= profile.corpus.measured]
     # A chunk of a published document may stand in another one too: a licence, for example.
     forgotten = {tuple(ids) for ids in forget}
-    retain = list(tokenized(profile, [(source, "retain")]).ids)
-    return forget, [ids for ids in retain if tuple(ids) not in forgotten]
+    return forget, [ids for ids in retain.ids if tuple(ids) not in forgotten]
 
 
 def steps_of_run(run: Run) -> int:
@@ -94,26 +91,13 @@ def steps_of_run(run: Run) -> int:
 # ------------------------------------------------------------------------- looking at it on its way
 
 
-def watched_steps(total: int) -> list[int]:
-    """Return the steps at which a run of `total` steps is looked at.
+def marks(total: int) -> list[int]:
+    """Return the steps at which a run of `total` steps is measured whatever it has done.
 
-    They are every step up to the eighth, where most methods pass the retrained model's level; then
-    three more, the last step among them.
+    They double from the first step on; the last step is among them.
     """
-    first = range(1, min(8, total) + 1)
-    later = []
-    if total > 8:
-        later = np.geomspace(8, total, 4).round().astype(int).tolist()
-    return sorted({*first, *later})
-
-
-def has_diverged(profile: Profile, rows: pd.DataFrame) -> bool:
-    """Return whether forget perplexity is past `DIVERGED` times a uniform guess.
-
-    What is not a number is past any bound.
-    """
-    bound = np.log(DIVERGED * profile.shape.vocabulary)
-    return not selection.log_perplexity(rows, "forget") < bound
+    found = [2**power for power in range(total.bit_length())]
+    return sorted({*found, total})
 
 
 class _TimedWatch:
@@ -172,7 +156,7 @@ def execute(
 
     began = time.perf_counter()
     labels = training.draw_labels(
-        method, forget, model, model_tokenizer, run.seed, run.recipe.variant
+        method, forget, model, model_tokenizer, run.replicate, run.recipe.variant
     )
     job = training.Job(
         method=method,
@@ -180,7 +164,7 @@ def execute(
         retain=retain[: run.retain_documents],
         recipe=run.recipe,
         pad_id=model_tokenizer.pad_token_id,
-        seed=run.seed,
+        seed=run.replicate,
         reference=reference,
         labels=labels,
     )

@@ -6,7 +6,7 @@ A part is a domain and a split of it, such as ("arxiv", "forget").
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,14 +94,14 @@ def _tokenized_split(profile: Profile, domain: str, split: str) -> pd.DataFrame:
 # -------------------------------------------------------------------------------------------- parts
 
 
-def training_parts(profile: Profile, left_out: str | None) -> list[Part]:
-    """Return what a model is pre-trained on: every forget and retain split, but one.
+def training_parts(profile: Profile, seen: Collection[str]) -> list[Part]:
+    """Return what a model is pre-trained on: every retain split, and some forget splits.
 
-    left_out: the domain whose forget split is left out; None: nothing is.
+    seen: the domains whose forget split is among it.
     """
     parts = []
     for domain in profile.domains:
-        if domain != left_out:
+        if domain in seen:
             parts.append((domain, "forget"))
         parts.append((domain, "retain"))
     return [*parts, ("general", "retain")]

@@ -7,10 +7,9 @@ which a result is stored, so that a result of the older code is not taken for on
 from __future__ import annotations
 
 VERSIONS = {
-    "pretrained": 4,
+    "pretrained": 5,
     "measured": 2,
-    "unlearned": 7,
-    "repeated": 3,
+    "path": 1,
     "continued": 1,
     "diverged": 1,
     "answered": 1,
