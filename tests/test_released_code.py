@@ -1,19 +1,18 @@
 """The released code's switchable defects.
 
-What each pair of runs differs in, and at which step it is compared.
+What each pair of runs differs in, and which runs they are. `test_defects.py` compares them.
 """
 
 from dataclasses import fields, replace
 
-import pandas as pd
 import pytest
 import torch
 
-from unlearn_utils.cache.store import Artifact
 from unlearn_utils.core import methods
 from unlearn_utils.engine import training
 from unlearn_utils.profiles import PROFILES, Unlearning
-from unlearn_utils.study import released_code, single_run, unlearning
+from unlearn_utils.study import released_code
+from unlearn_utils.study.single_run import Run
 
 SMOKE, LAPTOP = PROFILES["smoke"], PROFILES["laptop"]
 # profiles whose documents are here
@@ -106,124 +105,35 @@ def test_defect_5_shows_in_four_steps_of_which_the_first_is_idle(profile):
 # -------------------------------------------------------------------------------------------- runs
 
 
-def test_runs_are_those_of_the_pairs_trained_together(monkeypatch):
-    asked = []
-    together = []
-
-    def unlearning_run(profile, target_domain, method, **choices):
-        assert profile == SMOKE
-        assert target_domain == "github"
-        asked.append((method, choices))
-        return len(asked)
-
-    def side_by_side(artifacts, workers):
-        together.append(artifacts)
-
-    monkeypatch.setattr(unlearning, "unlearning_run", unlearning_run)
-    monkeypatch.setattr(released_code, "side_by_side", side_by_side)
-    found = released_code.trained_runs(SMOKE, "github")
-    expected = []
+def test_runs_are_those_of_the_pairs_over_one_epoch_on_the_target_of_the_replicate():
+    """Whatever the profile's own epochs are; so a cosine schedule spans the one epoch."""
+    longer = replace(SMOKE, unlearning=replace(SMOKE.unlearning, epochs=3))
+    found = released_code.runs(longer, 5, "github")
     keys = []
-    for defect, pair in released_code.pairs(SMOKE).items():
-        expected += [(pair.method, pair.corrected), (pair.method, pair.official)]
-        keys += [(defect, code) for code in CODES]
-    assert asked == expected
+    for defect in DIFFERS:
+        corrected, official = recipes(longer, defect)
+        for code, recipe in zip(CODES, (corrected, official), strict=True):
+            keys.append((defect, code))
+            method = released_code.pairs(longer)[defect].method
+            expected = Run(longer, "github", method, replace(recipe, epochs=1), 5)
+            assert found[defect, code] == expected
     assert list(found) == keys
-    assert list(found.values()) == list(range(1, 13))
-    assert together == [list(found.values())]
 
 
-def test_trajectories_say_whose_they_are(tmp_path, monkeypatch):
-    monkeypatch.setenv("UNLEARN_STORE", str(tmp_path))
-
-    def run(first):
-        def make(folder):
-            rows = pd.DataFrame({"step": [0, 1], "nll": [first, first + 1.0]})
-            rows.to_parquet(folder / "trajectory.parquet")
-
-        return Artifact("toy", 1, {"first": first}, make)
-
-    runs = {
-        ("1 shifted labels", "corrected"): run(0.0),
-        ("1 shifted labels", "official"): run(10.0),
-        ("7 random labels", "official"): run(20.0),
-    }
-    found = released_code.trajectories(runs)
-    assert found[["defect", "code", "step", "nll"]].values.tolist() == [
-        ["1 shifted labels", "corrected", 0, 0.0],
-        ["1 shifted labels", "corrected", 1, 1.0],
-        ["1 shifted labels", "official", 0, 10.0],
-        ["1 shifted labels", "official", 1, 11.0],
-        ["7 random labels", "official", 0, 20.0],
-        ["7 random labels", "official", 1, 21.0],
-    ]
+def test_runs_that_are_equal_are_one_and_no_others_are():
+    found = released_code.runs(SMOKE, 0, "arxiv")
+    shared = {"3 half weights", "4 twice the steps"}
+    equal = {key for key, run in found.items() if list(found.values()).count(run) > 1}
+    assert equal == {(defect, "corrected") for defect in shared}
+    assert len(set(found.values())) == 11
 
 
-# ------------------------------------------------------------------------ the step that is compared
-
-
-def measured(defect, **steps):
-    """Return two rows at each step of each code; `nll` says which."""
-    rows = []
-    for code, reached in steps.items():
-        for step in reached:
-            for i in range(2):
-                row = {"defect": defect, "code": code, "step": step, "id": i}
-                rows.append(row | {"nll": 100 * step + i})
-    return pd.DataFrame(rows)
-
-
-def last(rows, defect, profile=LAPTOP):
-    """Return the steps compared (official, corrected) and the one that is named.
-
-    Check that there are two rows of each, of this defect.
-    """
-    official, corrected, step = released_code.last(profile, rows, defect)
-    for part, code in ((official, "official"), (corrected, "corrected")):
-        assert set(part.defect) == {defect}
-        assert set(part.code) == {code}
-        assert part.id.tolist() == [0, 1]
-        compared = part.step.iloc[0]
-        assert part.nll.tolist() == [100 * compared, 100 * compared + 1]
-    return official.step.iloc[0], corrected.step.iloc[0], step
-
-
-@pytest.mark.parametrize(
-    ("corrected", "official", "expected"),
-    [
-        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], 4),
-        ([0, 1, 2, 3, 4], [0, 1, 2], 2),  # the official run diverged
-        ([0, 1], [0, 1, 2, 3, 4], 1),
-        ([0, 1, 2, 5, 9], [0, 1, 2, 4, 8, 10], 2),  # watched at different steps
-        ([4, 0, 2], [2, 4, 0], 4),
-        ([0, 1, 2], [0], 0),
-    ],
-)
-def test_the_last_step_that_both_reached(corrected, official, expected):
-    other = measured("2 KL over padding", corrected=range(30), official=range(30))
-    own = measured("1 shifted labels", corrected=corrected, official=official)
-    rows = pd.concat([other, own])
-    assert last(rows, "1 shifted labels") == (expected, expected, expected)
-
-
-@pytest.mark.parametrize(
-    ("corrected", "official", "expected"),
-    [
-        (range(16), range(31), (30, 15, 15)),
-        (range(16), range(13), (12, 6, 6)),  # the official run diverged after 12 of its 30 steps
-        (range(16), range(14), (12, 6, 6)),
-        (range(5), range(31), (8, 4, 4)),
-        # as they are watched
-        (single_run.watched_steps(15), single_run.watched_steps(30), (30, 15, 15)),
-    ],
-)
-def test_defect_4_is_compared_after_the_same_share_of_the_epoch(corrected, official, expected):
-    rows = measured("4 twice the steps", corrected=corrected, official=official)
-    assert last(rows, "4 twice the steps") == expected
-
-
-@pytest.mark.parametrize("defect", [name for name in DIFFERS if name != "4 twice the steps"])
-def test_no_other_defect_is_compared_at_twice_the_step(defect):
-    """Defect 5 has batches of its own, alike on both sides."""
-    rows = measured(defect, corrected=range(5), official=range(5))
-    assert last(rows, defect) == (4, 4, 4)
+def test_every_run_has_all_replicates_on_the_first_domain_once():
+    profile = replace(SMOKE, replicates=(2, 5), domains=("github", "arxiv"))
+    found = released_code.every_run(profile)
+    expected = set()
+    for replicate in (2, 5):
+        expected |= set(released_code.runs(profile, replicate, "github").values())
+    assert set(found) == expected
+    assert len(found) == 22
+    assert [run.replicate for run in found] == [2] * 11 + [5] * 11

@@ -21,8 +21,9 @@ from unlearn_utils.cache import paths, workers
 from unlearn_utils.cache.store import Artifact
 
 
-def local_cluster(n_workers, threads, processes):
+def local_cluster(folder, n_workers, threads, processes):
     return LocalCluster(
+        local_directory=str(folder),
         n_workers=n_workers,
         threads_per_worker=threads,
         processes=processes,
@@ -34,13 +35,14 @@ def local_cluster(n_workers, threads, processes):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(tmp_path_factory):
     """A scheduler with two worker processes, which have none of this package's variables.
 
     A worker that is killed is started again, as by the command `dask worker`.
     """
     here = {name: os.environ.pop(name) for name in paths.VARIABLES if name in os.environ}
-    with local_cluster(2, threads=1, processes=True) as started:
+    folder = tmp_path_factory.mktemp("dask")
+    with local_cluster(folder, 2, threads=1, processes=True) as started:
         os.environ.update(here)
         yield started
 
@@ -256,7 +258,7 @@ def test_a_worker_with_another_store_is_refused(two_workers, tmp_path, monkeypat
 
 def test_a_worker_with_several_threads_is_refused(tmp_path, monkeypatch):
     made = toys(partial(plain, tmp_path))
-    with local_cluster(1, threads=2, processes=False) as threaded:
+    with local_cluster(tmp_path, 1, threads=2, processes=False) as threaded:
         monkeypatch.setenv("UNLEARN_SCHEDULER", threaded.scheduler_address)
         monkeypatch.setenv("UNLEARN_WORKERS", "7")
         with pytest.raises(ValueError, match="has 2 threads, .*; start it with --nthreads 1$"):
@@ -267,7 +269,7 @@ def test_a_worker_with_several_threads_is_refused(tmp_path, monkeypatch):
 
 def test_without_a_worker_the_call_says_so_and_waits_for_the_first(tmp_path, monkeypatch):
     made, told = toys(partial(plain, tmp_path)), []
-    with local_cluster(0, threads=1, processes=False) as empty:
+    with local_cluster(tmp_path, 0, threads=1, processes=False) as empty:
 
         def tell(line):
             told.append(line)

@@ -26,8 +26,8 @@ KEEP_FREED = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
 LINES = 20  # of progress, about
-ANSWERS_WITHIN = 5  # seconds: a scheduler
-SEEN_WITHIN = 90  # seconds: what a worker wrote; NFS looks again after a minute at the latest
+ANSWERS_WITHIN = 5  # seconds that a scheduler may take
+SEEN_WITHIN = 90  # seconds until a file of another machine is seen; NFS may take a minute
 
 
 def side_by_side(artifacts: Sequence[Artifact], workers: int, what: str | None = None) -> None:
@@ -94,8 +94,8 @@ def _fill(artifact: Artifact, wait: bool) -> None:
 
 # --------------------------------------------------------------------------------------- a cluster
 #
-# The tasks go to the scheduler as they are, not through joblib's backend for Dask: that computes in
-# this process when there is one worker, and waits for ever when a task ends all its workers.
+# The tasks do not go through joblib's own backend for Dask. With joblib 1.6 that computes in this
+# process when there is one worker, and waits for ever when a task ends all the workers it is given.
 
 
 def _fill_on_cluster(address: str, artifacts: Sequence[Artifact], wait: bool) -> Iterator[None]:

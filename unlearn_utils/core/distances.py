@@ -48,8 +48,8 @@ class Path(NamedTuple):
     Attributes:
         steps: of the marks that were reached, from 1 on: (marks,).
         gaps: (draws, marks, splits).
-        total: the last step of the whole run.
-        ended: whether it ended before.
+        total: the last step that counts; the run may have gone on, and been marked, past it.
+        ended: whether the run ended before its own last step.
     """
 
     steps: Floats
@@ -63,8 +63,8 @@ class Points(NamedTuple):
 
     Attributes:
         gaps: (draws, points, splits).
-        weights: shares of log steps from 1 to the last step of the whole run: (points,). They add
-            up to 1, or to less where the run ended.
+        weights: shares of log steps from 1 to the last that counts: (points,). They add up to 1,
+            or to less where the run ended.
     """
 
     gaps: Floats
@@ -76,25 +76,30 @@ def points(path: Path) -> Points:
 
     Between two marks that differ by at most `NEAR` on every kind of text, as measured, gaps are
     interpolated along log steps. Else each of the two stands for its half of what is between them.
+    What lies past the path's last step counts for nothing.
     """
     places = np.log(path.steps)
-    length = max(np.log(path.total), 1e-12)
+    end = np.log(path.total)
     gaps = []
     weights = []
     for left in range(len(places) - 1):
-        width = places[left + 1] - places[left]
+        start, stop = places[left], places[left + 1]
         one, other = path.gaps[:, left], path.gaps[:, left + 1]
+        inside = min(stop, end) - start
+        if inside <= 0:
+            break
         near = np.abs(other[0] - one[0]).max() <= NEAR
         if near:
-            share = (np.arange(BETWEEN) + 0.5) / BETWEEN
+            for part in (np.arange(BETWEEN) + 0.5) / BETWEEN * inside / (stop - start):
+                gaps.append((1 - part) * one + part * other)
+                weights.append(inside / BETWEEN)
         else:
-            share = np.array([0.0, 1.0])
-        for part in share:
-            gaps.append((1 - part) * one + part * other)
-            weights.append(width / len(share))
+            first = min(inside, (stop - start) / 2)
+            gaps += [one, other]
+            weights += [first, inside - first]
     if not gaps:  # one mark alone
-        return Points(path.gaps, np.array([0.0 if path.ended else 1.0]))
-    return Points(np.stack(gaps, axis=1), np.array(weights) / length)
+        return Points(path.gaps[:, :1], np.array([0.0 if path.ended else 1.0]))
+    return Points(np.stack(gaps, axis=1), np.array(weights) / end)
 
 
 class Scores(NamedTuple):
@@ -125,7 +130,8 @@ def scores(path: Path, target: Floats, splits: tuple[int, ...] = (0, 1, 2, 3)) -
     own = distance(target, splits)[:, None]
     far = distance(on.gaps, splits)
     farther = (far > own) @ on.weights + max(0.0, 1.0 - on.weights.sum())
-    best = score(distance(path.gaps, splits), own).max(1)
+    marks = path.gaps[:, path.steps <= path.total]
+    best = score(distance(marks, splits), own).max(1)
     return Scores(score(far, own), on.weights, farther, best)
 
 

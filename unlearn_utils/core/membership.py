@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from unlearn_utils.core import arrays, intervals
+from unlearn_utils.core.arrays import Floats
 
 # ----------------------------------------------------------------------------- scores of arrays
 
@@ -201,16 +202,16 @@ def tpr_at_fpr(members: ArrayLike, non_members: ArrayLike, fpr: float) -> float:
     return float((members > threshold).mean())
 
 
-def priv_leak(auc: float, auc_retrain: float) -> float:
+def priv_leak(auc: Floats, auc_retrain: Floats) -> Floats:
     """Return PrivLeak = 100 (AUC_retrain - AUC) / (1 - AUC_retrain) (arXiv 2407.06460).
 
-    The AUCs are oriented so that higher means "member". 0 is the goal; negative is under-unlearned,
-    positive over-unlearned.
+    The AUCs, numbers or arrays, are oriented so that higher means "member". 0 is the goal; negative
+    is under-unlearned, positive over-unlearned.
 
     Raises:
-        ValueError: the retrained model's AUC is 1.
+        ValueError: a retrained model's AUC is 1.
     """
-    if auc_retrain >= 1:
+    if np.any(np.asarray(auc_retrain) >= 1):
         raise ValueError("PrivLeak is undefined where the retrained model's AUC is 1")
     return 100 * (auc_retrain - auc) / (1 - auc_retrain)
 

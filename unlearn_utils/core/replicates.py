@@ -112,7 +112,7 @@ def estimate(
         return NOT_AVAILABLE
     first = draws[:, 0]
     value = first.mean()
-    of_documents = float(np.nanvar(np.nanmean(draws[:, 1:], axis=0), ddof=1))
+    of_documents = variance_over_documents(draws[:, 1:])
     if len(first) > 1:
         own = Spread.of(first)
         half = half_width(own.deviation**2 / len(first), len(first) - 1, of_documents, families - 1)
@@ -129,6 +129,22 @@ def estimate(
     listed = " ".join(f"{one:.6g}" for one in each)
     middle, low, high, rerun_low, rerun_high = map(float, shown)
     return Estimate(middle, low, high, families, len(first), rerun_low, rerun_high, listed)
+
+
+def variance_over_documents(draws: Floats) -> float:
+    """Return the variance over resamples of the mean over replicates.
+
+    A replicate that has no value in some resample is left out of that resample's mean.
+
+    draws: (replicates, resamples).
+    """
+    known = np.isfinite(draws)
+    counted = known.sum(0)
+    total = np.where(known, draws, 0.0).sum(0)
+    means = total[counted > 0] / counted[counted > 0]
+    if len(means) < 2:
+        return 0.0
+    return float(np.var(means, ddof=1))
 
 
 def half_width(of_training: float, degrees: int, of_documents: float, others: int) -> float:

@@ -16,11 +16,9 @@ import pandas as pd
 from unlearn_utils.cache import paths
 from unlearn_utils.core import replicates
 from unlearn_utils.core.arrays import Floats
-from unlearn_utils.core.replicates import PLAIN, Estimate, Scale, Spread
+from unlearn_utils.core.replicates import PLAIN, Scale, Spread
 from unlearn_utils.findings import plots
 from unlearn_utils.profiles import LAPTOP, Profile
-
-RESULTS = Estimate._fields
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def spreads(profile: Profile, name: str) -> dict[tuple[str, ...], Floats]:
     study = pd.read_csv(file, dtype={"by_replicate": str})
     if "by_replicate" not in study:
         return {}
-    keys = [column for column in study if column not in RESULTS]
+    keys = list(study.columns[: study.columns.get_loc("value")])  # as every table is laid out
     found = {}
     for row in study.to_dict("records"):
         values = values_of(row["by_replicate"])

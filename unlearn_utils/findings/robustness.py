@@ -7,6 +7,7 @@ Choices are made on the selection half, anew in each draw; what is reported is t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import pandas as pd
 
 from unlearn_utils.core import distances
 from unlearn_utils.core.arrays import Floats
-from unlearn_utils.core.distances import Path, Scores
+from unlearn_utils.core.distances import SPLITS, Path, Scores
 from unlearn_utils.core.replicates import SHARE
 from unlearn_utils.findings import draws
 from unlearn_utils.findings.draws import Drawn
@@ -27,6 +28,8 @@ from unlearn_utils.study.method_paths import ASCENT, CLAIMED
 PLANES = {"four kinds of text": (0, 1, 2, 3), "forget and general": distances.TWO}
 MAIN_PLANE = "four kinds of text"
 TAUS = np.linspace(0.0, 0.8, 33)  # of the profile curve
+EVERY = "all"  # in the place of a number of retain documents
+OTHER_TEXT = (SPLITS.index("approximate"), SPLITS.index("retain"))  # of the domain
 
 # The smallest differences that matter for claim C2, in robustness and in the window. Fixed before
 # any path of the study was run, after a pilot of one replicate had been seen (notebook 11).
@@ -48,14 +51,14 @@ def grid_of(profile: Profile, domain: str, method: str) -> list[list[Drawn]]:
 
 
 def within_plane(drawn: Drawn, half: int) -> Path:
-    """Return a path as far as the plane of settings goes: the epochs of the grid."""
+    """Return a path as far as the plane of settings goes: the epochs of the grid.
+
+    A longer run need not have a mark at the plane's end, so its later marks stay.
+    """
     run = drawn.run
-    whole = drawn.path(half)
     epochs = min(run.recipe.epochs, run.profile.grid.epochs)
-    total = single_run.steps_of_run(run) * epochs // run.recipe.epochs
-    inside = whole.steps <= total
-    ended = whole.ended and bool(inside.all())
-    return Path(whole.steps[inside], whole.gaps[:, inside], total, ended)
+    shorter = replace(run, recipe=replace(run.recipe, epochs=epochs))
+    return drawn.path(half)._replace(total=single_run.steps_of_run(shorter))
 
 
 def scores(rates: Sequence[Drawn], plane: str, half: int = selection.REPORT) -> list[Scores]:
@@ -133,14 +136,20 @@ def claim_table(profile: Profile) -> pd.DataFrame:
     """Write and return table11_claim: ascent + descent in-distribution less ascent.
 
     Returns:
-        target_domain (or "mean"), plane, measure, and the columns of `replicated.table`.
+        target_domain (or "mean", where there are several), plane, measure, and the columns of
+        `replicated.table`.
     """
+    domains = profile.grid.claimed_domains
+    by_row = {domain: [domain] for domain in domains}
+    if len(domains) > 1:  # else it had the name of the study's mean, and were another quantity
+        by_row["mean"] = list(domains)
     rows = []
     for plane in PLANES:
         for measure in SMALLEST:
-            for domain, values in differences(profile, plane, measure).items():
-                keys = {"target_domain": domain, "plane": plane, "measure": measure}
-                rows.append(Row(keys, values, smallest_n(profile, profile.grid.claimed_domains)))
+            found = differences(profile, plane, measure)
+            for name, of in by_row.items():
+                keys = {"target_domain": name, "plane": plane, "measure": measure}
+                rows.append(Row(keys, found[name], smallest_n(profile, of)))
     return table(profile, "table11_claim", rows)
 
 
@@ -161,8 +170,100 @@ def curves(profile: Profile, domain: str) -> list[Row]:
             shares.append(distances.profile_curve(scores(rates, MAIN_PLANE), TAUS))
         for place, tau in enumerate(TAUS):
             values = np.stack([share[:, place] for share in shares])
-            rows.append(Row({"target_domain": domain, "method": method, "tau": tau}, values, n))
+            keys = {"target_domain": domain, "method": method, "tau": tau}
+            rows.append(Row(keys, values, n, SHARE))
     return rows
+
+
+def rate_table(profile: Profile) -> pd.DataFrame:
+    """Write and return table11_rates: each learning rate by itself, first domain of the grid.
+
+    Returns:
+        method, learning_rate, measure ("mean score" over log steps, or "best score"), and the
+        columns of `replicated.table`.
+    """
+    domain = profile.grid.domains[0]
+    n = smallest_n(profile, [domain])
+    rows = []
+    for where, method in method_paths.grid_places(profile):
+        if where != domain:
+            continue
+        told = [scores(rates, MAIN_PLANE) for rates in grid_of(profile, domain, method)]
+        for place, rate in enumerate(profile.grid.learning_rates):
+            here = [[of_replicate[place]] for of_replicate in told]
+            by_measure = {
+                "mean score": [distances.robustness(one) for one in here],
+                "best score": [distances.best_score(one) for one in here],
+            }
+            for measure, values in by_measure.items():
+                keys = {"method": method, "learning_rate": rate, "measure": measure}
+                rows.append(Row(keys, np.stack(values), n, SHARE))
+    return table(profile, "table11_rates", rows)
+
+
+# ------------------------------------------------------------------------- how much retain text
+
+
+def at_nearest(drawn: Drawn) -> Floats:
+    """Return the gaps of a path at its best mark, report half: (draws, splits).
+
+    The mark is chosen on the selection half, anew in each draw. The target is among them.
+    """
+    best = np.argmin(distances.distance(drawn.gaps[selection.SELECTION]), axis=1)
+    return drawn.gaps[selection.REPORT][np.arange(len(best)), best]
+
+
+@cache
+def by_retain_documents(profile: Profile) -> dict[tuple[str, str], list[Drawn]]:
+    """Return the paths by method and by the number of retain documents, one a replicate.
+
+    The number is in words: the last, `EVERY`, is all that there are.
+    """
+    fewer = []
+    for replicate in profile.replicates:
+        fewer += method_paths.fewer_retain_runs(profile, replicate)
+    with_all = [replace(run, retain_documents=None) for run in fewer]
+    runs = list(dict.fromkeys([*fewer, *with_all]))
+    found: dict[tuple[str, str], list[Drawn]] = {}
+    for drawn in draws.drawn_paths(runs, "paths with fewer retain documents"):
+        number = str(drawn.run.retain_documents or EVERY)
+        found.setdefault((drawn.run.method, number), []).append(drawn)
+    return found
+
+
+def retain_text_table(profile: Profile) -> pd.DataFrame:
+    """Write and return table11_retain: what the number of different retain documents does.
+
+    Each method with descent is looked at at its best mark, at the profile's own rate, on the first
+    domain of the grid. "damage" is a gap, to the other text of the domain or to general text.
+
+    Returns:
+        method, retain documents, measure, and the columns of `replicated.table`.
+    """
+    n = smallest_n(profile, profile.grid.domains[:1])
+    paths = by_retain_documents(profile)
+    rows = []
+    for (method, number), here in paths.items():
+        score = np.stack([score_at_nearest(drawn) for drawn in here])
+        with_all = np.stack([score_at_nearest(drawn) for drawn in paths[method, EVERY]])
+        gaps = np.stack([at_nearest(drawn) for drawn in here])
+        by_measure = {
+            "score": score,
+            "damage to the domain": gaps[..., list(OTHER_TEXT)].mean(-1),
+            "damage to general text": gaps[..., SPLITS.index("evaluation")],
+        }
+        if number != EVERY:
+            by_measure["score, less that with all"] = score - with_all
+        for measure, values in by_measure.items():
+            keys = {"method": method, "retain documents": number, "measure": measure}
+            rows.append(Row(keys, values, n))
+    return table(profile, "table11_retain", rows)
+
+
+def score_at_nearest(drawn: Drawn) -> Floats:
+    """Return the score of a path at its best mark, report half: (draws,)."""
+    own = distances.distance(drawn.target(selection.REPORT))
+    return distances.score(distances.distance(at_nearest(drawn)), own)
 
 
 # ------------------------------------------------------------------------------- rules of tuning

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
-import pandas as pd
-
-from unlearn_utils.cache.store import Artifact
-from unlearn_utils.cache.workers import side_by_side
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import unlearning
+from unlearn_utils.study.single_run import Run
 from unlearn_utils.study.study_documents import tokenized
 
 NAMES = {  # in words, after "the released code"
@@ -72,67 +69,23 @@ def _batch_of_few_steps(profile: Profile) -> int:
 # --------------------------------------------------------------------------------------------- runs
 
 
-def artifacts(profile: Profile, target_domain: str) -> dict[Key, Artifact]:
-    """Return the runs of every pair on one domain."""
-    runs = {}
+def runs(profile: Profile, replicate: int, target_domain: str) -> dict[Key, Run]:
+    """Return the runs of every pair on one domain of one replicate.
+
+    They take one epoch, as the released code does, and its cosine schedule spans that epoch. The
+    runs of two defects may be equal: they are then one path.
+    """
+    found = {}
     for defect, pair in pairs(profile).items():
         for code, choices in (("corrected", pair.corrected), ("official", pair.official)):
-            run = unlearning.unlearning_run(profile, target_domain, pair.method, **choices)
-            runs[defect, code] = run
-    return runs
+            recipe = replace(profile.unlearning, epochs=1, **choices)
+            found[defect, code] = Run(profile, target_domain, pair.method, recipe, replicate)
+    return found
 
 
-def trained_runs(profile: Profile, target_domain: str) -> dict[Key, Artifact]:
-    """Return `artifacts`, trained side by side where they are missing."""
-    runs = artifacts(profile, target_domain)
-    side_by_side(list(runs.values()), profile.workers)
-    return runs
-
-
-def trajectories(runs: dict[Key, Artifact]) -> pd.DataFrame:
-    """Return what was measured on the way of every run, with columns `defect` and `code`."""
-    frames = []
-    for (defect, code), artifact in runs.items():
-        rows = pd.read_parquet(artifact.folder() / "trajectory.parquet")
-        frames.append(rows.assign(defect=defect, code=code))
-    return pd.concat(frames)
-
-
-# ------------------------------------------------------------------------ the step that is compared
-
-
-def last(
-    profile: Profile, rows: pd.DataFrame, defect: str
-) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-    """Return the rows of both runs at the last step that both reached.
-
-    Defect 4 takes two steps where the corrected code takes one: the same share of the epoch is
-    compared.
-
-    Args:
-        profile: says the batches.
-        rows: of `trajectories`.
-        defect: a key of `pairs`.
-
-    Returns:
-        the rows of the official run, those of the corrected one, and the corrected run's step.
-    """
-    of_defect = rows[rows.defect == defect]
-    official = of_defect[of_defect.code == "official"]
-    corrected = of_defect[of_defect.code == "corrected"]
-    scale = _steps_for_one(profile, defect)
-    end = corrected.step.max()
-    official_end = official.step.max()
-    same_place = scale * (end - 1) < official_end <= scale * end
-    if not same_place:  # one of them diverged
-        reached = set(official.step)
-        end = max(step for step in corrected.step.unique() if step * scale in reached)
-        official_end = end * scale
-    return official[official.step == official_end], corrected[corrected.step == end], int(end)
-
-
-def _steps_for_one(profile: Profile, defect: str) -> int:
-    """Return how many steps the official run takes where the corrected one takes one."""
-    pair = pairs(profile)[defect]
-    own = profile.unlearning.batch
-    return pair.corrected.get("batch", own) // pair.official.get("batch", own)
+def every_run(profile: Profile) -> list[Run]:
+    """Return the runs of every replicate on the profile's first domain, once each."""
+    found = []
+    for replicate in profile.replicates:
+        found += runs(profile, replicate, profile.domains[0]).values()
+    return list(dict.fromkeys(found))
