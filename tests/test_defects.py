@@ -14,7 +14,7 @@ import pytest
 
 from unlearn_utils.core import membership
 from unlearn_utils.core.distances import SPLITS
-from unlearn_utils.findings import defects, draws, plots
+from unlearn_utils.findings import defects, plots
 from unlearn_utils.findings.draws import Drawn
 from unlearn_utils.profiles import PROFILES
 from unlearn_utils.study import method_paths, pool, released_code, selection, single_run
@@ -147,7 +147,7 @@ def test_a_last_batch_that_is_not_full_ends_the_epoch_on_both_sides():
     ],
 )
 def test_a_path_that_ended_at_once_leaves_nothing_to_compare(marks, batch, total):
-    whole = drawn({0: -1, 1: 0, 2: 1, 16: 6})
+    whole = drawn({0: -1, 1: -0.9, 2: 1, 16: 6})  # its first mark is near the target
     found = defects.compare(drawn(marks, batch, total), whole)
     assert found.share == 0
     assert np.isnan(ratio(found)).all() and len(ratio(found)) == DRAWS
@@ -206,9 +206,13 @@ def path_of(run, steps, ended):
     return pd.concat(frames, ignore_index=True), ended
 
 
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    """The chain from rows to tables, with paths from `path_of`; tables go to the folder given."""
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The chain from rows to tables, with paths from `path_of`; tables go to the folder given.
+
+    What is read is the same in every test, and nothing changes it.
+    """
+    tmp_path = tmp_path_factory.mktemp("world")
 
     def steps_of_run(run):
         return 16 // run.recipe.batch * run.recipe.epochs
@@ -227,17 +231,13 @@ def world(tmp_path, monkeypatch):
 
     figures = tmp_path / "figures"
     figures.mkdir()
-    monkeypatch.setenv("UNLEARN_FIGURES", str(figures))
-    monkeypatch.setattr(single_run, "steps_of_run", steps_of_run)
-    monkeypatch.setattr(method_paths, "make_all", make_all)
-    monkeypatch.setattr(pool, "target_rows", lambda *_: model(2.0))
-    monkeypatch.setattr(pool, "truth_rows", lambda *_: model(2.75))
-    kept = (draws.sample, defects.drawn_runs, defects.comparisons)
-    for function in kept:
-        function.cache_clear()
-    yield figures
-    for function in kept:
-        function.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNLEARN_FIGURES", str(figures))
+        patch.setattr(single_run, "steps_of_run", steps_of_run)
+        patch.setattr(method_paths, "make_all", make_all)
+        patch.setattr(pool, "target_rows", lambda *_: model(2.0))
+        patch.setattr(pool, "truth_rows", lambda *_: model(2.75))
+        yield figures
 
 
 def test_differences_are_what_each_defect_was_told_to_do(world):
@@ -264,12 +264,15 @@ def test_a_replicate_with_nothing_to_compare_is_said_to_be_so(world):
     """The other is the value, and the column of replicates counts it alone."""
     values, _ = defects.effect(PROFILE, "7 random labels")
     assert np.isnan(values[0]).all() and values[1] == pytest.approx(7)
-    rows = defects.difference_table(PROFILE)
-    rows = rows[rows.defect == "7 random labels"].set_index(["split", "measure"])
+    table = defects.difference_table(PROFILE).set_index("defect")
+    rows = table.loc["7 random labels"].set_index(["split", "measure"])
     forget = rows.loc[("forget", defects.RATIO)]
     assert (forget["value"], forget.replicates) == (pytest.approx(7), 1)
     assert rows.loc[("all", defects.APART), "value"] == 0.5
     assert rows.loc[("all", defects.SHARED), "value"] == 0.5
+    others = table.drop("7 random labels")
+    assert set(others[others.measure == defects.APART]["value"]) == {0}
+    assert set(others[others.measure == defects.SHARED]["value"]) == {1}
 
 
 def test_the_table_has_a_row_of_each_text_of_the_auc_and_of_where_it_is_compared(world):

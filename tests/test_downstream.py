@@ -21,8 +21,8 @@ from unlearn_utils import profiles
 from unlearn_utils.app import commands, lora_adapters, model_files, settings
 from unlearn_utils.cache import paths, store
 from unlearn_utils.engine import downstream, models
-from unlearn_utils.findings import reports
-from unlearn_utils.study import extra_measurements, pool
+from unlearn_utils.findings import tasks
+from unlearn_utils.study import extra_measurements, method_paths, pool
 
 WORDS = [f"{a}{b}" for a in "bdfgkm" for b in ("a", "eo", "iuy", "oooo")]
 WORDS = np.random.default_rng(0).permutation(WORDS).tolist()
@@ -453,15 +453,24 @@ def test_the_tasks_of_a_profile_compare_each_unlearned_model_with_the_target(
         return store.Artifact("made", 1, {"seed": seed}, lambda out: models.save(model, out))
 
     target, unlearned = stored(0), stored(1)
-    monkeypatch.setattr(pool, "target", lambda profile: target)
-    profile = replace(profiles.GPU, tasks=("muons",), resamples=50)
-    runs = pd.DataFrame({"method": "m", "target_domain": "d", "seed": [0, 1], "entry": unlearned})
-    found = reports.downstream_tasks(profile, runs, 0).set_index(["model", "measure"])
+    profile = replace(profiles.GPU, tasks=("muons",), resamples=50, domains=("d",), replicates=(7,))
+    ran = []
+
+    def make_all(runs):
+        ran.extend(runs)
+        return [unlearned]
+
+    monkeypatch.setattr(tasks, "METHODS", ["m"])
+    monkeypatch.setattr(pool, "target", lambda profile, replicate: target)
+    monkeypatch.setattr(method_paths, "make_all", make_all)
+    found = tasks.downstream_tasks(profile, 0).set_index(["model", "target_domain", "measure"])
     assert len(found) == 4
+    assert ran == [method_paths.usual_run(profile, 7, "d", "m")]
+    assert method_paths.keeps(ran[0])
     assert extra_measurements.task_answers(profile, unlearned).done()
     rows, others = (answered(build(s, context=64), tokenizer, folder, "muons") for s in (0, 1))
     for measure in ("acc", "acc_norm"):
         before = value_of(rows, measure)
         lost = value_of(others, measure) - before
-        assert found.value["target", measure] == before
-        assert found.value["m - target", measure] == pytest.approx(lost)
+        assert found.value["target", "", measure] == before
+        assert found.value["m - target", "d", measure] == pytest.approx(lost)

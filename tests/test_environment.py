@@ -21,8 +21,11 @@ PINS = {canonicalize_name(name): version for name, version in (line.split("==") 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+EXTRAS = PROJECT["optional-dependencies"]
+
+
 @pytest.mark.parametrize(
-    "line", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["downstream"]
+    "line", PROJECT["dependencies"] + EXTRAS["downstream"] + EXTRAS["cluster"]
 )
 def test_range_admits_the_pin(line):
     required = Requirement(line)

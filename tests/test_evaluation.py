@@ -172,9 +172,9 @@ def test_brief_is_measure_with_fewer_columns(model, tokenizer, float32, monkeypa
     monkeypatch.setattr(fused, "CPU_LOGIT_BYTES", 4 * 300 * 7)  # 7 rows of logits at a time
     monkeypatch.setattr(fused, "CPU_ROWS", 1)
     found.append(evaluation.measure_briefly(model, rows, PAD_ID, 3))
-    exact = [*KEPT, "tokens", "correct"]
+    exact = [*KEPT, "tokens", "correct", "extraction"]
     for part in found:
-        assert list(part.columns) == [*KEPT, *COUNTED, "min_k_40"]
+        assert list(part.columns) == [*KEPT, *COUNTED, "min_k_40", "extraction"]
         assert part.index.tolist() == list(range(7))
         assert part[exact].equals(full[exact])
         for column in ("nll", "min_k_40"):
@@ -193,6 +193,7 @@ def test_brief_by_the_full_logits_of_each_document(model, float32, half_guessed)
         assert row.correct == (full.argmax(1) == ids[1:]).sum()
         assert row.nll == pytest.approx(-true.sum())
         assert row.min_k_40 == pytest.approx(lowest_40(true), abs=1e-4)
+        assert row.extraction == metrics.extraction_strength(full.argmax(1) == np.array(ids[1:]))
 
 
 def test_brief_leaves_the_model_as_measure_does(model, float32):
@@ -278,27 +279,6 @@ def test_continued_always_has_the_asked_length(build):
     (found,) = evaluation.greedy_continuations(ending, [prompt], 5, PAD_ID)
     assert len(found) == 5
     assert 0 not in found
-
-
-def test_divergences_are_those_of_the_full_logits(build, model):
-    """KL from the reference to the model, not the other way, of each document alone."""
-    other = build(1)
-    found = evaluation.kl_divergences(model, other, DOCUMENTS, PAD_ID)
-    expected = []
-    turned = []
-    for ids in DOCUMENTS:
-        q = log_p(model, ids)
-        p = log_p(other, ids)
-        expected.append((np.exp(p) * (p - q)).sum(1).mean())
-        turned.append((np.exp(q) * (q - p)).sum(1).mean())
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert found != pytest.approx(turned, rel=1e-2)
-    assert all(type(value) is float for value in found)
-
-
-def test_a_model_is_at_no_divergence_from_itself(build, model):
-    found = evaluation.kl_divergences(model, build(0), DOCUMENTS, PAD_ID)
-    assert found == pytest.approx([0] * len(DOCUMENTS), abs=1e-6)
 
 
 # ----------------------------------------------------------------------------------------- FLOPs

@@ -12,7 +12,8 @@ from matplotlib.colors import same_color
 
 from unlearn_utils.cache import paths
 from unlearn_utils.core import methods
-from unlearn_utils.findings import plots
+from unlearn_utils.findings import plots, plots_of_paths
+from unlearn_utils.profiles import LAPTOP
 
 
 @pytest.fixture(autouse=True)
@@ -31,19 +32,20 @@ def drawn(line):
 
 
 def test_the_figures_folder_follows_the_environment(folder, monkeypatch):
-    assert paths.figures_folder() == folder and folder.is_dir()
+    assert paths.figures_folder("laptop") == folder and folder.is_dir()
     monkeypatch.delenv("UNLEARN_FIGURES")
     monkeypatch.setattr(paths, "PROJECT", folder)
-    assert paths.figures_folder() == folder / "figures"
+    assert paths.figures_folder("laptop") == folder / "figures"
+    assert paths.figures_folder("smoke") == folder / "runs" / "smoke" / "figures"
 
 
 def test_a_figure_is_saved_in_the_same_bytes_every_time(folder):
     saved = []
     for _ in range(2):
         figure, (ax,) = plots.panels(1)
-        data, retrained = trajectory_data()
-        plots.trajectory(data, retrained, ax).legend()
-        plots.save(figure, "fig99_toy", data)
+        data = pd.DataFrame({"step": [0, 1], "loss": [3.0, 2.0], "model": ["x", "x"]})
+        plots.curves(data, "step", "loss", "model", ax).legend()
+        plots.save(LAPTOP, figure, "fig99_toy", data)
         plt.close(figure)
         saved.append({path.name: path.read_bytes() for path in folder.iterdir()})
         for path in folder.iterdir():
@@ -59,14 +61,14 @@ def test_a_figure_is_saved_in_the_same_bytes_every_time(folder):
 
 def test_a_saved_figure_is_opaque_white(folder):
     figure, _ = plots.panels(1)
-    plots.save(figure, "empty", pd.DataFrame({"x": [1]}))
+    plots.save(LAPTOP, figure, "empty", pd.DataFrame({"x": [1]}))
     pixels = plt.imread(folder / "empty.png")
     assert (pixels[0, 0] == 1).all()
 
 
 def test_tables_keep_six_digits(folder):
     data = pd.DataFrame({"name": ["a,b", "c"], "x": [1 / 3, 123456.789], "n": [1234567, 2]})
-    plots.save_table("t", data)
+    plots.save_table(LAPTOP, "t", data)
     assert (folder / "t.csv").read_bytes() == b'name,x,n\n"a,b",0.333333,1234567\nc,123457,2\n'
 
 
@@ -100,56 +102,12 @@ def test_any_number_of_further_methods_has_looks_of_their_own(monkeypatch):
     assert looks.items() >= before.items()
     assert len(set(looks.values())) == len(looks) >= 67
     assert {colour for colour, _ in looks.values()} == {colour for colour, _ in before.values()}
-    data = pd.DataFrame({"split": ["forget", "evaluation"], "value": 1.0, "low": 0.5, "high": 2.0})
     _, (ax,) = plots.panels(1)
-    plots.tradeoff(data.assign(method="another_59", model="unlearned"), ax)
-    points = ax.containers[0].lines[0]
-    assert points.get_marker() == looks["another_59"][1]
-    assert points.get_linestyle() == "None"
+    plots_of_paths.plane(plane_data(["another_59"]), POINTS, ax)
+    assert ax.lines[0].get_marker() == looks["another_59"][1]
 
 
 # --------------------------------------------------------------------------------------- figures
-
-
-def trajectory_data():
-    frames = []
-    for i, split in enumerate(plots.SPLITS):
-        value = np.exp(np.arange(4) + i)
-        frames.append(pd.DataFrame({"split": split, "step": [0, 1, 4, 15], "value": value}))
-    table = pd.concat(frames, ignore_index=True)
-    table = table.assign(low=table.value * 0.9, high=table.value * 1.2)
-    retrained = pd.DataFrame({"model": ["retrained"], "value": [9.0], "low": [8.0], "high": [11.0]})
-    return table, retrained
-
-
-def test_a_trajectory_shows_its_data():
-    _, (ax,) = plots.panels(1)
-    data, retrained = trajectory_data()
-    assert plots.trajectory(data, retrained, ax) is ax
-    assert ax.get_yscale() == "log"
-    lines = {line.get_label(): line for line in ax.lines}
-    assert list(lines) == [*plots.LABELS.values(), "retrained, forget set"]
-    for split, (colour, *_) in plots.SPLITS.items():
-        part, line = data[data.split == split], lines[plots.LABELS[split]]
-        assert drawn(line) == (part.step.tolist(), part.value.tolist())
-        assert same_color(line.get_color(), colour)
-    assert set(lines["retrained, forget set"].get_ydata()) == {9.0}
-    bands = [band.get_paths()[0].vertices for band in ax.collections]
-    for band, split in zip(bands, plots.SPLITS, strict=True):
-        part = data[data.split == split]
-        assert set(np.round(band[:, 1], 9)) == set(np.round(np.r_[part.low, part.high], 9))
-    level = ax.patches[0]
-    assert (level.get_y(), level.get_y() + level.get_height()) == (8, 11)
-
-
-@pytest.mark.parametrize("kept", [4, 0])
-def test_a_trajectory_marks_the_step_that_was_kept(kept):
-    _, (ax,) = plots.panels(1)
-    data, retrained = trajectory_data()
-    plots.trajectory(data, retrained, ax, kept=kept)
-    line = ax.lines[-1]
-    assert (line.get_label(), line.get_marker()) == ("step that was kept", "^")
-    assert line.get_xdata().tolist() == [kept]
 
 
 def test_intervals_show_their_data():
@@ -189,61 +147,6 @@ def test_curves_show_their_data():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss")
 
 
-TWO_METHODS = ("gradient_ascent", "ascent_kl_general")
-
-
-def tradeoff_data():
-    """Return two methods by two rules; the second's upper bounds miss the value."""
-    rows = []
-    for number, (method, up) in enumerate(zip(TWO_METHODS, (0.5, -0.1), strict=True)):
-        for model, shift in (("unlearned", 0), ("unlearned (oracle)", 10)):
-            for split, value in (("forget", 1 + number + shift), ("evaluation", 0.5)):
-                rows.append((method, model, split, value, value - 0.25, value + up))
-    return pd.DataFrame(rows, columns=["method", "model", "split", "value", "low", "high"])
-
-
-def test_a_tradeoff_shows_its_data():
-    _, (ax,) = plots.panels(1)
-    assert plots.tradeoff(tradeoff_data(), ax) is ax
-    points = {container.lines[0].get_xdata()[0]: container for container in ax.containers}
-    assert list(points) == [1, 11, 2, 12]
-    assert all(point.lines[0].get_ydata().tolist() == [0.5] for point in points.values())
-    for number, (method, up) in enumerate(zip(TWO_METHODS, (0.5, 0), strict=True)):  # clipped
-        colour, marker = plots.method_style(method)
-        for x, face in ((1 + number, colour), (11 + number, "white")):  # the oracle's is hollow
-            line, _, bars = points[x].lines
-            assert line.get_marker() == marker and same_color(line.get_color(), colour)
-            assert same_color(line.get_markerfacecolor(), face)
-            across, along = (bar.get_segments()[0] for bar in bars)
-            assert across == pytest.approx(np.array([[x - 0.25, 0.5], [x + up, 0.5]]))
-            assert along == pytest.approx(np.array([[x, 0.25], [x, 0.5 + up]]))
-    labels = ax.get_legend_handles_labels()[1]
-    assert labels == ["retrained", "gradient ascent", "ascent kl general"]
-    (cross,) = [line for line in ax.lines if line.get_label() == "retrained"]
-    assert drawn(cross) == ([0], [0])
-
-
-def test_a_roc_shows_its_data():
-    data = pd.DataFrame(
-        {
-            "name": ["target"] * 3 + ["gradient_ascent"] * 2,
-            "fpr": [0, 0.1, 1, 0.2, 1],
-            "tpr": [0.3, 0.5, 1, 0.4, 1],
-        }
-    )
-    _, (ax,) = plots.panels(1)
-    assert plots.roc(data, ax) is ax
-    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    lines = {line.get_label(): line for line in ax.lines}
-    assert lines["target"].get_ydata().tolist() == [0.3, 0.5, 1]
-    ascent = lines["gradient ascent"]
-    assert ascent.get_xdata().tolist() == [0.2, 1]
-    assert same_color(ascent.get_color(), plots.method_style("gradient_ascent")[0])
-    guess = ax.lines[-1]
-    assert drawn(guess) == ([0.1, 1], [0.1, 1])
-    assert ax.get_xlim() == (0.1, 1)
-
-
 def test_the_released_code_s_curves_are_dashed_beside_ours():
     rows = []
     for code in ("corrected", "official"):
@@ -262,3 +165,67 @@ def test_the_released_code_s_curves_are_dashed_beside_ours():
     for line, split in zip(ax.lines, ("forget", "evaluation") * 2, strict=True):
         assert drawn(line) == ([0.5, 1], [1.5, 2])
         assert same_color(line.get_color(), plots.SPLITS[split][0])
+
+
+TWO_METHODS = ("gradient_ascent", "ascent_kl_general")
+POINTS = pd.DataFrame(
+    {
+        "model": ["do nothing", "another retrained model", "another retrained model"],
+        "forget gap": [-0.8, 0.02, -0.03],
+        "damage": [-0.1, 0.01, 0.04],
+    }
+)
+
+
+def plane_data(names):
+    """Return paths at four places of the way; in one replicate the last is not reached."""
+    frames = []
+    for number, method in enumerate(names):
+        value = np.array([-0.1, 0.1, 0.3, 0.5]) + number
+        part = {"method": method, "forget gap": [-0.8, -0.4, 0.0, 0.2], "value": value}
+        part |= {"rerun_low": value - 0.05, "rerun_high": value + 0.15, "replicates": [6, 6, 6, 5]}
+        frames.append(pd.DataFrame(part))
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_a_plane_shows_paths_as_far_as_every_replicate_has_them():
+    _, (ax,) = plots.panels(1)
+    assert plots_of_paths.plane(plane_data(TWO_METHODS), POINTS, ax) is ax
+    for number, (line, method) in enumerate(zip(ax.lines[:2], TWO_METHODS, strict=True)):
+        colour, marker = plots.method_style(method)
+        assert line.get_marker() == marker and same_color(line.get_color(), colour)
+        x, y = line.get_xdata(), line.get_ydata()
+        assert x[:3].tolist() == [-0.8, -0.4, 0.0]
+        assert y[:3] == pytest.approx(np.array([-0.1, 0.1, 0.3]) + number)
+        assert np.isnan(y[3])
+        corners = ax.collections[number].get_paths()[0].vertices
+        assert corners[:, 0].max() == 0.0
+        assert corners[:, 1].min() == pytest.approx(number - 0.15)
+        assert corners[:, 1].max() == pytest.approx(number + 0.45)
+
+
+def test_a_plane_shows_the_target_and_the_retrained_models():
+    _, (ax,) = plots.panels(1)
+    plots_of_paths.plane(plane_data(TWO_METHODS), POINTS, ax, "truth")
+    lines = {line.get_label(): line for line in ax.lines}
+    assert drawn(lines["do nothing"]) == ([-0.8], [-0.1])
+    assert drawn(lines["another retrained model"]) == ([0.02, -0.03], [0.01, 0.04])
+    assert drawn(lines["truth"]) == ([0], [0])
+    looks = {(line.get_marker(), str(line.get_markerfacecolor())) for line in ax.lines[2:5]}
+    assert len(looks) == 3
+
+
+def test_a_plane_without_a_study_has_no_band():
+    _, (ax,) = plots.panels(1)
+    data = plane_data(TWO_METHODS[:1]).assign(rerun_low=np.nan, rerun_high=np.nan)
+    plots_of_paths.plane(data, POINTS, ax)
+    assert len(ax.lines[0].get_xdata()) == 4
+    assert not any(len(path.vertices) for path in ax.collections[0].get_paths())
+
+
+def test_a_line_of_a_plane_is_broken_where_a_path_jumps():
+    _, (ax,) = plots.panels(1)
+    data = plane_data(TWO_METHODS[:1]).assign(replicates=[6, 4, 6, 6])
+    plots_of_paths.plane(data, POINTS, ax)
+    assert np.isnan(ax.lines[0].get_ydata()).tolist() == [False, True, False, False]
+    assert len(ax.collections[0].get_paths()) == 2

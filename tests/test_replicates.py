@@ -78,6 +78,12 @@ def test_several_replicates_by_hand():
     assert found.by_replicate == "1 2 3"
 
 
+def test_the_documents_share_of_the_interval_is_kept():
+    """On the scale of the mean, so that another interval can be made of it."""
+    assert estimate(of_documents(1.0, 2.0, 3.0), 11).documents_sd == pytest.approx(0.02**0.5)
+    assert estimate(of_documents(0.5), 11, scale=RATIO).documents_sd == pytest.approx(0.02**0.5)
+
+
 def test_documents_are_drawn_for_all_replicates_together():
     """Where two move against each other the mean does not move, so documents add nothing."""
     draws = np.array([[1.0, 0.0, 2.0], [3.0, 4.0, 2.0]])
@@ -118,7 +124,7 @@ def test_no_replicate_with_a_value():
     found = estimate(np.full((2, 4), np.nan), 11)
     assert (found.n, found.replicates, found.by_replicate) == (0, 0, "")
     numbers = (found.value, found.low, found.high, found.rerun_low, found.rerun_high)
-    assert all(math.isnan(number) for number in numbers)
+    assert all(math.isnan(number) for number in (*numbers, found.documents_sd))
 
 
 def test_one_of_two_replicates_with_a_value_is_one_replicate():

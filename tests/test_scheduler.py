@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from unlearn_utils.cache import paths, workers
 from unlearn_utils.cache.store import Artifact
+from unlearn_utils.data import sources
 
 
 def local_cluster(folder, n_workers, threads, processes):
@@ -52,6 +53,7 @@ def store(tmp_path, monkeypatch):
     for name in paths.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("UNLEARN_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(workers, "SEEN_WITHIN", 5)  # one file system shows files at once
     return tmp_path / "store"
 
 
@@ -210,6 +212,15 @@ def test_a_worker_computes_with_the_variables_of_the_call(two_workers, tmp_path,
     folders = {"UNLEARN_STORE": f"{tmp_path}/store", "UNLEARN_BOOKS": f"{tmp_path}/books"}
     for artifact in made[:2]:
         assert seen(artifact)["variables"] == numbers | folders
+
+
+def test_a_process_that_imports_dask_reads_the_same_corpus():
+    """On Python 3.11 Dask imports a backport, with which `metadata` has no text of a package."""
+    file = next(sources.site_packages("networkx").glob("networkx-*.dist-info/METADATA"))
+    body = file.read_text(encoding="utf-8").partition("\n\n")[2]
+    assert len(body) > 1000
+    sources.source_lines.cache_clear()
+    assert sources.source_lines("METADATA:networkx") == body.split("\n")
 
 
 # ------------------------------------------------------------------- what goes wrong

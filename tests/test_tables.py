@@ -59,12 +59,6 @@ def test_groups_by_a_single_column():
     assert found.value.tolist() == pytest.approx([9 / 13, 0.25])
 
 
-def test_kl_is_a_mean_over_documents():
-    rows = ROWS.assign(kl=[0.5, 1.5, 4.0, 0.25])
-    found = tables.summarise(rows, ["model", "split"], ["KL"], resamples=20)
-    assert found.value.tolist() == [1, 4, 0.25]
-
-
 def many(n, shift=0.0, seed=0, copies=1, split="forget"):
     """Return n families of `copies` documents of 50 tokens, about 2 nats each."""
     rng = np.random.default_rng(seed)

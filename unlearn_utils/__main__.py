@@ -59,16 +59,21 @@ def _add_fetch_and_compute(subparsers: argparse._SubParsersAction) -> None:
 
     compute = subparsers.add_parser(
         "compute",
-        help="train what a profile's notebooks need; in several processes with accelerate launch",
+        help="train what a profile's notebooks need; in several processes with accelerate launch, "
+        "but for study, which has parts",
     )
-    compute.add_argument("profile", help=listed(of_the_hub))
+    compute.add_argument("profile", help=listed([profiles.STUDY.name, *of_the_hub]))
+    compute.add_argument(
+        "--part", metavar="NAME", help="only this part of study; a wrong name lists them all"
+    )
     compute.set_defaults(call=compute_profile)
 
 
 def _add_claims(subparsers: argparse._SubParsersAction) -> None:
     claims = subparsers.add_parser(
         "claims",
-        help="print each claim with its measured value and verdict, as notebook 14 left them",
+        help="print each claim with its measured value and verdict, as notebook 14 left them; of "
+        "laptop the committed study's, with the values of laptop beside",
     )
     claims.add_argument("profile", nargs="?", default="laptop", help=listed(profiles.PROFILES))
     claims.add_argument("--readme", action="store_true", help="write the table into README.md")
@@ -162,29 +167,45 @@ def fetch_profile(options: argparse.Namespace) -> int:
 
 
 def compute_profile(options: argparse.Namespace) -> None:
-    """Train what a profile's notebooks need, alone or as one of several processes."""
-    from unlearn_utils.study import everything
+    """Train what a profile's notebooks need, alone or as one of several processes.
 
-    everything.compute(profiles.profile(options.profile))
+    The study goes part by part, and writes the rows of each when it ends.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    from unlearn_utils.study import everything, parts
+
+    profile = profiles.profile(options.profile)
+    if profile.name == profiles.STUDY.name:
+        parts.compute(profile, options.part)
+        return
+    if options.part:
+        raise ValueError(f"the profile {profile.name} has no parts; {profiles.STUDY.name} has")
+    everything.compute(profile)
 
 
 def show_claims(options: argparse.Namespace) -> int:
-    """Print the claims' table of a profile, or write it into the README between its marks."""
-    import pandas as pd
+    """Print the table of claims, or write it into the README between its marks.
 
+    It is the committed study's, with the values of the default profile beside; of another profile,
+    or without a study, it is the profile's alone.
+    """
     from unlearn_utils.cache import paths
     from unlearn_utils.findings import claims
-    from unlearn_utils.runner.places import Places
+    from unlearn_utils.runner.places import COMMITTED, Places
 
     profile = profiles.profile(options.profile)
-    path = Places(paths.PROJECT, profile.name).figures / "table14_claims.csv"
+    path = Places(paths.PROJECT, profile.name).figures / f"{claims.TABLE}.csv"
     if not path.exists():
         raise FileNotFoundError(f"no {path}: execute ./run_all.sh {profile.name} --only 14 first")
-    table = pd.read_csv(path, dtype={"notebook": str})
+    here = claims.stored(path)
+    study = claims.study_table() if profile.name == COMMITTED else None
+    table = claims.markdown(here) if study is None else claims.markdown(study, here)
     if options.readme:
         claims.write_into(paths.PROJECT / "README.md", table)
     else:
-        print(claims.markdown(table), end="")
+        print(table, end="")
     return 0
 
 

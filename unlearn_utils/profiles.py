@@ -31,6 +31,8 @@ class Corpus:
         measured: retain documents of a domain that are measured.
         whole: every chunk of a document is read, not its first alone.
         books: a folder with the domain `books`, which was never published.
+        resized: a domain whose forget set has another size than `pairs`, and that size, of the same
+            documents in all (`corpus.resized`); None: there is none.
     """
 
     source: str = "embedded"
@@ -41,6 +43,7 @@ class Corpus:
     measured: int = 40
     whole: bool = False
     books: str = ""
+    resized: tuple[str, int] | None = None
 
 
 # -------------------------------------------------------------------------------- what is trained
@@ -185,7 +188,8 @@ class Grid:
             + descent in-distribution, comes within 0.25 of retraining.
         domains: on which every method is run at every rate.
         claimed_domains: on which the two methods of claim C2 are.
-        chosen_on: documents of a split on which choices are made; the report half is measured whole.
+        chosen_on: documents of a split on which choices are made, of 20 to 30, for time; of the
+            other half all are measured.
         retain_documents: how many are read, beside all, at the profile's own rate.
     """
 
@@ -194,7 +198,7 @@ class Grid:
     usual_epochs: int = 3
     domains: tuple[str, ...] = ("arxiv",)
     claimed_domains: tuple[str, ...] = ("arxiv",)
-    chosen_on: int = 15
+    chosen_on: int = 10
     retain_documents: tuple[int, ...] = (15, 60)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from unlearn_utils.core.intervals import Interval
-from unlearn_utils.core.methods import BACKWARD_AND_FORWARD, Method
+from unlearn_utils.core.methods import BACKWARD_AND_FORWARD, FORWARD, Method
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,6 +87,22 @@ def computed_ratio(
         tokens: of the pre-training.
     """
     return tokens / (passes * forget_bytes / bytes_per_token)
+
+
+def tuning_passes(passes: float, rates: int, epochs: float, marks: int, read: float) -> float:
+    """Return what tuning costs, in training passes over the forget set.
+
+    Every learning rate is run for all epochs, and at each mark the text by which a rule chooses is
+    read, which takes a forward pass.
+
+    Args:
+        passes: what a forget token costs in an epoch, `Method.passes`.
+        rates: that are tried.
+        epochs: of each run.
+        marks: at which each run is measured.
+        read: tokens that are read at a mark, as a share of the forget set's.
+    """
+    return rates * (epochs * passes + marks * read * FORWARD)
 
 
 def cost_classes(methods: Iterable[Method]) -> dict[str, float]:

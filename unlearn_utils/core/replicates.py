@@ -39,6 +39,8 @@ class Estimate(NamedTuple):
         rerun_low, rerun_high: where one further replicate lies, 19 times out of 20; not a number
             where nothing is known of other replicates.
         by_replicate: the value of each replicate, in order, as text with spaces between.
+        documents_sd: standard deviation of the mean over resamples of the documents, on the scale
+            on which replicates are averaged.
     """
 
     value: float
@@ -49,6 +51,7 @@ class Estimate(NamedTuple):
     rerun_low: float
     rerun_high: float
     by_replicate: str
+    documents_sd: float
 
 
 class Spread(NamedTuple):
@@ -70,7 +73,7 @@ class Spread(NamedTuple):
         return cls(float(np.mean(values)), float(np.std(values, ddof=1)), len(values))
 
 
-NOT_AVAILABLE = Estimate(np.nan, np.nan, np.nan, 0, 0, np.nan, np.nan, "")
+NOT_AVAILABLE = Estimate(np.nan, np.nan, np.nan, 0, 0, np.nan, np.nan, "", np.nan)
 
 
 class Scale(NamedTuple):
@@ -128,7 +131,17 @@ def estimate(
     each = first if scale.shown is None else scale.shown(first)
     listed = " ".join(f"{one:.6g}" for one in each)
     middle, low, high, rerun_low, rerun_high = map(float, shown)
-    return Estimate(middle, low, high, families, len(first), rerun_low, rerun_high, listed)
+    return Estimate(
+        value=middle,
+        low=low,
+        high=high,
+        n=families,
+        replicates=len(first),
+        rerun_low=rerun_low,
+        rerun_high=rerun_high,
+        by_replicate=listed,
+        documents_sd=float(np.sqrt(of_documents)),
+    )
 
 
 def variance_over_documents(draws: Floats) -> float:

@@ -39,7 +39,6 @@ MEASURES = {
     "accuracy": Measure("correct", "tokens"),  # share of tokens whose argmax is the true token
     "extraction strength": Measure("extraction"),
     "ROUGE-L": Measure("rouge_l"),
-    "KL": Measure("kl"),
 }
 
 

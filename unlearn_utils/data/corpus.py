@@ -74,6 +74,59 @@ def _as_datasets(table: pd.DataFrame, domain: str, columns: tuple[str, ...]) -> 
     return DatasetDict(splits)
 
 
+def resized(splits: DatasetDict, size: int, measured: int) -> DatasetDict:
+    """Return a domain whose forget set has another size; forget and retain are the same in all.
+
+    A smaller forget set has the first documents, and the others are retained. A larger one has
+    further documents of the retain split, in whole families, so that no family is on both sides. A
+    document that changes sides is ranked after those that were there.
+
+    Args:
+        splits: of the domain.
+        size: documents of the forget set that is wanted.
+        measured: retain documents that are measured, the first: none of their families changes.
+
+    Raises:
+        ValueError: the retain split has not so many documents in such families.
+    """
+    forget = splits["forget"].to_pandas()
+    retain = splits["retain"].to_pandas()
+    leave = forget["rank"] >= size
+    join = retain.family.isin(_whole_families(retain, size - len(forget), measured))
+    sides = {
+        "forget": [forget[~leave], _ranked_after(retain[join], forget)],
+        "retain": [retain[~join], _ranked_after(forget[leave], retain)],
+    }
+    found = DatasetDict(splits)
+    for split, parts in sides.items():
+        found[split] = Dataset.from_pandas(pd.concat(parts), preserve_index=False)
+    return found
+
+
+def _whole_families(retain: pd.DataFrame, size: int, measured: int) -> list[str]:
+    """Return families of unmeasured retain documents, so many documents together; none for < 1."""
+    stay = set(retain.family[retain["rank"] < measured])
+    sizes = retain[~retain.family.isin(stay)].groupby("family", sort=False).size()
+    found = []
+    left = size
+    for family, documents in sizes.items():
+        if documents <= left:
+            found.append(family)
+            left -= documents
+    if left > 0:
+        raise ValueError(
+            f"a forget set larger by {size} needs as many retain documents in families of which "
+            f"none is measured; there are {size - left}"
+        )
+    return found
+
+
+def _ranked_after(rows: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """Return rows in their order, with ranks that go on where those of others end."""
+    first = others["rank"].max() + 1
+    return rows.assign(rank=range(first, first + len(rows)))
+
+
 # ----------------------------------------------------------- a hub dataset, a user's own text
 
 

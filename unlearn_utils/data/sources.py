@@ -12,6 +12,7 @@ import importlib.util
 import re
 import sys
 import textwrap
+from email import message_from_string
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
@@ -50,7 +51,8 @@ def source_lines(file: str) -> list[str]:
     if kind == TOPICS:
         return topics().get(name, "").split("\n")
     if kind == DESCRIPTION:
-        return (distribution(name).metadata.get_payload() or "").split("\n")
+        text = distribution(name).read_text("METADATA") or ""
+        return message_from_string(text).get_payload().split("\n")  # what `metadata` gives varies
     path = site_packages(file.split("/")[0]) / file
     if not path.exists():
         return []

@@ -161,22 +161,7 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-# ------------------------------------------------------------------ two models, and continuations
-
-
-@torch.no_grad()
-def kl_divergences(
-    model: nn.Module, reference: nn.Module, documents: Sequence[list[int]], pad_id: int
-) -> list[float]:
-    """Return KL(P_reference || P_model) of each document, in nats.
-
-    It is the mean over the document's predicted tokens.
-    """
-    found = []
-    for ids in documents:
-        batch = tokens.collate([ids], pad_id, device=_device(model))
-        found.append(float(losses.kl_loss(model, reference, batch)))
-    return found
+# ----------------------------------------------------------------------------------- continuations
 
 
 @torch.no_grad()

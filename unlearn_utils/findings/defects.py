@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from unlearn_utils.core import distances, membership
 from unlearn_utils.core.arrays import Floats
@@ -363,4 +364,8 @@ def draw(data: pd.DataFrame, ax: Axes) -> Axes:
     for line in ax.lines:
         line.set(lw=0.9, alpha=0.8)
     ax.axhline(1, color="black", ls=":", lw=0.8)
+    ax.set_xticks([0, 0.5, 1])
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     return ax

@@ -51,6 +51,19 @@ class Sample(NamedTuple):
             return total / self.weights.sum(1)
         return total / (self.weights @ self.values(rows, below))
 
+    def at_marks(self, wide: pd.DataFrame, column: str) -> Floats:
+        """Return a column of a path's rows in the order of the sample: (documents, marks).
+
+        wide: a row a document, and of each column of measurements one a mark.
+        """
+        return wide[column].reindex(self.ids).to_numpy(float)
+
+    def ratio(self, wide: pd.DataFrame, above: str, below: str) -> Floats:
+        """Return a sum over a sum, in each draw and at each mark: (1 + resamples, marks)."""
+        return (
+            self.weights @ self.at_marks(wide, above) / (self.weights @ self.at_marks(wide, below))
+        )
+
 
 @cache
 def sample(profile: Profile, domain: str, split: str, half: int | None) -> Sample:
@@ -192,23 +205,32 @@ def drawn_paths(runs: Sequence[Run], what: str = "paths") -> list[Drawn]:
 def _drawn(run: Run, rows: pd.DataFrame, ended: bool) -> Drawn:
     profile, domain = run.profile, run.target_domain
     truth = pool.truth_rows(profile, domain, run.replicate)
-    by_step = list(rows.groupby("step"))
+    columns = ["nll", "tokens", SCORE, "extraction"]
+    wide = {}  # by split: a row a document, and of each column one a mark
+    for split, part in rows.groupby("split"):
+        wide[split] = part.pivot(index="id", columns="step", values=columns)
     gaps = {}
     areas = {}
     for half in (selection.SELECTION, selection.REPORT):
+        of_half = dict(zip(SPLITS, samples(profile, domain, half), strict=True))
+        each = [drawn.ratio(wide[split], "nll", "tokens") for split, drawn in of_half.items()]
         exact = levels(profile, truth, domain, half)
-        each = [levels(profile, part, domain, half) - exact for _, part in by_step]
-        gaps[half] = np.stack(each, axis=1)
-        told = [auc(profile, part, domain, half) for _, part in by_step]
+        gaps[half] = np.stack(each, axis=2) - exact[:, None]
+        members, others = of_half["forget"], of_half["approximate"]
+        ours = members.at_marks(wide["forget"], SCORE)
+        theirs = others.at_marks(wide["approximate"], SCORE)
+        told = []
+        for mine, yours in zip(ours.T, theirs.T, strict=True):
+            told.append(weighted_auc(mine, yours, members.weights, others.weights))
         areas[half] = np.stack(told, axis=1)
-    forget = sample(profile, domain, "forget", selection.REPORT)
-    extracted = [forget.mean(part[part.split == "forget"], "extraction") for _, part in by_step]
+    forget = of_half["forget"]  # of the report half
+    extracted = forget.weights @ forget.at_marks(wide["forget"], "extraction")
     return Drawn(
         run=run,
-        steps=np.array([float(step) for step, _ in by_step]),
+        steps=wide["forget"]["nll"].columns.to_numpy(float),
         gaps=gaps,
         auc=areas,
-        extraction=np.stack(extracted, axis=1),
+        extraction=extracted / forget.weights.sum(1)[:, None],
         total=single_run.steps_of_run(run),
         ended=ended,
     )

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from unlearn_utils.cache import paths
 from unlearn_utils.core import methods
@@ -130,36 +127,6 @@ def committed(name: str) -> pd.DataFrame:
 # ------------------------------------------------------------------------------- lines and points
 
 
-def trajectory(
-    data: pd.DataFrame, retrained: pd.DataFrame, ax: Axes, kept: int | None = None
-) -> Axes:
-    """Draw perplexity (log axis) against optimizer steps for each split, with 95% bands.
-
-    The dotted line is the retrained model's level on the forget set.
-
-    Args:
-        data: split, step, value, low, high.
-        retrained: one row of model (its label), value, low, high.
-        ax: what is drawn on.
-        kept: the step that was kept, which a triangle marks.
-    """
-    for split, (colour, line, marker) in SPLITS.items():
-        part = data[data.split == split]
-        style = {"color": colour, "marker": marker, "ms": 3, "label": LABELS[split]}
-        ax.plot(part.step, part["value"], line, **style)
-        ax.fill_between(part.step, part["low"], part["high"], color=colour, alpha=0.15, lw=0)
-    level = retrained.iloc[0]
-    ax.axhspan(level["low"], level["high"], color="black", alpha=0.1, lw=0)
-    ax.axhline(level["value"], color="black", ls=DOTTED, label=f"{level['model']}, forget set")
-    if kept is not None:
-        at_the_bottom = {"transform": ax.get_xaxis_transform(), "clip_on": False}
-        style = {"color": "black", "ms": 6, "label": "step that was kept"}
-        ax.plot(kept, 0.02, "^", **style, **at_the_bottom)
-    ax.set(yscale="log", xlabel="optimizer steps", ylabel="perplexity")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return ax
-
-
 def intervals(
     data: pd.DataFrame, x: str, hue: str, ax: Axes, colours: Mapping | None = None
 ) -> Axes:
@@ -212,60 +179,7 @@ def official(data: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def rates(data: pd.DataFrame, ax: Axes, truth: str = "retrained") -> Axes:
-    """Draw perplexity of each split against the learning rate, both logarithmic.
-
-    The dotted line is the retrained model's level on the forget set. What diverged is left out.
-
-    Args:
-        data: learning_rate, split, value, level.
-        ax: what is drawn on.
-        truth: a label, of the retrained model or what stands for it.
-    """
-    for split, (colour, line, marker) in SPLITS.items():
-        part = data[(data.split == split) & np.isfinite(data["value"])]
-        part = part.sort_values("learning_rate")
-        style = {"color": colour, "marker": marker, "ms": 3, "label": LABELS[split]}
-        ax.plot(part.learning_rate, part["value"], line, **style)
-    level = data[data.split == "forget"].level.iloc[0]
-    ax.axhline(level, color="black", ls=DOTTED, label=f"{truth}, forget set")
-    ax.set(xscale="log", yscale="log", xlabel="learning rate", ylim=(level / 8, level * 30))
-    ax.set_xlim(data.learning_rate.min() / 1.3, data.learning_rate.max() * 1.3)
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    return ax
-
-
 # -------------------------------------------------------------------------- comparison of methods
-
-
-def tradeoff(data: pd.DataFrame, ax: Axes, truth: str = "retrained") -> Axes:
-    """Draw distance to retraining on the forget set (x) against loss of general utility (y).
-
-    Both are log ratios with 95% intervals.
-
-    Args:
-        data: of one domain: method, model ("unlearned", or "unlearned (oracle)", drawn hollow),
-            split ("forget" or "evaluation"), value, low, high.
-        ax: what is drawn on.
-        truth: a label, of the retrained model or what stands for it.
-    """
-    for (method, model), part in data.groupby(["method", "model"], sort=False):
-        x = part[part.split == "forget"].iloc[0]
-        y = part[part.split == "evaluation"].iloc[0]
-        colour, marker = method_style(method)
-        style = {"color": colour, "marker": marker, "ls": "none", "ms": 5, "lw": 0.8}
-        face = colour
-        label = readable(method)
-        if "oracle" in model:
-            face = "white"
-            label = None
-        bars = {"xerr": _bars(x), "yerr": _bars(y)}
-        ax.errorbar(x.value, y.value, label=label, mfc=face, **bars, **style)
-    ax.plot(0, 0, "x", color="black", ms=8, label=truth)
-    ax.axvline(0, color="black", ls=":", lw=0.8)
-    ax.axhline(0, color="black", ls=":", lw=0.8)
-    ax.set(xlabel=f"log forget perplexity / {truth}")
-    return ax
 
 
 def _bars(row: pd.Series) -> list[list[float]]:
@@ -273,23 +187,6 @@ def _bars(row: pd.Series) -> list[list[float]]:
     below = max(0.0, row["value"] - row["low"])
     above = max(0.0, row["high"] - row["value"])
     return [[below], [above]]
-
-
-def roc(data: pd.DataFrame, ax: Axes) -> Axes:
-    """Draw ROC curves on logarithmic axes, where the few false positives count; dotted: a guess.
-
-    data: name, fpr, tpr.
-    """
-    for name, part in data.groupby("name", sort=False):
-        colour, _ = method_style(name)
-        line = "-" if name in methods.METHODS or name == "target" else "--"
-        style = {"where": "post", "color": colour, "lw": 1.2}
-        ax.step(part.fpr, part.tpr, line, label=readable(name), **style)
-    floor = data[data.fpr > 0].fpr.min()
-    ax.plot([floor, 1], [floor, 1], ":", color="grey", lw=0.8)
-    ax.set(xscale="log", yscale="log", xlabel="false-positive rate")
-    ax.set(xlim=(floor, 1), ylim=(floor, 1.05))
-    return ax
 
 
 def ladder(data: pd.DataFrame, ax: Axes) -> Axes:
@@ -304,33 +201,6 @@ def ladder(data: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_yticks(range(len(data)), data["name"].map(readable))
     ax.set_ylim(len(data) - 0.5, -0.5)
     return ax
-
-
-def cells(data: pd.DataFrame, ax: Axes) -> AxesImage:
-    """Draw learning rate (rows) by epochs (columns), coloured by `value` from -1 to 1.
-
-    A circle is an acceptable cell, a cross a lost one, grey one that diverged.
-
-    data: learning_rate, epoch, value, acceptable, lost.
-
-    Returns:
-        The image, for a colour bar.
-    """
-    wide = data.pivot(index="learning_rate", columns="epoch", values="value")
-    wide = wide.sort_index(ascending=False)
-    colours = plt.get_cmap("RdBu_r").with_extremes(bad="lightgrey")
-    finite = wide.where(np.isfinite(wide))
-    image = ax.imshow(finite, cmap=colours, vmin=-1, vmax=1, aspect="auto")
-    marked = data[np.isfinite(data["value"]) & (data.acceptable | data.lost)]
-    for row in marked.itertuples():
-        column = wide.columns.get_loc(row.epoch)
-        line = wide.index.get_loc(row.learning_rate)
-        marker = "o" if row.acceptable else "x"
-        ax.plot(column, line, marker=marker, ms=5, mfc="none", color="black", mew=0.9)
-    ax.set_xticks(range(len(wide.columns)), [f"{epoch:g}" for epoch in wide.columns], fontsize=7)
-    ax.set_yticks(range(len(wide.index)), [f"{rate:g}" for rate in wide.index], fontsize=7)
-    ax.set(xlabel="epochs")
-    return image
 
 
 def ratios(data: pd.DataFrame, ax: Axes) -> Axes:

@@ -93,7 +93,8 @@ class Case:
 
     def training_ids(self) -> Ids:
         """Return the token ids of what retraining reads: everything but the forget set."""
-        return list(tokenized(self.profile, training_parts(self.profile, self.target_domain)).ids)
+        seen = [domain for domain in self.profile.domains if domain != self.target_domain]
+        return list(tokenized(self.profile, training_parts(self.profile, seen)).ids)
 
     def unlearning_ids(self) -> tuple[Ids, Ids]:
         """Return the token ids of the forget set, and of the retain text that the method reads."""

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unlearn_utils.cache.store import Artifact
-from unlearn_utils.core.methods import METHODS
 from unlearn_utils.engine import distributed
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import grid, pool, released_code, unlearning
+from unlearn_utils.study import method_paths, pool, released_code
+from unlearn_utils.study.single_run import Run
 
 
 def artifacts(profile: Profile) -> Iterator[Artifact]:
@@ -21,18 +21,21 @@ def artifacts(profile: Profile) -> Iterator[Artifact]:
 
     Each comes after those that it needs.
     """
-    for model in pool.train_baselines(profile).values():
-        yield pool.measurements(profile, model)
-    for domain in profile.domains:
-        for method in METHODS:
-            yield unlearning.unlearning_run(profile, domain, method)
-    for domain in profile.domains:
-        for method in METHODS:
-            for seed in range(1, profile.seeds):
-                yield unlearning.repeated_run(profile, domain, method, seed)
-    yield from released_code.artifacts(profile, profile.domains[0]).values()
-    for setting in grid.plan(profile):
-        yield grid.grid_run(profile, setting)
+    if profile.hub:
+        yield pool.measurements(profile, pool.target(profile))
+    else:
+        for member in pool.all_members(profile):
+            model = pool.trained_model(profile, member)
+            yield model
+            yield pool.measurements(profile, model)
+    for run in every_run(profile):
+        yield method_paths.path(run, method_paths.keeps(run))
+
+
+def every_run(profile: Profile) -> list[Run]:
+    """Return the runs of a profile's paths and of the released code's defects, once each."""
+    runs = [*method_paths.every_run(profile), *released_code.every_run(profile)]
+    return list(dict.fromkeys(runs))
 
 
 def fill(artifact: Artifact) -> bool:
@@ -57,11 +60,9 @@ def check(profile: Profile) -> None:
     Raises:
         ValueError: one does not.
     """
-    batches = {profile.unlearning.batch, *profile.grid.batches}
-    for pair in released_code.pairs(profile).values():
-        for choices in (pair.corrected, pair.official):
-            if "batch" in choices:
-                batches.add(choices["batch"])
+    batches = {run.recipe.batch for run in every_run(profile)}
+    if not profile.hub:
+        batches.add(profile.pretraining.batch)
     processes = distributed.process_state().num_processes
     undivided = sorted(batch for batch in batches if batch % processes)
     if undivided:

@@ -1,4 +1,4 @@
-"""A further look at stored models: what they write, know, and how far from retraining they are.
+"""A further look at stored models: what they write, where they are surprised, what they know.
 
 Each look is an artifact that holds rows.parquet.
 """
@@ -8,15 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads
+from unlearn_utils.data import hub
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import selection
 from unlearn_utils.study.study_documents import measured_parts, tokenized, tokenizer
 from unlearn_utils.study.versions import VERSIONS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Model = Artifact | hub.Snapshot  # stored, or published
 
 PROMPT = 48  # tokens of a document that a model is given
 LENGTH = 32  # tokens that it then writes
@@ -28,7 +35,7 @@ QUESTIONS = 500
 # ------------------------------------------------------------------------------------ continuations
 
 
-def greedy_continuations(profile: Profile, model: Artifact, target_domain: str) -> Artifact:
+def greedy_continuations(profile: Profile, model: Model, target_domain: str) -> Artifact:
     """Return each forget document of a domain as a stored model continues it.
 
     Its first `PROMPT` tokens are continued greedily for `LENGTH` tokens; documents that are shorter
@@ -49,7 +56,7 @@ def greedy_continuations(profile: Profile, model: Artifact, target_domain: str) 
 
 
 def _make_greedy_continuations(
-    profile: Profile, model: Artifact, target_domain: str, folder: Path
+    profile: Profile, model: Model, target_domain: str, folder: Path
 ) -> None:
     from unlearn_utils.core import metrics
     from unlearn_utils.engine import evaluation, models
@@ -74,48 +81,74 @@ def _make_greedy_continuations(
     table.to_parquet(folder / "rows.parquet")
 
 
-# ------------------------------------------------------------------------- distance from retraining
+# ------------------------------------------------------------------------------------ token losses
 
 
-def kl_from_retrained(
-    profile: Profile, model: Artifact, retrained: Artifact, target_domain: str
-) -> Artifact:
-    """Return KL(P_retrained || P_model) of each document of the report half, in nats a token.
+def token_losses(profile: Profile, model: Model, target_domain: str, document_id: str) -> Artifact:
+    """Return the loss of each token of one document under a stored model, measured in float32.
 
-    Documents are the forget and the approximate ones of the domain, and the general ones.
+    The document is of the domain, or a general one, and of a split that is measured.
 
     Returns:
-        rows.parquet: id, family, rank, split, target_domain, kl.
+        rows.parquet: position; token, its text; nll, in nats. The first token opens the document:
+        it is not predicted, so its nll is not a number. The texts together are the document's.
+
+    Raises:
+        ValueError: there is no such document; when it is made.
     """
     settings = {
         "model": model.path.name,
-        "retrained": retrained.path.name,
         "target_domain": target_domain,
+        "document": document_id,
     }
-    make = partial(_make_kl_from_retrained, profile, model, retrained, target_domain)
-    return Artifact("diverged", VERSIONS["diverged"], settings, make)
+    make = partial(_make_token_losses, profile, model, target_domain, document_id)
+    return Artifact("token_losses", VERSIONS["token_losses"], settings, make)
 
 
-def _make_kl_from_retrained(
-    profile: Profile, model: Artifact, retrained: Artifact, target_domain: str, folder: Path
+def _make_token_losses(
+    profile: Profile, model: Model, target_domain: str, document_id: str, folder: Path
 ) -> None:
     from unlearn_utils.engine import evaluation, models
 
-    parts = [part for part in measured_parts([target_domain]) if part[1] != "retain"]
-    rows = selection.half(tokenized(profile, parts), selection.REPORT)
-    pad_id = tokenizer(profile).pad_token_id
+    rows = tokenized(profile, measured_parts([target_domain]))
+    found = list(rows.ids[rows.id == document_id])
+    if not found:
+        raise ValueError(f"no measured document of {target_domain} has the id {document_id!r}")
+    model_tokenizer = tokenizer(profile)
     with on_threads(1):
-        ours = models.load(model.folder())
-        truth = models.load(retrained.folder())
-        found = evaluation.kl_divergences(ours, truth, list(rows.ids), pad_id)
-    table = rows[["id", "family", "rank", "split"]].assign(target_domain=target_domain, kl=found)
+        (scores,) = evaluation.token_scores(models.load(model.folder()), found, model_tokenizer)
+    table = pd.DataFrame(
+        {
+            "position": range(len(found[0])),
+            "token": _texts_of_tokens(model_tokenizer, found[0]),
+            "nll": np.concatenate([[np.nan], -scores.log_probs.astype(np.float64)]),
+        }
+    )
     table.to_parquet(folder / "rows.parquet")
+
+
+def _texts_of_tokens(model_tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Return the text that each token adds to those before it.
+
+    A character that is divided between tokens stands with the last of them.
+    """
+    found = []
+    before = ""
+    for end in range(1, len(ids) + 1):
+        text = model_tokenizer.decode(
+            ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        if end < len(ids):
+            text = text.rstrip("\ufffd")  # stands for a character that is not whole yet
+        found.append(text[len(before) :])
+        before = text
+    return found
 
 
 # --------------------------------------------------------------------------------- downstream tasks
 
 
-def task_answers(profile: Profile, model: Artifact) -> Artifact:
+def task_answers(profile: Profile, model: Model) -> Artifact:
     """Return a stored model's answers to the profile's tasks of lm-evaluation-harness.
 
     Of each task the first `QUESTIONS` are asked.
@@ -132,7 +165,7 @@ def task_answers(profile: Profile, model: Artifact) -> Artifact:
     return Artifact("answered", VERSIONS["answered"], settings, make)
 
 
-def _make_task_answers(profile: Profile, model: Artifact, folder: Path) -> None:
+def _make_task_answers(profile: Profile, model: Model, folder: Path) -> None:
     from unlearn_utils.engine import downstream, models
 
     tasks = downstream.load(profile.tasks)

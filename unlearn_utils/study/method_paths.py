@@ -1,8 +1,8 @@
 """Paths: one method at one learning rate, from the target on, looked at on its way.
 
 A run passes through every shorter run, so one path says what a method does at every number of steps
-at that rate. After each step a glance at some forget documents says whether anything has moved; if
-so, all documents are measured, which makes the step a *mark*. It ends when it has gone so far past
+at that rate. On its way a glance at some forget documents says whether anything has moved; if so,
+all documents are measured, which makes the step a *mark*. It ends when it has gone so far past
 retraining that no setting there can be better than doing nothing, or when its losses are no numbers
 any more. A path could return later: that is not seen.
 """
@@ -40,7 +40,7 @@ ENDED = 4  # a path ends where its gap on the forget set is past so many times t
 # A step is a mark if log perplexity on the forget set has moved by so much since the last mark. The
 # other kinds of text move with it: so most neighbours are near enough to be interpolated
 # (`distances.NEAR`). Chosen on a pilot: by doubling steps alone, most paths jumped past retraining.
-# Where the gap is past `NEAR`, where no setting is good, it may move by more.
+# Far past retraining, where no setting is good, it may move by more.
 MOVED = 0.12
 MOVED_BEYOND = 0.5
 
@@ -135,13 +135,16 @@ class _Looks:
         least: its distance.
         ended: the mark at which the path ended; None: it did not.
         marks: steps that are marks whatever has moved.
-        glanced: log perplexity of the forget set, selection half, at the last mark.
+        at_mark: log perplexity of the forget set, selection half, at the last mark.
+        glanced: the step of the last glance, and log perplexity then.
+        due: the step of the next glance.
     """
 
     profile: Profile
     documents: pd.DataFrame
     marks: list[int]
-    glanced: float
+    at_mark: float
+    glanced: tuple[int, float]
     truth: dict[int, np.ndarray]
     bound: dict[int, float]
     stored_as: torch.dtype | None
@@ -150,16 +153,21 @@ class _Looks:
     kept: int | None = None
     least: float = math.inf
     ended: int | None = None
+    due: int = 1
 
     def watch(self, step: int, model: nn.Module) -> bool:
         """Look at the model after a step; return whether the path ends there."""
-        glanced = selection.log_perplexity(self._measured(model, self._at_a_glance()), "forget")
-        gap = glanced - self.truth[selection.SELECTION][SPLITS.index("forget")]
-        far = MOVED_BEYOND if gap > distances.NEAR else MOVED
-        still = abs(glanced - self.glanced) < far
+        if step < self.due and step not in self.marks:
+            return False
+        level = selection.log_perplexity(self._measured(model, self._at_a_glance()), "forget")
+        self.due = next_glance(self.glanced, (step, level))
+        self.glanced = (step, level)
+        gap = level - self.truth[selection.SELECTION][SPLITS.index("forget")]
+        far = MOVED_BEYOND if gap > MOVED_BEYOND else MOVED
+        still = abs(level - self.at_mark) < far
         if still and step not in self.marks:
             return False
-        self.glanced = glanced
+        self.at_mark = level
         rows = self._measured(model, self.documents).assign(step=step)
         if rows.nll.notna().all():
             self.frames.append(rows)
@@ -212,6 +220,20 @@ class _Looks:
         return pd.concat(self.frames, ignore_index=True)
 
 
+def next_glance(before: tuple[int, float], now: tuple[int, float]) -> int:
+    """Return the step of the next glance.
+
+    It is where half of `MOVED` is covered at the last pace, but at most a quarter of the steps on.
+
+    before, now: the step of a glance, and log perplexity then.
+    """
+    pace = abs(now[1] - before[1]) / (now[0] - before[0])
+    furthest = max(1, now[0] // 4)
+    if not pace * furthest > MOVED / 2:
+        return now[0] + furthest
+    return now[0] + max(1, int(MOVED / 2 / pace))
+
+
 def _looks(run: Run, keep: bool, stored_as: torch.dtype) -> _Looks:
     """Return what is known of a path before its first step."""
     profile = run.profile
@@ -222,11 +244,13 @@ def _looks(run: Run, keep: bool, stored_as: torch.dtype) -> _Looks:
         truth[half] = levels(selection.half(after, half))
         target = levels(selection.half(before, half))
         bound[half] = ENDED * float(distances.distance(target - truth[half]))
+    level = selection.log_perplexity(selection.half(before, selection.SELECTION), "forget")
     return _Looks(
         profile=profile,
         documents=measured_documents(profile, run.target_domain),
         marks=single_run.marks(single_run.steps_of_run(run)),
-        glanced=selection.log_perplexity(selection.half(before, selection.SELECTION), "forget"),
+        at_mark=level,
+        glanced=(0, level),
         truth=truth,
         bound=bound,
         stored_as=stored_as if keep else None,

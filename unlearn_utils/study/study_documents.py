@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,9 @@ def data(profile: Profile) -> dict[str, DatasetDict]:
             general=settings.general,
             evaluation=settings.evaluation,
         )
+    if settings.resized is not None:
+        domain, size = settings.resized
+        domains[domain] = corpus.resized(domains[domain], size, settings.measured)
     return domains
 
 
@@ -58,7 +62,8 @@ def tokenized(profile: Profile, parts: Sequence[Part], limit: int | None = None)
     Args:
         profile: says how many tokens of a document are read.
         parts: in this order.
-        limit: documents of each retain split, its first; None: all.
+        limit: documents of each retain split, its first, where documents are measured; then of a
+            forget set that was made larger those that joined it are left out, too. None: all.
 
     Returns:
         id, text, family, rank, domain, split, ids. There is one row a document, its first chunk;
@@ -69,6 +74,8 @@ def tokenized(profile: Profile, parts: Sequence[Part], limit: int | None = None)
         rows = _tokenized_split(profile, domain, split)
         if limit and split == "retain":
             rows = rows[rows["rank"] < limit]
+        if limit and split == "forget":
+            rows = rows[rows["rank"] < profile.corpus.pairs]
         frames.append(rows)
     return pd.concat(frames, ignore_index=True)
 
@@ -135,8 +142,10 @@ def tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
 def tokenizer_artifact(profile: Profile) -> Artifact:
     """Return the stored tokenizer: a byte-level BPE, trained on retain text only.
 
-    It is found or trained without importing torch.
+    It is found or trained without importing torch. Where a forget set was resized it is the one
+    of before, so that losses compare.
     """
+    profile = replace(profile, corpus=replace(profile.corpus, resized=None))
     settings = {"data": fingerprint(profile), "vocabulary": profile.shape.vocabulary}
     return Artifact("tokenizer", 1, settings, partial(_make_tokenizer, profile))
 

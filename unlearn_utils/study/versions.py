@@ -11,7 +11,7 @@ VERSIONS = {
     "measured": 2,
     "path": 1,
     "continued": 1,
-    "diverged": 1,
+    "token_losses": 1,
     "answered": 1,
     "grid": 4,
     "counted": 2,
