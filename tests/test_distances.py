@@ -289,3 +289,17 @@ def test_draws_cross_at_their_own_marks():
     values = found.of(np.array([[1.0, 2.0, 3.0]] * 3))
     assert values[:2] == pytest.approx([2.5, 1.5])
     assert np.isnan(values[2])
+
+
+# ------------------------------------------------------------------------- a path without a mark
+
+
+def test_a_path_whose_first_step_gave_no_numbers_scores_nothing():
+    path = distances.Path(np.array([]), np.zeros((2, 0, 4)), 8, True)
+    found = distances.scores(path, np.full((2, 4), -0.5))
+    assert distances.robustness([found]).tolist() == [0, 0]
+    assert distances.window([found]).tolist() == [0, 0]
+    assert distances.worse_than_nothing([found]).tolist() == [1, 1]
+    there = distances.crossing(np.full((2, 1, 4), -0.5), 0.0)
+    assert np.isnan(there.share).all()
+    assert np.isnan(there.of(np.zeros((2, 1, 4)))).all()

@@ -126,6 +126,9 @@ def scores(path: Path, target: Floats, splits: tuple[int, ...] = (0, 1, 2, 3)) -
         target: the target's gaps, (draws, splits).
         splits: which kinds of text count.
     """
+    if not len(path.steps):  # its first step gave no numbers
+        none = np.zeros(len(target))
+        return Scores(none[:, None], np.zeros(1), none + 1, none)
     on = points(path)
     own = distance(target, splits)[:, None]
     far = distance(on.gaps, splits)
@@ -196,6 +199,8 @@ class Crossing(NamedTuple):
         values: at the target and each mark, (draws, 1 + marks, ...).
         """
         draws = np.arange(len(values))
+        if values.shape[1] == 1:
+            return np.full((len(values), *values.shape[2:]), np.nan)
         share = self.share.reshape(-1, *[1] * (values.ndim - 2))
         return (1 - share) * values[draws, self.left] + share * values[draws, self.left + 1]
 
@@ -209,6 +214,8 @@ def crossing(gaps: Floats, level: float) -> Crossing:
         gaps: of the target and each mark, (draws, 1 + marks, splits).
         level: of the forget set's gap; the target's is below it.
     """
+    if gaps.shape[1] == 1:  # no mark was reached
+        return Crossing(np.zeros(len(gaps), int), np.full(len(gaps), np.nan))
     forget = gaps[..., 0]
     above = forget >= level
     reached = above.any(1)
