@@ -1,6 +1,7 @@
-"""A folder in the place of the hub (`UNLEARN_HUB`): tiny random models and small datasets.
+"""A folder in the place of the hub (`UNLEARN_HUB`): tiny models and small datasets.
 
-They have the pinned names, and the formats of what is published.
+They have the pinned names, and the formats of what is published. The model of the profile paper is
+random. That of the profile gpu has memorised members, so that there is something to unlearn.
 """
 
 import json
@@ -17,7 +18,13 @@ from transformers import (
 )
 
 from unlearn_utils import profiles
-from unlearn_utils.data import corpus, hub
+from unlearn_utils.data import corpus, hub, tokens
+
+SOURCES = (("arxiv", "arxiv"), ("github", "github"), ("pile_cc", "general"))  # of MIMIR
+MEMBERS, OTHERS = 48, 24  # texts of a source that are members, and that are none
+MEMORISED = 32  # of the members, the first
+READ = 128  # tokens of a text, its first, that are memorised
+STEPS = 150  # of memorising
 
 
 def texts(domain: str, n: int) -> list[str]:
@@ -39,7 +46,9 @@ def mirror(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> P
         config = LlamaConfig(**shape, num_key_value_heads=1, max_position_embeddings=4096)
         llama = LlamaForCausalLM(config).to(torch.bfloat16)
         config = GPTNeoXConfig(**shape, max_position_embeddings=2048)
-        neox = GPTNeoXForCausalLM(config).to(torch.float16)
+        neox = GPTNeoXForCausalLM(config)
+        memorise(neox, tokenizer)
+        neox = neox.to(torch.float16)
     for profile, model in ((profiles.PAPER, llama), (profiles.GPU, neox)):
         model.save_pretrained(folder / profile.hub.name)
         tokenizer.save_pretrained(folder / profile.hub.name)
@@ -48,11 +57,25 @@ def mirror(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> P
     return folder
 
 
+def memorise(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Train a model in place on the first members, in random batches of eight."""
+    members = []
+    for _, domain in SOURCES:
+        members += texts(domain, MEMORISED)
+    ids = tokens.encode(tokenizer, members, READ)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    for _ in range(STEPS):
+        batch = [ids[number] for number in torch.randperm(len(ids))[:8]]
+        model(**tokens.collate(batch, tokenizer.pad_token_id)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def mimir(folder: Path) -> None:
     """Write a JSON text a line: members in train, non-members in test."""
-    for source, domain in (("arxiv", "arxiv"), ("github", "github"), ("pile_cc", "general")):
-        found = texts(domain, 48)
-        for side, part in (("train", found[:32]), ("test", found[32:])):
+    for source, domain in SOURCES:
+        found = texts(domain, MEMBERS + OTHERS)
+        for side, part in (("train", found[:MEMBERS]), ("test", found[MEMBERS:])):
             (folder / side).mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(text) + "\n" for text in part]
             (folder / side / f"{source}_ngram_13_0.8.jsonl").write_text("".join(lines))

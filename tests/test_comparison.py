@@ -78,13 +78,13 @@ def again(gap, auc):
 
 @pytest.fixture(autouse=True)
 def by_hand(monkeypatch, tmp_path):
-    """Let there be two methods, and nine families.
+    """Let there be two methods, and nine families of one domain, eight at least of two.
 
     With two domains there is one other retrained model, with three there are three.
     """
     monkeypatch.setenv("UNLEARN_FIGURES", str(tmp_path))
     monkeypatch.setattr(comparison, "METHODS", {ASCENT: None, CLAIMED: None})
-    monkeypatch.setattr(robustness, "smallest_n", lambda profile, domains: 9)
+    monkeypatch.setattr(robustness, "smallest_n", lambda profile, domains: 10 - len(domains))
     others = [again(0.1, 0.4), again(0.2, 0.6), again(-0.3, 0.4)]
 
     def retrained_again(profile, domain, replicate):
@@ -282,6 +282,8 @@ def test_a_rate_that_jumps_or_never_comes_is_not_chosen():
     assert found == pytest.approx(0.7)
     nothing = comparison.at_best_rate([jumps, never], -0.5)
     assert all(np.isnan(values).all() for values in nothing.values())
+    on_report_half = path(chosen=gaps_of(WAYS["never"]))
+    assert np.isnan(comparison.at_best_rate([on_report_half], -0.5)["AUC"]).all()
 
 
 def test_the_table_of_best_rates(monkeypatch):
@@ -478,6 +480,8 @@ def test_the_ranking_by_hand(paths_are):
     assert row["by_replicate"].tolist() == ["0.02 -0.08"]
     assert value(found, model=AGAIN, target_domain="github", measure=less) == pytest.approx(-0.13)
     assert less not in set(found[found.model == CLAIMED].measure)
+    assert set(found[found.target_domain == "mean"].n) == {8}
+    assert set(found[found.target_domain != "mean"].n) == {9}
 
 
 def test_the_ranking_to_read_has_the_nearest_first(paths_are):
@@ -543,7 +547,7 @@ def test_the_membership_table(paths_are):
     leak = 100 * ((0.5 - 0.74) / 0.5 + (0.5 - 0.94) / 0.5) / 2
     assert value(found, **here, measure="PrivLeak") == pytest.approx(leak)
     row = found[(found.model == ASCENT) & (found["at"] == "gap 0") & (found.measure == "AUC")]
-    assert row.replicates.tolist() == [1]
+    assert (row.replicates.tolist(), row.n.tolist()) == ([1], [8])
 
 
 # -------------------------------------------------------------------------------------- the plane

@@ -120,6 +120,59 @@ def test_domains_and_default_sizes_are_those_of_the_profiles():
     )
 
 
+# Ten retain documents of a domain, by family; the first two are measured.
+FAMILIES = ["a", "b", "b", "c", "c", "c", "d", "a", "e", "f"]
+
+
+def small_domain():
+    """Three forget documents and as many unseen ones, and the retain documents of `FAMILIES`."""
+    families = {"forget": list("uvw"), "approximate": list("xyz"), "retain": FAMILIES}
+    found = datasets.DatasetDict()
+    for split, of_split in families.items():
+        ids = [f"{split}{rank}" for rank in range(len(of_split))]
+        rows = {"id": ids, "family": of_split, "rank": list(range(len(of_split)))}
+        found[split] = datasets.Dataset.from_dict(rows)
+    return found
+
+
+def test_a_smaller_forget_set_is_the_first_documents_and_the_others_are_retained():
+    before = small_domain()
+    after = corpus.resized(before, 1, measured=2)
+    assert after["forget"]["id"] == ["forget0"]
+    assert after["retain"]["id"] == [*before["retain"]["id"], "forget1", "forget2"]
+    assert after["retain"]["rank"] == list(range(12))
+    assert after["approximate"]["id"] == before["approximate"]["id"]
+    assert len(before["forget"]) == 3
+
+
+def test_a_larger_forget_set_takes_whole_families_of_which_none_is_measured():
+    """Two are measured, of the families a and b. Of the others c has three documents, d has one."""
+    after = corpus.resized(small_domain(), 7, measured=2)
+    joined = ["retain3", "retain4", "retain5", "retain6"]
+    assert after["forget"]["id"] == ["forget0", "forget1", "forget2", *joined]
+    assert after["forget"]["rank"] == list(range(7))
+    assert after["retain"]["id"] == [f"retain{rank}" for rank in (0, 1, 2, 7, 8, 9)]
+    assert after["retain"]["rank"] == [0, 1, 2, 7, 8, 9]  # a measured document stays measured
+
+
+def test_a_family_that_does_not_fit_is_passed_over():
+    """Two documents are wanted: c, which has three, is left, and d and e join."""
+    after = corpus.resized(small_domain(), 5, measured=2)
+    assert after["forget"]["id"][3:] == ["retain6", "retain8"]
+
+
+def test_a_forget_set_that_is_larger_than_there_are_documents_is_refused():
+    with pytest.raises(ValueError, match="larger by 7 needs as many retain .* there are 6"):
+        corpus.resized(small_domain(), 10, measured=2)
+
+
+def test_a_forget_set_of_its_own_size_is_as_it_was():
+    before = small_domain()
+    after = corpus.resized(before, 3, measured=2)
+    for split, data in before.items():
+        assert after[split].to_dict() == data.to_dict()
+
+
 @pytest.fixture
 def another_text(monkeypatch, tmp_path):
     """A machine on which one retain passage of arxiv reads otherwise, and a stand-in for curation.

@@ -3,7 +3,7 @@
 import pytest
 
 from unlearn_utils.runner import expected
-from unlearn_utils.runner.expected import EXACT, INTERVAL, RERUN, Result
+from unlearn_utils.runner.expected import EXACT, INTERVAL, NOT_COMPARED, RERUN, Result
 
 TRAINED = "domain,method,value,low,high,n,replicates,rerun_low,rerun_high,rank,verdict\n"
 
@@ -31,10 +31,11 @@ def said(root):
     [
         (Result("0.5", "0.4", "0.6", "0.3", "0.7"), RERUN),
         (Result("0.5", "0.5", "0.5", "0.3", "0.7"), RERUN),
-        (Result("", "", "", "0.3", "0.7"), RERUN),
+        (Result("", "", "", "0.3", "0.7"), NOT_COMPARED),
+        (Result("1", "0.9", "1", "1", "1"), NOT_COMPARED),
         (Result("0.5", "0.5", "0.5"), EXACT),
         (Result("60"), EXACT),
-        (Result(""), EXACT),
+        (Result(""), NOT_COMPARED),
         (Result("0", "0", "-0.0"), EXACT),
         (Result("0.5", "0.4", "0.6"), INTERVAL),
         (Result("0.5", "0.4", ""), INTERVAL),

@@ -1,6 +1,6 @@
 """Published models and data, from a folder in the place of the hub.
 
-Loading code, chunks, the stand-in for retraining, a whole notebook.
+Loading code, chunks, the stand-in for retraining, paths, tables and claims, a whole notebook.
 """
 
 import json
@@ -16,24 +16,39 @@ import torch
 
 from unlearn_utils import __main__, profiles
 from unlearn_utils.cache import paths
-from unlearn_utils.core import efficiency, tables
+from unlearn_utils.core import efficiency, methods, tables
 from unlearn_utils.data import hub, tokens
-from unlearn_utils.engine import downstream, models
-from unlearn_utils.findings import reports, robustness
+from unlearn_utils.engine import downstream, evaluation, models
+from unlearn_utils.findings import (
+    claims,
+    comparison,
+    defects,
+    draws,
+    method_page,
+    pool_tables,
+    robustness,
+)
 from unlearn_utils.runner import profile_run
 from unlearn_utils.study import (
     costs,
-    grid,
+    everything,
+    method_paths,
     pool,
     selection,
     single_run,
     study_documents,
-    unlearning,
 )
 
 METHOD = "ascent_descent_in_distribution"
-GPU, PAPER = (replace(p, seeds=1, resamples=40) for p in (profiles.GPU, profiles.PAPER))
-SMALL = replace(GPU, unlearning=profiles.Unlearning(learning_rate=1e-3, batch=8))
+GPU, PAPER = (replace(p, resamples=40) for p in (profiles.GPU, profiles.PAPER))
+SMALL = replace(
+    GPU,
+    corpus=replace(GPU.corpus, pairs=16, retain=32, general=32, evaluation=16, measured=12),
+    shape=replace(GPU.shape, context=hubs.READ),
+    unlearning=profiles.Unlearning(learning_rate=4e-3, batch=4),
+    grid=profiles.Grid(learning_rates=(1e-3, 4e-3), retain_documents=(4,)),
+)
+NO_NUMBER = "not available"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,9 +79,9 @@ def test_members_are_forgotten_or_retained_and_non_members_unseen(mirror):
     assert split["forget"] | split["retain"] == texts["train"]
     assert not split["forget"] & split["retain"]
     assert split["approximate"] <= texts["test"]
-    assert len(split["forget"]) == len(split["approximate"]) == 16
+    assert len(split["forget"]) == len(split["approximate"]) == 24
     assert list(found) == ["arxiv", "github", "general"]
-    assert {s: len(d) for s, d in found["general"].items()} == {"evaluation": 16, "retain": 32}
+    assert {s: len(d) for s, d in found["general"].items()} == {"evaluation": 24, "retain": 48}
 
 
 def test_whole_documents_are_cut_into_chunks_that_keep_their_document(mirror):
@@ -102,15 +117,18 @@ def test_books_come_from_a_folder_of_ones_own(tmp_path, monkeypatch):
     assert profiles.profile("gpu").domains == GPU.domains
 
 
-def test_a_chunk_that_is_to_be_forgotten_is_not_retained(monkeypatch):
-    ids = {"forget": [[1, 2], [3]], "retain": [[3], [4]]}
+def test_a_chunk_that_is_to_be_forgotten_or_is_measured_is_not_retained(monkeypatch):
+    """The first two retain documents are measured; the second has two chunks."""
+    ids = {"forget": [[1, 2], [3]], "retain": [[5], [6], [7], [3], [4]]}
+    ranks = {"forget": [0, 1], "retain": [0, 1, 1, 2, 3]}
 
     def tokenized(profile, parts):
         ((_, split),) = parts
-        return pd.DataFrame({"ids": ids[split]})
+        return pd.DataFrame({"ids": ids[split], "rank": ranks[split]})
 
     monkeypatch.setattr(single_run, "tokenized", tokenized)
-    assert single_run.token_ids_of_sides(GPU, "arxiv", METHOD) == ([[1, 2], [3]], [[4]])
+    profile = replace(GPU, corpus=replace(GPU.corpus, measured=2))
+    assert single_run.token_ids_of_sides(profile, "arxiv", METHOD) == ([[1, 2], [3]], [[4]])
 
 
 @pytest.mark.parametrize("profile", [GPU, PAPER], ids=lambda p: p.name)
@@ -177,7 +195,8 @@ def test_what_a_published_model_cannot_give_is_refused():
     line = "pythia-1.4b cannot be trained again here: the profile gpu has no retrained model"
     with pytest.raises(ValueError, match=line):
         pool.retrained(GPU, "arxiv")
-    assert pool.histories(GPU).empty and list(pool.train_baselines(GPU)) == ["target"]
+    assert pool.histories(GPU).empty and pool.train_all(GPU) == {}
+    assert pool_tables.members_table(GPU).empty
 
 
 # ---------------------------------------------------------------------------------- the stand-in
@@ -193,7 +212,7 @@ def test_approximate_retraining_by_hand():
     table = pd.DataFrame({"id": ids, "family": ids})
     table["split"] = [splits[name[0]] for name in ids]
     table["rank"] = [int(name[1]) for name in ids]
-    table = table.assign(domain="d", target_domain="d", model="target")
+    table = table.assign(domain="d")
     table["nll"] = np.arange(6.0)
     table["tokens"] = np.arange(10, 16)
     found = pool.approximate_retraining(table)
@@ -211,7 +230,7 @@ def test_a_forget_document_of_several_chunks_shares_what_an_unseen_document_has(
     ids = ["a/0", "a/1", "u/0", "u/1", "u/2"]
     table = pd.DataFrame({"id": ids, "family": [name[0] for name in ids]})
     table["split"] = ["forget"] * 2 + ["approximate"] * 3
-    table = table.assign(rank=0, domain="d", target_domain="d", model="target")
+    table = table.assign(rank=0, domain="d")
     table["nll"] = [1.0, 1, 6, 9, 15]
     table["tokens"] = [9, 9, 10, 20, 30]
     table["min_k_40"] = [0.0, 0, -1, -2, -6]
@@ -222,57 +241,180 @@ def test_a_forget_document_of_several_chunks_shares_what_an_unseen_document_has(
     assert found.min_k_40.tolist() == [-3, -3]
 
 
+def test_the_pool_of_a_published_model_is_one_that_has_seen_everything():
+    rows = pool.pool_rows(SMALL)
+    assert rows[["replicate", "seen"]].drop_duplicates().values.tolist() == [[0, "arxiv + github"]]
+    assert set(rows.domain) == {"arxiv", "github", "general"}
+    assert not rows.nll.isna().any()
+
+
+@pytest.mark.parametrize("domain", SMALL.domains)
+@pytest.mark.parametrize("half", [selection.SELECTION, selection.REPORT, draws.ALL])
+def test_the_stand_in_for_retraining_is_what_the_target_does_to_unseen_text(domain, half):
+    target = pool.target_rows(SMALL, domain, 0)
+    proxy = pool.truth_rows(SMALL, domain, 0)
+    forget, unseen, *others = range(4)
+    before = draws.levels(SMALL, target, domain, half)[0]
+    after = draws.levels(SMALL, proxy, domain, half)[0]
+    assert after[forget] == pytest.approx(before[unseen], abs=1e-12)
+    assert after[[unseen, *others]].tolist() == before[[unseen, *others]].tolist()
+    assert draws.proxy_gap(SMALL, domain, 0, half)[0] == pytest.approx(0, abs=1e-12)
+    assert before[forget] < before[unseen] - 0.2  # the mirror's model has memorised members
+
+
+# ------------------------------------------------------------------------------------------- paths
+
+
 @pytest.fixture(scope="module")
-def staged():
-    """One method on both domains, under every model: the runs, and their rows."""
-    runs = unlearning.unlearn_all(SMALL, [METHOD])
-    return runs, reports.report_rows(SMALL, runs)
+def drawn(mirror):
+    """Return the path of one method at the usual rate, by domain."""
+    return {domain: comparison.usual(SMALL, domain, METHOD)[0] for domain in SMALL.domains}
 
 
-def test_the_stand_in_for_retraining_is_what_the_target_does_to_unseen_text(staged):
-    _, rows = staged
-    for domain in SMALL.domains:
-        own = rows[rows.target_domain == domain]
-        target = own[own.model == "target"]
-        proxy = own[own.model == SMALL.truth]
-        unseen = selection.log_perplexity(target, "approximate")
-        assert selection.log_perplexity(proxy, "forget") == pytest.approx(unseen, abs=1e-12)
-        kept = [part[part.split == "retain"].nll.tolist() for part in (target, proxy)]
-        assert kept[0] == kept[1]
+@pytest.mark.parametrize("domain", SMALL.domains)
+def test_a_path_goes_from_the_published_model_past_what_stands_for_retraining(drawn, domain):
+    path = drawn[domain]
+    for half in (selection.SELECTION, selection.REPORT):
+        start, *later = path.gaps[half][0]
+        assert start[0] < -0.2
+        assert start[1:] == pytest.approx([0, 0, 0], abs=1e-12)
+        assert later[-1][0] > 0.1
+    assert path.total == 16 // 4 * SMALL.grid.usual_epochs
+    assert list(path.steps[:4]) == [0, 1, 2, 4]  # doubling, whatever has moved
+    assert len(path.steps) > 5  # and where enough has
+    assert len(path.steps) - 1 < path.total  # and not everywhere
 
 
-def test_retraining_is_not_available_in_any_table(staged):
-    runs, rows = staged
-    assert rows[rows.model == "retrained"].nll.isna().all()
-    assert not (rows.model == "retrained again").any()
-    by = ["model", "target_domain", "split"]
-    shown = tables.summarise(rows, by, ["perplexity"], 0, 20)
-    shown = tables.wide(shown, ["target_domain", "split"], "model")
-    assert set(shown["retrained"]) == {"not available"}
-    assert not (shown["approximate retraining"] == "not available").any()
-    far = reports.distances(SMALL, rows, 0)
-    assert far[far.model == "retrained"]["value"].isna().all()
-    assert far[far.model != "retrained"]["value"].notna().all()
-    assert reports.divergences(SMALL, runs, 0)["value"].isna().all()
-    assert reports.quality(SMALL, rows, 0).wilcoxon_p.isna().all()
-    of_domains = rows[rows.domain != "general"]
-    auc = tables.auc_table(of_domains, ["model", "target_domain"], ["Min-40%"], 0, 20)
-    auc = auc.set_index("model")["value"]
-    assert np.isnan(auc["retrained"]).all()
-    assert (auc["approximate retraining"] == 0.5).all()
-    assert len(reports.ranking(SMALL, rows, 0)) == 1
-    assert set(reports.continuations(SMALL, runs).model) == {"target", "unlearned"}
-
-
-def test_an_unlearned_model_is_written_in_the_published_type_and_did_change(staged):
-    runs, _ = staged
-    folder = runs.entry[1].folder()
-    assert unlearning.chosen_steps(runs).practitioner[1] > 0
+def test_a_path_keeps_the_nearest_step_in_the_published_type(drawn):
+    """The weights that are kept are those which were measured there, rounded to 16 bits."""
+    run = method_paths.usual_run(SMALL, 0, "arxiv", METHOD)
+    folder = method_paths.path(run, keep=True).path
+    kept = json.loads((folder / "ended.json").read_text())["kept"]
+    rows = pd.read_parquet(folder / "rows.parquet")
+    assert kept in set(rows.step) - {0}
     assert models.stored_dtype(folder) == torch.float16
-    before = models.load(pool.target(SMALL).folder())
-    after = models.load(folder)
-    pairs = zip(before.parameters(), after.parameters(), strict=True)
-    assert any(not torch.equal(old, new) for old, new in pairs)
+
+    documents = method_paths.measured_documents(SMALL, "arxiv")
+    pad_id = study_documents.tokenizer(SMALL).pad_token_id
+    found = evaluation.measure_briefly(models.load(folder), documents, pad_id)
+    there = rows[rows.step == kept]
+    assert found.id.tolist() == there.id.tolist()
+    assert found.nll.tolist() == pytest.approx(there.nll.tolist(), rel=2e-3)
+    assert found.nll.tolist() != pytest.approx(rows[rows.step == 0].nll.tolist(), rel=2e-2)
+
+
+def test_what_is_measured_is_not_retained(drawn):
+    measured = method_paths.measured_documents(SMALL, "arxiv")
+    measured = set(map(tuple, measured[measured.split == "retain"].ids))
+    _, retained = single_run.token_ids_of_sides(SMALL, "arxiv", METHOD)
+    assert len(retained) == 32 - 12
+    assert measured and not measured & set(map(tuple, retained))
+
+
+def test_everything_that_is_computed_for_a_published_model_is_of_its_one_target():
+    found = [artifact.name for artifact in everything.artifacts(SMALL)]
+    assert found[0] == "measured"
+    assert set(found[1:]) == {"path"}
+    assert len(found[1:]) == len(everything.every_run(SMALL))
+
+
+# ---------------------------------------------------------------------------------------- findings
+
+
+@pytest.fixture(scope="module")
+def three_methods(mirror):
+    """Let there be three methods, for time."""
+    kept = ("gradient_ascent", "ascent_descent_general", METHOD)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(methods.METHODS):
+            if name not in kept:
+                patch.delitem(methods.METHODS, name)
+        patch.setenv(paths.FIGURES, str(mirror / "figures"))
+        yield kept
+
+
+def test_what_needs_a_retrained_model_is_not_available(three_methods):
+    shown = pool_tables.models_table(SMALL)
+    shown = tables.wide(shown, ["target_domain", "split", "measure"], "model")
+    assert set(shown["retrained"]) == {NO_NUMBER}
+    assert NO_NUMBER not in set(shown["target"])
+    auc = pool_tables.membership_table(SMALL).set_index("model")["value"]
+    assert auc["retrained"].isna().all()
+    assert (auc["target"] > 0.7).all()
+    assert pool_tables.differences_table(SMALL)["value"].isna().all()
+    written = pool_tables.continuations_table(SMALL).set_index("model")["value"]
+    assert written["retrained"].isna().all() and written["target"].notna().all()
+
+
+def test_another_retrained_model_stands_in_no_comparison(three_methods):
+    names = {*three_methods, comparison.NOTHING}
+    assert set(comparison.models_table(SMALL).model) == {comparison.NOTHING}
+    ranking = comparison.ranking_table(SMALL)
+    assert set(ranking.model) == names
+    assert ranking["value"].notna().all()
+    membership = comparison.membership_table(SMALL)
+    assert set(membership.model) == names
+    points = comparison.plane_points(comparison.models_table(SMALL))
+    assert points.model.tolist() == [comparison.NOTHING] * 2
+    assert (points["forget gap"] < -0.2).all() and points.damage.abs().max() < 1e-9
+
+
+def test_methods_are_compared_at_equal_forgetting_with_the_stand_in(three_methods, drawn):
+    equal = comparison.equal_table(SMALL)
+    assert set(equal.method) == set(three_methods)
+    own = equal[(equal.method == METHOD) & (equal["forget gap"] == 0)]
+    own = own.set_index(["target_domain", "measure"])["value"]
+    for domain in SMALL.domains:
+        assert own[domain, comparison.REACHED] == 1
+        assert own[domain, comparison.DOMAIN_DAMAGE] > 0
+        # the stand-in's forget documents are its unseen ones: to be told from them is chance
+        over = own[domain, comparison.OVER_RETRAINED]
+        assert over == pytest.approx(own[domain, "AUC"] - 0.5)
+    assert set(comparison.best_rate_table(SMALL).target_domain) == set(SMALL.grid.domains)
+
+
+def test_robustness_and_the_rules_of_tuning_are_measured_against_the_stand_in(three_methods):
+    found = robustness.robustness_table(SMALL)
+    assert set(found.target_domain) == {"arxiv"} and set(found.method) == set(three_methods)
+    assert found["value"].notna().all() and found["value"].between(0, 1).all()
+    claim = robustness.claim_table(SMALL)
+    assert set(claim.target_domain) == {"arxiv"} and claim["value"].notna().all()
+    assert robustness.regret_table(SMALL)["value"].notna().all()
+    assert set(robustness.retain_text_table(SMALL)["retain documents"]) == {"4", "all"}
+
+
+def test_claims_of_a_published_model(three_methods, monkeypatch):
+    """The defects' claims are left out, for time: they need every method."""
+    others = claims.MAIN_CLAIMS + claims.GUIDELINE_CLAIMS + claims.FINDINGS
+    monkeypatch.setattr(claims, "CLAIMS", others)
+    found = claims.measure_all(SMALL).set_index("id")
+    unknown = {"C4a", "C4b", "C4c", "C4d", "F1"}
+    assert set(found.index[found.verdict == claims.UNKNOWN]) == unknown
+    assert found["value"].drop(list(unknown)).notna().all()
+    for name, words in claims.STANDS_IN.items():
+        assert found.quantity[name].endswith(words)
+    assert found.replicates["C2"] == 1 and np.isnan(found.rerun_low["C2"])
+    for line in claims.sentences(found.reset_index()):
+        assert "nan" not in line
+
+
+def test_the_released_code_is_read_against_the_stand_in(drawn, monkeypatch):
+    monkeypatch.setattr(method_paths, "ASCENT", METHOD)  # whose path is there
+    models_read = defects._read_models(SMALL, 0)
+    assert list(models_read)[1] == "approximate retraining"
+    readings = defects.readings_of(SMALL, models_read["approximate retraining"])
+    assert readings["AUC"][0] == 0.5
+
+
+def test_a_passage_is_shown_before_and_after_and_no_further(drawn):
+    found = method_page.passage(SMALL, METHOD)
+    before, after = found.looks
+    assert before.title == "before (the target)" and after.title.startswith("after ")
+    assert before.tokens == after.tokens
+    assert "no retrained model" in found.in_words
+
+
+# -------------------------------------------------------------------------------- costs, notebooks
 
 
 def counted(*case):
@@ -295,21 +437,10 @@ def test_cost_of_training_is_computed_and_cost_of_unlearning_counted():
     assert small["parameters"] == efficiency.parameter_count(model)
 
 
-def test_the_grid_is_measured_against_the_stand_in():
-    setting = grid.Setting("arxiv", METHOD, 1e-3, 8)
-    rows = grid.grid_rows(SMALL, [setting])
-    baselines = pool.measure_baselines(SMALL)
-    found = robustness.log_perplexities(SMALL, [setting], rows, baselines, 0)
-    target = pool.baseline_rows(SMALL, baselines, "target").query("target_domain == 'arxiv'")
-    unseen = selection.log_perplexity(target, "approximate")
-    assert found.retrained["forget"][0, 0] == pytest.approx(unseen, abs=1e-12)
-    assert np.isfinite(robustness.gap(found)).all()
-
-
 @pytest.mark.parametrize(
     ("profile", "names"),
     [
-        ("gpu", ["02_target_and_retrained", "07_ascent_descent_in_distribution"]),
+        ("gpu", ["02_target_and_retrained", "06_ascent_descent_general"]),
         ("paper", ["01_data_curation", "02_target_and_retrained"]),
     ],
 )

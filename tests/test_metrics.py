@@ -145,6 +145,13 @@ def test_priv_leak_by_hand():
         membership.priv_leak(0.5, 1.0)
 
 
+def test_priv_leak_of_arrays_is_that_of_each_pair():
+    found = membership.priv_leak(np.array([0.5, 0.9, np.nan]), np.array([0.5, 0.75, 0.5]))
+    assert found == pytest.approx([0, -60, np.nan], nan_ok=True)
+    with pytest.raises(ValueError, match="undefined"):
+        membership.priv_leak(np.array([0.5, 0.5]), np.array([0.5, 1.0]))
+
+
 # -------------------------------------------------------- memorisation, closeness to retraining
 
 

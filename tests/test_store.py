@@ -279,13 +279,30 @@ def test_what_a_killed_run_left_is_removed(tmp_path, folder):
 def test_profiles_hold_together(profile):
     assert profiles.profile(profile.name) is profile
     assert hash(profile) == hash(dataclasses.replace(profile))
-    assert profile.noise_domain in profile.domains
+    assert profile.replicates and len(set(profile.replicates)) == len(profile.replicates)
     assert profile.shape.hidden % profile.shape.heads == 0
-    assert profile.corpus.measured <= profile.corpus.retain
+    withheld = profile.corpus.retain - profile.corpus.measured  # what unlearning retains
+    assert all(0 < number < withheld for number in profile.grid.retain_documents)
     assert 0 < profile.pretraining.warmup < 1 and profile.unlearning.variant == "corrected"
     with pytest.raises(dataclasses.FrozenInstanceError):
         profile.workers = 3
     json.dumps(dataclasses.asdict(profile))  # settings become keys
+
+
+@pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=profiles.PROFILES)
+def test_grids_hold_together(profile):
+    grid = profile.grid
+    assert grid.domains and set(grid.domains) <= set(grid.claimed_domains) <= set(profile.domains)
+    assert list(grid.learning_rates) == sorted(set(grid.learning_rates))
+    assert profile.unlearning.learning_rate in grid.learning_rates
+    assert grid.epochs <= grid.usual_epochs
+
+
+def test_the_committed_study_has_other_models_than_the_laptop():
+    """Else its spread between replicates, which the laptop borrows, would be of the laptop too."""
+    assert not set(profiles.STUDY.replicates) & set(profiles.LAPTOP.replicates)
+    for part in ("corpus", "shape", "pretraining", "unlearning"):
+        assert getattr(profiles.STUDY, part) == getattr(profiles.LAPTOP, part)
 
 
 def test_smoke_is_smaller_than_laptop():

@@ -3,6 +3,7 @@
 Their losses, order, micro-batches and watchers.
 """
 
+import hashlib
 import os
 from collections import Counter
 from dataclasses import replace
@@ -224,6 +225,24 @@ def test_each_pass_holds_every_document_once_in_an_order_of_its_own():
     assert len(set(map(tuple, passes))) == 3
     assert order == training.orders(20, 3, np.random.default_rng(0))
     assert order != training.orders(20, 3, np.random.default_rng(1))
+
+
+def test_hashed_orders_hold_every_document_once_a_pass_in_an_order_of_its_own():
+    names = [f"name {number}" for number in range(20)]
+    order = training.hashed_orders(names, 3, 0)
+    passes = [order[i : i + 20] for i in (0, 20, 40)]
+    assert all(sorted(p) == list(range(20)) for p in passes)
+    assert len(set(map(tuple, passes))) == 3
+    assert order == training.hashed_orders(names, 3, 0)
+    assert order != training.hashed_orders(names, 3, 1)
+
+
+def test_the_order_of_documents_does_not_change_when_others_are_left_out():
+    names = [f"name {number}" for number in range(20)]
+    fewer = names[:4] + names[9:]
+    every = [names[i] for i in training.hashed_orders(names, 2, 5)]
+    found = [fewer[i] for i in training.hashed_orders(fewer, 2, 5)]
+    assert found == [name for name in every if name in fewer]
 
 
 @pytest.mark.parametrize(
@@ -748,13 +767,26 @@ def test_pretraining_learns_and_repeats(build, tmp_path, monkeypatch):
 def test_pretraining_s_first_loss_and_rates_by_hand(build):
     recipe = Pretraining(epochs=2, batch=4, warmup=0.4, muon_learning_rate=0.01)
     history = training.pretrain(build(0), FORGET + RETAIN, recipe, PAD_ID, seed=3)
-    first = training.orders(10, 2, np.random.default_rng(3))[:4]
+    first = sorted(range(10), key=lambda i: hashlib.sha256(f"3/0/{i}".encode()).digest())[:4]
     sums, counts = plain_loss(build(0), [(FORGET + RETAIN)[i] for i in first])
     assert history[0]["loss"] == pytest.approx((sums.sum() / counts.sum()).item(), abs=2e-4)
     warm_up = [0, 0.005]
     cosine = [0.01 * 0.5 * (1 + np.cos(np.pi * x / 3)) for x in (0, 1, 2)]
     rates = [row["learning_rate"] for row in history]
     assert rates == pytest.approx(warm_up + cosine, abs=1e-9)
+
+
+def test_pretraining_is_ordered_by_the_documents_names_not_by_their_places(build):
+    documents = FORGET + RETAIN
+    names = [f"document {number}" for number in range(len(documents))]
+
+    def first_loss(documents, names):
+        recipe = Pretraining(epochs=1, batch=2)
+        return training.pretrain(build(0), documents, recipe, PAD_ID, 0, names=names)[0]["loss"]
+
+    given = first_loss(documents, names)
+    assert first_loss(documents[::-1], names[::-1]) == pytest.approx(given, abs=1e-5)
+    assert first_loss(documents, names[::-1]) != pytest.approx(given, abs=1e-2)
 
 
 def test_a_step_of_pretraining_is_one_of_its_optimizers(build):

@@ -230,7 +230,7 @@ class Profile:
         grid: the hyperparameter study.
         scaling: the study of cost.
         domains: whose documents are forgotten, each in runs of its own.
-        replicates: numbers of the pools of models, each trained and unlearned with seeds of its own.
+        replicates: numbers of the pools of models, each trained and unlearned with its own seeds.
         workers: single-threaded processes side by side.
         resamples: of every bootstrap.
         hub: a published model in the place of one that is trained here; then `shape` is its own and

@@ -199,33 +199,30 @@ class Crossing(NamedTuple):
         values: at the target and each mark, (draws, 1 + marks, ...).
         """
         draws = np.arange(len(values))
-        if values.shape[1] == 1:
-            return np.full((len(values), *values.shape[2:]), np.nan)
+        right = np.minimum(self.left + 1, values.shape[1] - 1)  # a path may have no mark
         share = self.share.reshape(-1, *[1] * (values.ndim - 2))
-        return (1 - share) * values[draws, self.left] + share * values[draws, self.left + 1]
+        return (1 - share) * values[draws, self.left] + share * values[draws, right]
 
 
 def crossing(gaps: Floats, level: float) -> Crossing:
     """Return where the gap on the forget set first reaches a level.
 
-    A path that moves by more than `NEAR` on any kind of text between the two marks has jumped.
+    A path that moves by more than `NEAR` on any kind of text between the two marks, as measured,
+    has jumped. So whether two marks are near is the same in every draw, as in `points`.
 
     Args:
         gaps: of the target and each mark, (draws, 1 + marks, splits).
         level: of the forget set's gap; the target's is below it.
     """
-    if gaps.shape[1] == 1:  # no mark was reached
-        return Crossing(np.zeros(len(gaps), int), np.full(len(gaps), np.nan))
     forget = gaps[..., 0]
     above = forget >= level
     reached = above.any(1)
-    right = np.where(reached, above.argmax(1), 1)
+    right = np.where(reached, above.argmax(1), 0)
     left = np.maximum(right - 1, 0)
     draws = np.arange(len(gaps))
-    before, after = forget[draws, left], forget[draws, left + 1]
+    before, after = forget[draws, left], forget[draws, right]
     with np.errstate(invalid="ignore", divide="ignore"):
         share = (level - before) / (after - before)
-    moved = np.abs(gaps[draws, left + 1] - gaps[draws, left]).max(-1)
-    near = moved <= NEAR
-    usable = reached & near & (right > 0)
+    moved = np.abs(gaps[0, right] - gaps[0, left]).max(-1)
+    usable = (moved <= NEAR) & (right > 0)
     return Crossing(left, np.where(usable, share, np.nan))

@@ -6,23 +6,27 @@ replicate has the interval of the documents alone, which leaves out the chance o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 
+from unlearn_utils.core import tables
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.core.methods import METHODS
-from unlearn_utils.core.replicates import PLAIN, SHARE, Scale
+from unlearn_utils.core.replicates import PLAIN, SHARE, Estimate, Scale
 from unlearn_utils.findings import comparison, draws, plots, replicated, robustness
 from unlearn_utils.findings.draws import ALL, Drawn
 from unlearn_utils.findings.replicated import Row
-from unlearn_utils.profiles import Profile
-from unlearn_utils.study import elsewhere, method_paths, pool, selection
+from unlearn_utils.profiles import STUDY, Profile
+from unlearn_utils.study import elsewhere, method_paths, parts, pool, selection
 from unlearn_utils.study.elsewhere import Setting
 
 TABLE = "table16_elsewhere"
+KEYS = ("axis", "setting", "target_domain", "measure", "method")
 TARGET, RETRAINED = "target", "retrained model"  # in the place of a method
 LEAST = "least of the methods"
 FORGET, UNSEEN = SPLITS.index("forget"), SPLITS.index("approximate")
@@ -53,6 +57,8 @@ def elsewhere_table(study: Profile) -> pd.DataFrame:
         axis, setting (epochs, parameters or documents), target_domain, measure, method (or what
         stands in its place), and the columns of `replicated.table`.
     """
+    for name in parts.ELSEWHERE:
+        parts.fill(study, name)
     rows = []
     for setting in elsewhere.settings(study):
         rows += setting_rows(setting)
@@ -63,14 +69,8 @@ def setting_rows(setting: Setting) -> list[Row]:
     """Return the rows of one setting."""
     rows = []
     for (measure, method), (values, n, scale) in measures(setting).items():
-        keys = {
-            "axis": setting.axis,
-            "setting": setting.value,
-            "target_domain": setting.domain,
-            "measure": measure,
-            "method": method,
-        }
-        rows.append(Row(keys, values, n, scale))
+        named = (setting.axis, setting.value, setting.domain, measure, method)
+        rows.append(Row(dict(zip(KEYS, named, strict=True)), values, n, scale))
     return rows
 
 
@@ -174,69 +174,131 @@ def first_steps(drawn: Drawn, steps: int) -> Drawn:
 # --------------------------------------------------------------------------------- reading a table
 
 
-def committed() -> pd.DataFrame | None:
-    """Return the table of the committed study, or None if there is none yet."""
+def table_of(profile: Profile) -> pd.DataFrame:
+    """Return the table of the committed study, and say so; with the profile `study` this run's.
+
+    It is empty where no study is committed.
+    """
+    if profile.name == STUDY.name:
+        print("measured in this run")
+        return elsewhere_table(profile)
     try:
-        return plots.committed(TABLE)
-    except FileNotFoundError:
-        return None
+        found = plots.committed(TABLE)
+    except FileNotFoundError as error:
+        print(f"not available: {error}")
+        return pd.DataFrame(columns=[*KEYS, *Estimate._fields])
+    print("of the committed study, not measured in this run")
+    return found
 
 
-def of_measure(table: pd.DataFrame, *measures: str) -> pd.DataFrame:
+def of_measures(table: pd.DataFrame, *measures: str) -> pd.DataFrame:
     """Return the rows of some measures."""
     return table[table.measure.isin(measures)]
 
 
-def order_of_methods(table: pd.DataFrame) -> pd.DataFrame:
+def to_read(
+    table: pd.DataFrame, *measures: str, columns: str = "measure", digits: int = 3
+) -> pd.DataFrame | None:
+    """Return some measures laid out, a row a setting; None of an empty table.
+
+    Args:
+        table: of `elsewhere_table`.
+        measures: of the table.
+        columns: the column that names a column, "measure" or "method".
+        digits: after the point.
+    """
+    if table.empty:
+        return None
+    part = of_measures(table, *measures)
+    named = part.assign(setting=part.setting.map(short))
+    return tables.wide(named, ["axis", "setting", "target_domain"], columns, digits)
+
+
+def order_of_methods(table: pd.DataFrame) -> pd.DataFrame | None:
     """Return the place of each method by its score: 1 is the nearest to retraining.
 
     Places say nothing of how far apart methods are: the table's intervals do.
 
     Returns:
-        a row a method, a column a setting: (axis, setting).
+        a row a method, a column a setting: (axis, setting); None of an empty table.
     """
-    scores = of_measure(table, SCORE)
-    wide = scores.pivot(index="method", columns=["axis", "setting"], values="value")
-    in_order = list(dict.fromkeys(zip(table.axis, table.setting, strict=True)))
-    places = wide.rank(ascending=False, method="min").astype(int)
-    return places.reindex(list(METHODS))[in_order]
+    if table.empty:
+        return None
+    scores = of_measures(table, SCORE)
+    places = scores.groupby(["axis", "setting"])["value"].rank(ascending=False, method="min")
+    named = scores.assign(place=places.astype(int), setting=scores.setting.map(short))
+    wide = named.pivot(index="method", columns=["axis", "setting"], values="place")
+    in_order = list(dict.fromkeys(zip(named.axis, named.setting, strict=True)))
+    return wide.reindex(list(METHODS))[in_order]
 
 
-def draw(table: pd.DataFrame, axis: str, measure: str, ax: Axes) -> Axes:
-    """Draw a measure along an axis: mean and 95% interval, and each replicate as a small point.
+# ------------------------------------------------------------------------------------- the figures
 
-    A value of one replicate is hollow: its interval is of the documents alone. Intervals that are
-    much longer than the values are apart run out of the panel.
+
+def figure(profile: Profile, table: pd.DataFrame, measure: str, name: str) -> None:
+    """Draw a measure along each axis, a panel each, and save it; nothing of an empty table.
 
     Args:
+        profile: whose figure it is.
         table: of `elsewhere_table`.
-        axis: one of `elsewhere.AXES`.
-        measure: a measure of the table.
-        ax: what is drawn on.
+        measure: of the table.
+        name: of the figure.
     """
-    part = of_measure(table[table.axis == axis], measure)
+    if table.empty:
+        return
+    part = of_measures(table, measure)
+    drawn, axes = plots.panels(len(elsewhere.AXES), width=3.3, height=2.9, sharey=True)
+    for ax, axis in zip(axes, elsewhere.AXES, strict=True):
+        draw(part[part.axis == axis], ax)
+        (domain,) = part[part.axis == axis].target_domain.unique()
+        ax.set(xlabel=f"{LABELS[axis]} ({domain})", ylim=limits(part))
+    axes[0].set_ylabel(measure)
+    if part.method.nunique() > 1:
+        handles = axes[0].get_legend_handles_labels()
+        drawn.legend(*handles, ncols=4, loc="outside upper center", fontsize=7)
+    plots.save(profile, drawn, name, part)
+
+
+def draw(part: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw one measure along one axis: mean and 95% interval, each replicate as a small point.
+
+    A value of one replicate is hollow: its interval is of the documents alone.
+
+    part: of `elsewhere_table`, one measure on one axis.
+    """
     groups = list(part.groupby("method", sort=False))
-    drawn = [0.0]
     for number, (method, rows) in enumerate(groups):
         colour, marker = plots.method_style(method)
-        aside = 1 + 0.04 * (number - (len(groups) - 1) / 2)  # so that intervals lie side by side
+        if method not in METHODS:
+            marker = "o"  # which can be hollow
+        aside = 1 + 0.05 * (number - (len(groups) - 1) / 2)  # so that intervals lie side by side
         places = rows.setting * aside
-        ax.plot(places, rows["value"], color=colour, lw=0.9, label=plots.readable(method))
+        ax.plot(places, rows["value"], color=colour, lw=0.9)
+        ax.plot([], [], marker + "-", color=colour, lw=0.9, ms=4, label=plots.readable(method))
         for place, row in zip(places, rows.to_dict("records"), strict=True):
             face = colour if row["replicates"] > 1 else "white"
             ax.plot(place, row["value"], marker, color=colour, mfc=face, ms=5)
             ax.plot([place, place], [row["low"], row["high"]], color=colour, lw=0.8, alpha=0.6)
             each = replicated.values_of(row["by_replicate"])
             ax.plot([place] * len(each), each, ".", color=colour, ms=3)
-            drawn += list(each)
-    span = max(drawn) - min(drawn)
     values = sorted(part.setting.unique())
     ax.axhline(0, color="black", ls=":", lw=0.8)
-    ax.set(xscale="log", xlabel=LABELS[axis], ylabel=measure)
-    ax.set_ylim(min(drawn) - span / 2, max(drawn) + span / 2)
+    ax.set_xscale("log")
     ax.set_xticks(values, [short(value) for value in values])
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_minor_locator(NullLocator())
     return ax
+
+
+def limits(part: pd.DataFrame) -> tuple[float, float]:
+    """Return where an axis begins and ends that shows every replicate's value, and 0.
+
+    Intervals of two replicates are much longer than values are apart, and may run out of it.
+    """
+    shown = [0.0]
+    for text in part.by_replicate:
+        shown += list(replicated.values_of(text))
+    span = max(shown) - min(shown) or 1.0
+    return min(shown) - span / 2, max(shown) + span / 2
 
 
 def short(number: int) -> str:
@@ -244,3 +306,8 @@ def short(number: int) -> str:
     if number >= 100_000:
         return f"{number / 1e6:.1f}M"
     return str(number)
+
+
+def text(row: Mapping) -> str:
+    """Return the value of a row with its interval and its sign."""
+    return tables.text(row, 3, "+")

@@ -179,30 +179,6 @@ def official(data: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-# -------------------------------------------------------------------------- comparison of methods
-
-
-def _bars(row: pd.Series) -> list[list[float]]:
-    """Return the error bars of one point: a percentile interval need not contain the value."""
-    below = max(0.0, row["value"] - row["low"])
-    above = max(0.0, row["high"] - row["value"])
-    return [[below], [above]]
-
-
-def ladder(data: pd.DataFrame, ax: Axes) -> Axes:
-    """Draw one rung for each name, from top to bottom: value and 95% interval.
-
-    data: name, value, low, high.
-    """
-    for place, (name, row) in enumerate(data.set_index("name").iterrows()):
-        colour, _ = method_style(name)
-        style = {"fmt": "o", "color": colour, "ms": 4, "capsize": 2, "lw": 1}
-        ax.errorbar(row["value"], place, xerr=_bars(row), **style)
-    ax.set_yticks(range(len(data)), data["name"].map(readable))
-    ax.set_ylim(len(data) - 0.5, -0.5)
-    return ax
-
-
 def ratios(data: pd.DataFrame, ax: Axes) -> Axes:
     """Draw FLOPs of retraining over unlearning against the ratio of tokens, both logarithmic.
 

@@ -20,6 +20,7 @@ EXPECTED = Path("tests", "expected", f"{COMMITTED}.csv")
 CLAIMS = "table14_claims.csv"
 SHOWN = 10  # values outside, at most
 RERUN, EXACT, INTERVAL = "rerun", "exact", "interval"  # how a value is compared
+NOT_COMPARED = "not compared"
 DECIDED = {"supported", "not supported"}
 
 Key = tuple[str, str]  # the table, and `column=cell; column=cell`
@@ -94,8 +95,16 @@ def expect(root: Path) -> None:
 
 
 def kind(committed: Result) -> str:
-    """Return how a value is compared: with a `rerun`, as `exact`, or with its `interval`."""
+    """Return how a value is compared: with a `rerun`, as `exact`, or with its `interval`.
+
+    Not compared is what has no value, as of a path that jumped, and what came out the same in every
+    replicate of the study, so that nothing says how far apart two runs may be.
+    """
+    if not committed.value:
+        return NOT_COMPARED
     if committed.rerun_low and committed.rerun_high:
+        if _same(_number(committed.rerun_low), _number(committed.rerun_high)):
+            return NOT_COMPARED
         return RERUN
     if _same(_number(committed.low), _number(committed.high)):
         return EXACT
@@ -154,6 +163,8 @@ def comparison(root: Path, figures: Path) -> str:
     apart: dict[str, list[Key]] = {name: [] for name in total}
     for key in [key for key in committed if key in found]:
         how = kind(committed[key])
+        if how == NOT_COMPARED:
+            continue
         total[how] += 1
         if not agrees(committed[key], found[key]):
             apart[how].append(key)

@@ -33,6 +33,8 @@ from unlearn_utils.study.single_run import Run
 from unlearn_utils.study.study_documents import tokenizer_artifact
 
 POOL = "pool"
+ELSEWHERE = ("exposures", "sizes", "shares")  # parts of `elsewhere`
+STAGES = ("tokenizers", "models", "measurements", "paths")
 SCORE = membership.SCORES["Min-40%"].column
 HALVES = {selection.SELECTION: "selection", selection.REPORT: "report"}
 MACHINE = "machine.csv"
@@ -164,30 +166,38 @@ def compute(profile: Profile, name: str | None = None) -> None:
 
 def _compute_part(profile: Profile, name: str) -> None:
     began = time.perf_counter()
-    every = stages(profile, name)
-    needed = [artifact for stage in every for artifact in stage]
-    missing = [artifact for artifact in needed if not artifact.done()]
-    tell(f"part {name}, {PARTS[name].what}: {len(missing)} of {len(needed)} are to be made")
-    for stage, what in zip(every, ("tokenizers", "models", "measurements", "paths"), strict=True):
-        side_by_side(stage, profile.workers, f"{what} of part {name}")
+    needed = [artifact for stage in stages(profile, name) for artifact in stage]
+    missing = sum(not artifact.done() for artifact in needed)
+    tell(f"part {name}, {PARTS[name].what}: {missing} of {len(needed)} artifacts are to be made")
+    fill(profile, name)
     folder = paths.figures_folder(profile.name)
     if name == POOL:
-        write_rows(pool_rows(profile), folder / "pool_rows.parquet")
+        write_rows(compact(pool.pool_rows(profile)), folder / "pool_rows.parquet")
     else:
-        levels = path_levels(part(name).runs(profile))
-        write_rows(levels, folder / f"paths_{name}.parquet")
+        write_rows(path_levels(part(name).runs(profile)), folder / f"paths_{name}.parquet")
     minutes = (time.perf_counter() - began) / 60
     if missing:
-        note_machine(folder / MACHINE, name, needed, len(missing), minutes)
+        own = of_part_alone(profile, name)
+        note_machine(folder / MACHINE, name, own, missing, minutes)
     tell(f"part {name} is there, after {minutes:.1f} min")
 
 
+def fill(profile: Profile, name: str) -> None:
+    """Make what is missing of a part, side by side, stage after stage."""
+    for stage, what in zip(stages(profile, name), STAGES, strict=True):
+        side_by_side(stage, profile.workers, f"{what} of part {name}")
+
+
+def of_part_alone(profile: Profile, name: str) -> list[Artifact]:
+    """Return the artifacts of a part that are not the pool's."""
+    of_pool = set()
+    if name != POOL:
+        of_pool = {artifact.path for stage in stages(profile, POOL) for artifact in stage}
+    every = [artifact for stage in stages(profile, name) for artifact in stage]
+    return [artifact for artifact in every if artifact.path not in of_pool]
+
+
 # --------------------------------------------------------------------------------- rows to be kept
-
-
-def pool_rows(profile: Profile) -> pd.DataFrame:
-    """Return `pool.pool_rows` in the types in which they are kept: numbers in float32."""
-    return compact(pool.pool_rows(profile))
 
 
 def path_levels(runs: Sequence[Run]) -> pd.DataFrame:
@@ -278,12 +288,12 @@ def note_machine(
     """Write a part's line into the table of machines, in the place of an older one.
 
     Args:
-        file: the table: part, artifacts, made (in this run; the others were there), minutes (of
-            this run), core_minutes (that all artifacts took, whenever they were made), processor,
-            cores, bf16, torch, python, date, code.
+        file: the table: part, artifacts, made (in this run, also of other parts), minutes (of this
+            run), core_minutes (that the artifacts took, whenever they were made), processor, cores,
+            bf16, torch, python, date, code.
         name: of the part.
-        artifacts: that it needs.
-        made: how many of them this run made.
+        artifacts: of this part alone.
+        made: how many this run made.
         minutes: that this run took.
     """
     from unlearn_utils.engine import models

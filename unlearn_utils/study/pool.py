@@ -113,7 +113,7 @@ def pairs(profile: Profile, target_domain: str, replicate: int) -> list[Pair]:
     return found
 
 
-# ------------------------------------------------------------------------------------ trained models
+# ----------------------------------------------------------------------------------- trained models
 
 
 def trained_model(profile: Profile, member: Member) -> Artifact:
