@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from packaging.utils import canonicalize_name
 
 from unlearn_utils import __main__, profiles
 from unlearn_utils.cache import paths
-from unlearn_utils.core import methods, tables
+from unlearn_utils.core import distances, methods, replicates, tables
 from unlearn_utils.data.curation import passages
-from unlearn_utils.study import selection
+from unlearn_utils.findings import claims, comparison, robustness
+from unlearn_utils.study import elsewhere, method_paths, parts, pool, selection
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -114,8 +116,9 @@ def test_the_first_screen_says_what_this_is_shows_it_and_has_the_commands():
         place("./run_tests.sh"),
     )
     assert figure < clone < smoke < everything < tests < 30
-    described = re.fullmatch(r"!\[(.+)\]\(figures/fig10_tradeoff.png\)", lines[figure])
-    assert len(described[1]) > 100
+    description, target = re.fullmatch(r"!\[(.+)\]\((.+)\)", lines[figure]).groups()
+    assert len(description) > 100
+    assert f"](../{target})" in read(NOTEBOOKS[0])  # the same as on the first page
 
     opening = " ".join(lines[1:figure]).replace("et al.", "et al")
     assert len(re.findall(r"\.(?: |$)", opening.strip())) == 2
@@ -123,7 +126,7 @@ def test_the_first_screen_says_what_this_is_shows_it_and_has_the_commands():
 
 
 def test_what_a_run_prints_is_what_the_readme_shows():
-    (shown,) = [line for line in read(README).splitlines() if line.startswith("[01/16]")]
+    (shown,) = [line for line in read(README).splitlines() if line.startswith("[01/")]
     first = json.loads(read(NOTEBOOKS[1]))
     minutes = first["metadata"]["expected_minutes"]["laptop"]
     title = first["cells"][0]["source"][0].strip("# \n").replace(" · ", " ")
@@ -157,13 +160,18 @@ def defined(tree):
     return names
 
 
-MODULES = {
-    path.stem: defined(ast.parse(read(path)))
-    for path in PACKAGE.rglob("*.py")
-    if path.stem not in ("__init__", "__main__")
-}
+def names_by_module():
+    """What each module defines; two folders may each have a module of one name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        found.setdefault(path.stem, set()).update(defined(ast.parse(read(path))))
+    return found
+
+
+MODULES = names_by_module()
 OURS = tuple(f"{path.name}/" for path in (*ROOT.iterdir(), *PACKAGE.iterdir()) if path.is_dir())
-WRITTEN = (".venv/", "runs/", "docs/_build", "figures/study/")  # not in git, or not all of it
+WRITTEN = (".venv/", "runs/", "docs/_build")  # not in git
+ENDINGS = {"py", "csv", "json", "lock"}  # of files that lie anywhere, or that a command writes
 
 
 def missing_names(page):
@@ -171,9 +179,10 @@ def missing_names(page):
     missing = []
     for span in code_of(page):
         word = span.partition("(")[0]
-        module, _, name = word.partition(".")
-        if module in MODULES and re.fullmatch(r"[A-Za-z_]+", name) and name != "py":
-            if name not in MODULES[module]:
+        named = re.fullmatch(r"([a-z_]+)\.([A-Za-z_]+)", word)
+        if named and named[2] not in ENDINGS:
+            module, name = named.groups()
+            if name not in MODULES.get(module, ()):
                 missing.append(span)
         elif word.startswith(OURS) and not word.startswith(WRITTEN):
             pattern = re.sub(r"NN|[A-Z]+(?=/)", "*", word).rstrip("/")
@@ -194,8 +203,11 @@ def test_every_name_of_the_code_is_there(page):
 
 def test_a_name_that_is_not_there_is_noticed(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("`pool.target` `pool.no_such` `core/losses.py` `core/no_such.py` `figures/x`\n")
-    assert missing_names(page) == ["pool.no_such", "core/no_such.py", "figures/x"]
+    there = (
+        "`pool.target(profile)` `elsewhere.of_axis` `elsewhere.draw` `core/losses.py` `run.json`"
+    )
+    page.write_text(f"{there} `pool.no_such` `no_such.target` `core/no_such.py` `figures/x`\n")
+    assert missing_names(page) == ["pool.no_such", "no_such.target", "core/no_such.py", "figures/x"]
 
 
 def test_the_design_page_walks_through_every_part():
@@ -209,6 +221,15 @@ def test_the_design_page_walks_through_every_part():
     assert parts <= found
 
 
+def test_the_design_page_walks_on_to_the_verdict():
+    walk = read(DOCS / "design.md").partition("## The way of one document")[2]
+    steps = re.findall(r"^(\d+)\. \*\*", walk, flags=re.MULTILINE)
+    assert list(map(int, steps)) == list(range(1, len(steps) + 1))
+    last = walk[walk.index("9. **") :]
+    for module in ("draws", "distances", "replicated", "replicates", "claims"):
+        assert f"`{module}." in last
+
+
 def test_the_design_page_follows_a_document_of_the_manifest():
     page = " ".join(read(DOCS / "design.md").split())
     (followed,) = re.findall(r"Follow `([\w-]+)`", page)
@@ -217,7 +238,9 @@ def test_the_design_page_follows_a_document_of_the_manifest():
     first, last = row["lines"].split("-")
     assert f"`{row['file']}`, lines {first} to {last}" in page
     assert f"split `{row['split']}`, rank {row['rank']}" in page
-    assert int(row["rank"]) % 2 == selection.REPORT  # of the half that no rule sees
+    assert int(row["rank"]) % 2 == selection.REPORT  # of the half on which nothing is chosen
+    four = [one for one in pool.members(profiles.LAPTOP, 0) if row["domain"] in one.seen]
+    assert len(four) == 4 and "of which four read this document" in page
     assert f"{passages.SHORTEST} to {passages.LONGEST:,} characters" in page
 
 
@@ -301,20 +324,96 @@ def test_the_page_of_published_models_has_their_names_and_recipes():
         assert str(profile.unlearning.batch) in recipe
 
 
+# ------------------------------------------------------------- the measurement and its constants
+
+
+def words_of(name):
+    """A page of docs/ as one line: sentences are wrapped anywhere."""
+    return " ".join(read(DOCS / name).split())
+
+
+def test_the_measurement_page_has_the_numbers_of_the_code():
+    page = words_of("measurement.md")
+    levels = [f"{level:g}" for level in comparison.LEVELS]
+    assert f"first reaches {levels[0]}, {levels[1]} or {levels[2]}" in page
+    assert f"differ by at most {distances.NEAR:g} on every kind of text" in page
+    assert f"the forget set has moved by {method_paths.MOVED:g} nats" in page
+    times = {4: "four"}[method_paths.ENDED]
+    assert f"past {times} times the target's distance" in page
+    assert distances.HALF == 0.5 and "at least half of the method's own best score" in page
+    assert replicates.LEVEL == 0.95 and "95% interval" in page and "19 times out of 20" in page
+
+
+def test_the_measurement_page_has_the_smallest_differences_that_matter():
+    page = words_of("measurement.md")
+    smallest = {claim.threshold for claim in claims.CLAIMS if claim.half}
+    assert smallest == set(robustness.SMALLEST.values()) == {0.01}
+    assert "Both differences, in robustness and in the window, must be above 0.01" in page
+    assert "A pilot had been seen" in page
+
+
+def test_the_measurement_page_has_the_replicates():
+    page = words_of("measurement.md")
+    first, *_, last = profiles.STUDY.replicates
+    assert profiles.LAPTOP.replicates == (0,)
+    assert f"`laptop` runs replicate 0, and `study` replicates {first} to {last}." in page
+    models = pool.members(profiles.LAPTOP, 0)
+    assert f"$2^{len(profiles.LAPTOP.domains)} = {len(models)}$ models" in page
+
+
+def test_what_was_dropped_is_no_claim_and_the_page_says_why():
+    ids = {claim.id for claim in claims.CLAIMS}
+    dropped = words_of("measurement.md").partition("## What was dropped")[2]
+    for name in ("F2", "C2 widest"):
+        assert name not in ids and name in dropped
+    assert "KL divergence" in dropped and "C3" not in ids
+
+
+def test_the_page_of_deviations_has_the_recipe_and_the_size():
+    page = read(DOCS / "deviations.md")
+    rate = f"{profiles.LAPTOP.unlearning.learning_rate:.0e}".replace("e-0", "e-")
+    assert f"| AdamW at {rate}, constant, no warm-up |" in page
+    assert f"{elsewhere.parameters(profiles.LAPTOP.shape):,} parameters" in page
+    assert f"| {profiles.LAPTOP.shape.context} tokens |" in page
+
+
+def test_the_parts_of_the_study_and_its_profile_are_named():
+    page = words_of("running.md")
+    assert "compute study --part NAME" in page and parts.MACHINE in page
+    six = {6: "six"}[len(profiles.STUDY.replicates)]
+    assert f"for {six} other replicates" in page
+
+
 # -------------------------------------------------------------------------------------- glossary
 
 TERMS = """
-forget set, retain set, unseen, approximate, evaluation, general, target, retrained, practitioner,
-oracle, report half, selection half, family, nat, perplexity, Min-K% Prob, AUC, noise floor, KL,
-in-distribution, acceptable cell, regret, accuracy, artifact, band, bootstrap, bound, cell, chunk,
-claim, defect, distance, diverged, domain, embedded corpus, epoch, extraction strength, finding,
-FLOPs, forget quality, guideline, interval, log ratio, LoRA, manifest, mark, member,
-membership inference, memorised, method, MFU, micro-batch, n, original model, over-unlearning, pass,
-passage, profile, proxy, rank, reference, released code, retain term, retrained again, robustness,
-ROC curve, ROUGE-L, rule, seed, split, step, store, stratum, threshold, trade-off, trajectory,
-unlearned, utility, variant, verdict, width, zlib
+forget set, retain set, unseen, approximate, evaluation, general, target, retrained, pool, pair,
+replicate, path, mark, gap, forget gap, damage, distance, score, robustness, window, plane, setting,
+equal forgetting, rerun interval, interval, draw, report half, selection half, family, nat, loss,
+log perplexity, perplexity, Min-K% Prob, AUC, AUC over retrained, PrivLeak, noise floor, KL, proxy,
+bias of the proxy, do nothing, another retrained model, in-distribution, regret, guideline, bound,
+verdict, supported, inconclusive, margin, opened, turned, claim, finding, threshold, accuracy,
+artifact, bootstrap, chunk, defect, domain, embedded corpus, epoch, exposures, extraction strength,
+exact value, trained value, FLOPs, glance, grid, jump, LoRA, manifest, member, membership inference,
+memorised, method, MFU, micro-batch, n, not available, original model, over-unlearning, pass,
+passage, profile, rank, reference, released code, retain term, ROC curve, ROUGE-L, seed, split,
+step, store, stratum, unlearned, usual rate, utility, variant, zlib, band, best score
 """
-STRESSED = {"really", "and", "less", "text", "too low", "computed", "before", "after", "hours"}
+STRESSED = {
+    *("really", "and", "less", "text", "too low", "computed", "before", "after", "hours"),
+    *("difference", "equally much", "first reaches"),
+}
+FORMS = {  # of a term, in a notebook
+    "families": "family",
+    "folds": "folded",
+    "forget": "forget set",
+    "nats": "nat",
+    "nats a token": "nat",
+    "pairs": "pair",
+    "retrained model": "retrained",
+    "retraining": "retrained",
+    "targets": "target",
+}
 
 
 def glossary_terms():
@@ -333,25 +432,37 @@ def test_the_glossary_has_the_terms():
 
 def test_the_glossary_has_what_tables_and_rules_are_called():
     text = read(DOCS / "glossary.md")
-    names = [*tables.MEASURES, *selection.RULES, *list(methods.METHODS)[:7]]
-    names += [f"`{split}`" for split in ("forget", "approximate", "retain", "evaluation")]
+    names = [*tables.MEASURES, *comparison.OTHERS, *list(methods.METHODS)[:7]]
+    names += ["robustness", "window", "best score", "worse than doing nothing"]  # in notebook 11
+    names += [f"`{split}`" for split in distances.SPLITS]
     names += [f"`{profile}`" for profile in profiles.PROFILES]
     for name in names:
         assert name in text, name
-    assert f"model's in an acceptable cell:\n  {selection.BAND}." in text
-    assert f"rise over the target's: {selection.BOUND:.0%}." in text
+    for verdict in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.OPEN, claims.UNKNOWN):
+        assert f"**{verdict}**" in text
+
+
+def test_the_glossary_has_the_numbers_of_the_code():
+    text = words_of("glossary.md")
+    levels = [f"{level:g}" for level in comparison.LEVELS]
+    assert f"first reaches a level: {levels[0]}, {levels[1]} or {levels[2]}." in text
+    assert f"differ by more than {distances.NEAR:g} nats" in text
+    assert f"at least {distances.HALF:g} of its own *best score*" in text
+    assert f"past {method_paths.ENDED} times the target's distance" in text
+    assert f"where a *guideline* chooses: {robustness.BOUND:.0%}." in text
 
 
 def test_the_glossary_has_every_word_that_a_notebook_sets_in_italics():
     text = read(DOCS / "glossary.md").lower()
+    known = STRESSED | {claim.id.lower() for claim in claims.CLAIMS}
     for path in NOTEBOOKS:
         for cell in json.loads(read(path))["cells"]:
             if cell["cell_type"] != "markdown":
                 continue
             words = re.findall(r"(?<![*\w])\*([A-Za-z][\w ()-]*)\*(?!\*)", "".join(cell["source"]))
             for word in words:
-                term = word.lower().removesuffix(" (oracle)")
-                assert term in STRESSED or f"*{term}*" in text, f"{path.name}: {word}"
+                term = FORMS.get(word.lower(), word.lower())
+                assert term in known or f"*{term}*" in text, f"{path.name}: {word}"
 
 
 def test_the_glossary_is_in_alphabetical_order():
@@ -427,3 +538,20 @@ def test_what_the_build_writes_is_not_committed():
     written = re.findall(r"(?:packages|log|source)=(\S+)", script)
     assert len(written) == 3
     assert all(place.startswith(("runs/", "docs/_build/")) for place in written)
+
+
+def test_the_committed_study_is_tracked_but_for_notebook_01():
+    patterns = []
+    for line in read(ROOT / ".gitignore").split():
+        if line.startswith("figures"):
+            patterns.append(line)
+
+    def ignored(name):
+        return any(fnmatch(f"figures/study/{name}", pattern) for pattern in patterns)
+
+    tables_and_rows = ["table02_models.csv", "table11_claim.csv", f"{claims.TABLE}.csv"]
+    tables_and_rows += [parts.MACHINE, "pool_rows.parquet", "paths_claim.parquet"]
+    for name in [*tables_and_rows, "fig10_plane.png", "fig16_bias.pdf"]:
+        assert not ignored(name), name
+    for name in ("table01_counts.csv", "fig01_lengths.png", ".pool_rows.parquet.part"):
+        assert ignored(name), name

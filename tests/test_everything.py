@@ -16,21 +16,25 @@ from test_distributed import sharded, together
 from unlearn_utils import profiles
 from unlearn_utils.cache import paths
 from unlearn_utils.data import tokens
-from unlearn_utils.study import everything, pool, released_code, unlearning
+from unlearn_utils.study import everything, method_paths, pool, released_code
 
 METHOD = "ascent_kl_in_distribution"
 RECIPE = profiles.Unlearning(learning_rate=3e-4, batch=2)
 PROFILE = replace(
-    profiles.PAPER, unlearning=RECIPE, shape=replace(profiles.PAPER.shape, context=512)
+    profiles.PAPER,
+    unlearning=RECIPE,
+    shape=replace(profiles.PAPER.shape, context=512),
+    corpus=replace(profiles.PAPER.corpus, measured=4),
 )
+RUN = method_paths.usual_run(PROFILE, 0, "github", METHOD)
 
 
 def filled(rank, out):
-    """Fill the target's measurements, a run and its repetition; once more when they are there."""
+    """Fill the target's measurements, a path with its weights and one without; and once more."""
     artifacts = [
         pool.measurements(PROFILE, pool.target(PROFILE)),
-        unlearning.unlearning_run(PROFILE, "github", METHOD),
-        unlearning.repeated_run(PROFILE, "github", METHOD, 1),
+        method_paths.path(RUN, keep=True),
+        method_paths.path(replace(RUN, replicate=1)),
     ]
     made = [everything.fill(artifact) for artifact in [*artifacts, *artifacts]]
     folders = [str(artifact.path) for artifact in artifacts]
@@ -58,7 +62,7 @@ def stores(mirror, tmp_path_factory):
 
 
 def folders(stores, way):
-    """Return those of measurements, run and repetition."""
+    """Return those of measurements and of both paths."""
     return [Path(folder) for folder in stores[way][0]["folders"]]
 
 
@@ -79,6 +83,8 @@ def test_several_processes_measure_what_one_measures(stores, way):
             own = pd.read_parquet(ours / name)
             known = pd.read_parquet(theirs / name)
             assert own.id.tolist() == known.id.tolist()
+            if "step" in own:
+                assert own.step.tolist() == known.step.tolist()
             assert own.nll.tolist() == pytest.approx(known.nll.tolist(), rel=1e-4)
 
 
@@ -86,9 +92,9 @@ def test_several_processes_measure_what_one_measures(stores, way):
 def test_several_processes_keep_the_weights_that_one_keeps(stores, way):
     _, ours, _ = folders(stores, way)
     _, theirs, _ = folders(stores, "one")
-    kept = json.loads((ours / "chosen.json").read_text())
-    assert kept == json.loads((theirs / "chosen.json").read_text())
-    assert kept["practitioner"] > 0
+    kept = json.loads((ours / "ended.json").read_text())
+    assert kept == json.loads((theirs / "ended.json").read_text())
+    assert kept["kept"] > 0
     own = load_file(ours / "model.safetensors")
     known = load_file(theirs / "model.safetensors")
     assert own.keys() == known.keys()
@@ -102,11 +108,17 @@ def test_a_batch_that_does_not_divide_is_named_before_anything_is_trained(monkey
     monkeypatch.setattr(everything.distributed, "process_state", lambda: eight)
     monkeypatch.setattr(released_code, "tokenized", lambda *_: range(70))
     everything.check(profiles.PAPER)  # a quarter of 70 is 17, of which 16 are taken
-    wrong = replace(
-        PROFILE,
-        unlearning=replace(RECIPE, batch=16),
-        grid=replace(PROFILE.grid, batches=(2,)),
-    )
-    expected = r"profile paper: batches of \[2\] do not divide among 8 processes"
-    with pytest.raises(ValueError, match=expected):
+    wrong = replace(PROFILE, unlearning=replace(RECIPE, batch=2))
+    expected = r"profile paper: batches of \[1, 2\] do not divide among 8 processes"
+    with pytest.raises(ValueError, match=expected):  # the half is of defect 4
         everything.check(wrong)
+
+
+def test_the_batch_of_training_must_divide_too(monkeypatch):
+    eight = SimpleNamespace(num_processes=8)
+    monkeypatch.setattr(everything.distributed, "process_state", lambda: eight)
+    monkeypatch.setattr(everything, "every_run", lambda profile: [])
+    everything.check(profiles.LAPTOP)
+    pretraining = replace(profiles.LAPTOP.pretraining, batch=12)
+    with pytest.raises(ValueError, match=r"batches of \[12\] do not divide"):
+        everything.check(replace(profiles.LAPTOP, pretraining=pretraining))

@@ -164,12 +164,9 @@ def test_levels_of_paths_are_those_of_their_rows(stored):
     assert len(found) == expected
     (settings,) = found[["replicate", "target_domain", "batch"]].drop_duplicates().to_numpy()
     assert list(settings) == [1, "arxiv", 2]
-    (same,) = (
-        found[["pretraining_epochs", "parameters", "forget_documents"]]
-        .drop_duplicates()[["pretraining_epochs", "parameters", "forget_documents"]]
-        .to_numpy()
-    )
-    assert list(same) == [2, 11600, 6]
+    columns = ["pretraining_epochs", "parameters", "forget_documents"]
+    (settings,) = found[columns].drop_duplicates().to_numpy()
+    assert list(settings) == [2, 11600, 6]
 
 
 def test_the_machine_of_each_part_has_a_line(stored):

@@ -184,8 +184,8 @@ def table_of(profile: Profile) -> pd.DataFrame:
         return elsewhere_table(profile)
     try:
         found = plots.committed(TABLE)
-    except FileNotFoundError as error:
-        print(f"not available: {error}")
+    except FileNotFoundError:
+        print(f"not available: the committed study has no {TABLE}; ./run_all.sh study makes it")
         return pd.DataFrame(columns=[*KEYS, *Estimate._fields])
     print("of the committed study, not measured in this run")
     return found
