@@ -40,7 +40,13 @@ BELOW = {
         "/docs/several_gpus",
         "/docs/troubleshooting",
     ),
-    "docs/results": ("/docs/deviations", "/docs/hardware", "/docs/speed", "/docs/glossary"),
+    "docs/results": (
+        "/docs/measurement",
+        "/docs/deviations",
+        "/docs/hardware",
+        "/docs/speed",
+        "/docs/glossary",
+    ),
     "docs/notebooks": ("/notebooks/*",),
     "docs/design": ("/CONTRIBUTING", "/CHANGELOG", "/api/*"),
 }

@@ -17,7 +17,7 @@ from unlearn_utils import profiles
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.core.methods import METHODS
 from unlearn_utils.engine import evaluation, models, training
-from unlearn_utils.profiles import Grid, Pretraining
+from unlearn_utils.profiles import Grid, Pretraining, Unlearning
 from unlearn_utils.study import method_paths, pool, selection, single_run, study_documents
 from unlearn_utils.study.method_paths import ASCENT, CLAIMED
 from unlearn_utils.study.single_run import Run
@@ -416,6 +416,23 @@ def test_a_path_that_breaks_ends_with_numbers(world, rate):
     assert found["kept"] == 1
     assert rows.step.unique().tolist() == [0, 1]
     assert not rows.isna().any(axis=None)
+
+
+def test_labels_and_defects_of_the_released_code_run_too(world):
+    """Its first step is idle."""
+    recipe = Unlearning(
+        learning_rate=0.02, batch=1, variant=(1, 3), schedule="cosine, idle warm-up"
+    )
+    artifact = method_paths.path(Run(TOY, "arxiv", "adversarial", recipe, 5))
+    sums = rows_of_filled(artifact).groupby("step").nll.sum()
+    assert sums[1] == pytest.approx(sums[0], rel=1e-5)
+    assert sums[2] != pytest.approx(sums[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", ["learning_rat", "seed"])
+def test_a_choice_that_is_no_field_of_the_recipe_is_an_error(wrong):
+    with pytest.raises(TypeError, match=wrong):
+        method_paths.usual_run(TOY, 5, "arxiv", ASCENT, **{wrong: 1})
 
 
 def test_other_replicates_have_other_targets_and_orders(world):

@@ -1,16 +1,20 @@
 """The study in parts, at a scale of seconds: what is of which part, what is resumed and written."""
 
 import json
+import os
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import toys
 
 from unlearn_utils import __main__, __version__, profiles
-from unlearn_utils.cache import paths
+from unlearn_utils.cache import paths, workers
+from unlearn_utils.cache.store import Artifact
 from unlearn_utils.core import membership
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.core.methods import METHODS
@@ -228,6 +232,47 @@ def test_lines_of_machines_are_in_the_order_of_the_parts(tmp_path, monkeypatch):
     assert found.part.tolist() == ["pool", "released"]
     assert found.made.tolist() == [2, 3]
     assert found.minutes.tolist() == [1.2, 1.2]
+
+
+# -------------------------------------------------------------------------------- worker processes
+
+
+def test_what_is_finished_stays_when_another_artifact_fails(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARN_STORE", str(tmp_path))
+
+    def fail(folder):
+        raise IndexError
+
+    works = Artifact("toy", 1, {"x": 0}, lambda folder: None)
+    fails = Artifact("toy", 1, {"x": 1}, fail)
+    with pytest.raises(IndexError):
+        workers.side_by_side([works, fails], 1)
+    assert works.done()
+    assert not fails.done()
+
+
+def test_two_artifacts_are_made_in_two_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARN_STORE", str(tmp_path))
+
+    def make(folder):
+        (folder / "process").write_text(str(os.getpid()))
+        time.sleep(1)  # long enough that one process cannot take both
+
+    artifacts = [Artifact("toy", 1, {"x": x}, make) for x in range(2)]
+    workers.side_by_side(artifacts, 2)
+    monkeypatch.setattr("joblib.Parallel", toys.refuse)
+    workers.side_by_side(artifacts, 2)  # nothing is missing: nothing is started
+    assert all(artifact.done() for artifact in artifacts)
+    processes = {(artifact.path / "process").read_text() for artifact in artifacts}
+    assert len(processes | {str(os.getpid())}) == 3
+
+
+def test_threads_are_given_back():
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError), workers.on_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise ValueError
+    assert torch.get_num_threads() == before
 
 
 # -------------------------------------------------------------------------------------- the machine

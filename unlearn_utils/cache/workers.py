@@ -9,6 +9,7 @@ import os
 import pickle
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,8 @@ def _fill_here(artifacts: Sequence[Artifact], processes: int, wait: bool) -> Ite
 
     for name, value in KEEP_FREED.items():  # read when a process starts
         os.environ.setdefault(name, value)
+    # joblib replaces a process that has grown, as ours do, which keep freed memory; no work is lost
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
     processes = min(processes, len(artifacts))
     pool = Parallel(n_jobs=processes, batch_size=1, return_as="generator_unordered")
     return pool(delayed(_fill)(artifact, wait) for artifact in artifacts)

@@ -246,8 +246,11 @@ def both_intervals(found: Estimate) -> tuple[float, float]:
     """Return the least and the most of the interval of the mean and the rerun interval.
 
     One replicate alone has the first only: the rerun interval beside it is the study's, and would
-    repeat the study's verdict.
+    repeat the study's verdict. Without a study nothing is known of how training varies, so that one
+    replicate may be anywhere.
     """
+    if found.replicates == 1 and np.isnan(found.rerun_low):
+        return -np.inf, np.inf
     if found.replicates < 2:
         return found.low, found.high
     return min(found.low, found.rerun_low), max(found.high, found.rerun_high)
@@ -323,9 +326,10 @@ def because(row: Estimate) -> str:
         return f"{rounded(row.value)} is {place} ({row.unit}), and the number is exact"
     if row.replicates == 0:
         return f"all that is thought possible, {mean}, lies {place} ({row.unit})"
+    if row.replicates == 1 and np.isnan(row.rerun_low):
+        return "one replicate says nothing of how much training varies, and no study is committed"
     if row.replicates == 1:
-        over = "" if np.isfinite(row.rerun_low) else " over documents alone"
-        return f"the interval of one replicate{over}, {mean}, lies {place} ({row.unit})"
+        return f"the interval of one replicate, {mean}, lies {place} ({row.unit})"
     further = lies(row, row.rerun_low, row.rerun_high)
     if place == further:
         return (

@@ -110,6 +110,11 @@ def save_table(profile: Profile, name: str, data: pd.DataFrame) -> None:
     data.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
+def is_committed(name: str) -> bool:
+    """Return whether the committed study has a table of that name."""
+    return (paths.own_figures(paths.PROJECT, "study") / f"{name}.csv").exists()
+
+
 def committed(name: str) -> pd.DataFrame:
     """Return a table of the committed study, whatever `UNLEARN_FIGURES` says.
 

@@ -50,7 +50,8 @@ def coverage(folder: Path) -> pd.DataFrame:
             lines.append({"table": file.stem, **_covered(known)})
     if every:
         lines.append({"table": EVERY, **_covered(every), "width": np.nan})  # of many units
-    return pd.DataFrame(lines)
+    columns = ["table", "rows", "predictions", "inside", "share", "width", "relative"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def rows_of_replicates(file: Path) -> list[Floats]:
@@ -124,7 +125,8 @@ def labels(table: pd.DataFrame) -> pd.DataFrame:
                     "opened": verdicts[0] in DECIDED and verdicts[1] == claims.OPEN,
                 }
             )
-    return pd.DataFrame(lines)
+    columns = ["id", "left_out", "frozen", "alone", "turned", "opened"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def _verdict(row: tuple, found: Estimate) -> str:
@@ -152,7 +154,8 @@ def of_one(value: float, others: Floats, row: tuple) -> Estimate:
         others: values, one a replicate.
         row: of the table of claims; says what documents add.
     """
-    return _estimate(value, _half_width(Spread.of(others), 1, row), 1, (np.nan, np.nan))
+    known = Spread.of(others)
+    return _estimate(value, _half_width(known, 1, row), 1, replicates.prediction(known))
 
 
 def _half_width(known: Spread, over: int, row: tuple) -> float:

@@ -4,16 +4,18 @@ Three things are varied, one at a time, on one domain each: how often pre-traini
 (exposures), how large the model is, and how large the forget set is. Everything else is the study's
 own, and so is one setting of each axis, whose models and paths are those of the study.
 
-Arithmetic, in core seconds at the study's own size, of two cores that do nothing else: a training
-of 5 epochs takes 95, and two models a replicate are trained. The 17 paths of a setting and a
-replicate take 200: seven methods at the usual rate, and the two of claim C2 at five other rates.
+Arithmetic, in core seconds at the study's own size, of two cores that do nothing else. A training
+of 5 epochs takes 95 and measuring the model 6; there are two models a replicate. The 17 paths of a
+setting and a replicate take 200: seven methods at the usual rate, and the two of claim C2 at five
+other rates.
 
-* Exposures 1, 2 and 3, two replicates: 4 x (19 + 38 + 57) + 6 x 200 = 1,660, or 14 minutes.
-* Forget sets of 15, 30 and 120 documents, two replicates: 12 x 95 + 6 x 200 = 2,340, or 20
+* Exposures 1, 2 and 3, two replicates: 4 x (19 + 38 + 57) + 12 x 6 + 6 x 200 = 1,730, or 14
   minutes.
-* Sizes: 0.2M parameters (0.4 times as long), two replicates: 4 x 38 + 2 x 80 = 310; 2.1M (1.7
-  times), one: 2 x 160 + 340 = 660; 5.8M (5 times to train, 4 to follow a path), one:
-  2 x 475 + 800 = 1,750. Together 2,720, or 23 minutes. Two replicates of the larger two would take
+* Forget sets of 15, 30 and 120 documents, two replicates: 12 x (95 + 6) + 6 x 200 = 2,410, or 20
+  minutes.
+* Sizes: 0.2M parameters (0.4 times as long), two replicates: 4 x 41 + 2 x 80 = 320; 2.1M (1.7
+  times), one: 2 x 170 + 340 = 680; 5.8M (5 times to train, 4 to follow a path), one:
+  2 x 495 + 800 = 1,790. Together 2,790, or 23 minutes. Two replicates of the larger two would take
   20 minutes more.
 """
 
