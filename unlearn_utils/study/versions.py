@@ -13,7 +13,6 @@ VERSIONS = {
     "continued": 1,
     "token_losses": 1,
     "answered": 1,
-    "grid": 4,
     "counted": 2,
     "timed": 3,
 }
