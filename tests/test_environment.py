@@ -24,9 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
 
-@pytest.mark.parametrize(
-    "line", PROJECT["dependencies"] + EXTRAS["downstream"] + EXTRAS["cluster"]
-)
+@pytest.mark.parametrize("line", PROJECT["dependencies"] + EXTRAS["downstream"] + EXTRAS["cluster"])
 def test_range_admits_the_pin(line):
     required = Requirement(line)
     assert required.specifier, "a range, not any version"
