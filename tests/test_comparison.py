@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from unlearn_utils.core import distances
+from unlearn_utils.core.methods import METHODS
 from unlearn_utils.findings import comparison, draws, replicated, robustness
 from unlearn_utils.findings.comparison import AGAIN, NOTHING, State
 from unlearn_utils.findings.draws import Drawn
@@ -632,7 +633,7 @@ def test_every_run_that_is_compared_once(monkeypatch):
     found = comparison.runs(PROFILE)
     assert len(set(found)) == len(found)
     usual = [run for run in found if method_paths.keeps(run)]
-    assert len(usual) == 2 * 2 * 7  # replicates, domains, methods
+    assert len(usual) == 2 * 2 * len(METHODS)  # replicates, domains, methods
     others = {run.target_domain for run in found if run not in usual}
     assert others == {"arxiv"}
     grid = method_paths.grid_runs(PROFILE, 4, "arxiv", CLAIMED)

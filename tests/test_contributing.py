@@ -90,7 +90,14 @@ def seen(folder):
 
 
 def test_no_test_has_to_change_for_them(folder):
-    tests = ["tests/test_methods.py", "tests/test_metrics.py", "tests/test_evaluation.py"]
+    tests = [
+        "tests/test_methods.py",
+        "tests/test_metrics.py",
+        "tests/test_evaluation.py",
+        "tests/test_comparison.py::test_every_run_that_is_compared_once",
+        "tests/test_robustness.py::test_rate_table",
+        "tests/test_method_paths.py::test_every_run_once",
+    ]
     done = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
     assert done.returncode == 0, done.stdout
 

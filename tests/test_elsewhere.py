@@ -8,6 +8,7 @@ import toys
 
 from unlearn_utils import profiles
 from unlearn_utils.core.efficiency import parameter_count
+from unlearn_utils.core.methods import METHODS
 from unlearn_utils.engine import models
 from unlearn_utils.profiles import Shape, sized
 from unlearn_utils.study import (
@@ -86,7 +87,7 @@ def test_the_study_s_own_setting_has_the_study_s_models_and_paths(axis):
     for run in method_paths.every_run(STUDY):
         known[method_paths.path(run, method_paths.keeps(run)).path] = run
     runs = elsewhere.runs([own])
-    assert len(runs) == 2 * (7 + 2 * 5)
+    assert len(runs) == 2 * (len(METHODS) + 2 * 5)
     for run in runs:
         assert method_paths.path(run, method_paths.keeps(run)).path in known
 
