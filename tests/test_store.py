@@ -314,3 +314,27 @@ def test_smoke_is_smaller_than_laptop():
 def test_unknown_profiles_are_named():
     with pytest.raises(ValueError, match="unknown profile 'laptp'; choose one of: smoke, laptop"):
         profiles.profile("laptp")
+
+
+# --------------------------------------------------------------------------------- the precision
+
+
+def test_results_in_float32_are_stored_beside_the_machine_s_own(monkeypatch):
+    artifact = Artifact("toy", 1, {"x": 1}, None)
+    own = artifact.path
+    monkeypatch.setenv("UNLEARN_PRECISION", "float32")
+    assert artifact.path != own and artifact.path.parent == own.parent
+    monkeypatch.setenv("UNLEARN_PRECISION", "")
+    assert artifact.path == own
+
+
+def test_the_precision_is_float32_or_not_said(monkeypatch):
+    from unlearn_utils.engine import models
+
+    monkeypatch.setenv("UNLEARN_PRECISION", "float32")
+    assert not models.half_precision()
+    with models.matmul_precision(True):  # a test's own choice comes first
+        assert models.half_precision()
+    monkeypatch.setenv("UNLEARN_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="UNLEARN_PRECISION is 'bf16'; it may be 'float32' alone"):
+        models.half_precision()

@@ -22,6 +22,9 @@ SCHEDULER = "UNLEARN_SCHEDULER"
 PROGRESS = "UNLEARN_PROGRESS"
 HUB = "UNLEARN_HUB"
 BOOKS = "UNLEARN_BOOKS"
+PRECISION = "UNLEARN_PRECISION"
+
+FLOAT32 = "float32"  # what `UNLEARN_PRECISION` may say
 
 VARIABLES = {
     STORE: "the folder of stored results; default: runs/store in the project",
@@ -32,6 +35,7 @@ VARIABLES = {
     PROGRESS: "a file for lines of progress, so that no notebook keeps them; run_all.sh sets it",
     HUB: "a folder with OWNER/NAME folders that stand in for the hub, for machines without one",
     BOOKS: "a folder with the domain books, for the profile paper",
+    PRECISION: "float32: matrices are multiplied in it even where bfloat16 is native",
 }
 
 
@@ -90,6 +94,20 @@ def books_folder() -> Path | None:
     """Return the folder that holds the domain books, or None if there is none."""
     name = os.environ.get(BOOKS)
     return Path(name).resolve() if name else None
+
+
+def precision() -> str | None:
+    """Return "float32" where the user wants that everywhere, or None.
+
+    Results in float32 are stored beside those of the machine's own precision.
+
+    Raises:
+        ValueError: the variable says anything else.
+    """
+    name = os.environ.get(PRECISION)
+    if name and name != FLOAT32:
+        raise ValueError(f"{PRECISION} is {name!r}; it may be {FLOAT32!r} alone, or not set")
+    return name or None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -49,6 +49,8 @@ class Artifact:
     def path(self) -> Path:
         """Where the entry lies, or will: named by 16 hexadecimal digits of its hash."""
         hashed = {"artifact": self.name, "version": self.version, "settings": self.settings}
+        if paths.precision():
+            hashed["precision"] = paths.precision()
         text = json.dumps(hashed, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         return paths.store_folder() / self.name / key

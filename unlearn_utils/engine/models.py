@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from unlearn_utils.cache import paths
 from unlearn_utils.data import hub
 from unlearn_utils.engine import distributed
 from unlearn_utils.profiles import Shape
@@ -221,12 +222,14 @@ _chosen: ContextVar[bool | None] = ContextVar("chosen", default=None)
 def half_precision() -> bool:
     """Return whether matrices are multiplied in bfloat16.
 
-    That is as `matmul_precision` says; else where this machine does so natively (a GPU, or a CPU
-    with AVX-512 BF16 or AMX), for elsewhere it is slower.
+    That is as `matmul_precision` says; else, unless the user wants float32, where this machine does
+    so natively (a GPU, or a CPU with AVX-512 BF16 or AMX), for elsewhere it is slower.
     """
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
+    if paths.precision() == paths.FLOAT32:
+        return False
     return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

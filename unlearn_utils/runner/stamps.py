@@ -55,7 +55,8 @@ def summarise(places: Places) -> None:
 def inputs(profile: str, notebook: Path) -> str:
     """Return a hash of all that decides a notebook's outputs.
 
-    That is its cells, the package, the pins, Python, the profile, and the folders that are read.
+    That is its cells, the package, the pins, Python, the profile, the precision, and the folders that
+    are read.
     """
     cells = []
     for cell in notebooks.read(notebook)["cells"]:
@@ -69,6 +70,7 @@ def inputs(profile: str, notebook: Path) -> str:
         repr(profiles.profile(profile)),
         str(paths.hub_mirror()),
         str(paths.store_folder()),
+        paths.precision(),
     ]
     return sha256(json.dumps(made_by).encode()).hexdigest()
 
