@@ -55,7 +55,7 @@ def summarise(places: Places) -> None:
 def inputs(profile: str, notebook: Path) -> str:
     """Return a hash of all that decides a notebook's outputs.
 
-    That is its cells, the package, the pins, Python, the profile, the precision, and the folders that
+    That is its cells, the package, the pins, Python, the profile, the precision and the folders that
     are read.
     """
     cells = []
