@@ -55,8 +55,8 @@ def summarise(places: Places) -> None:
 def inputs(profile: str, notebook: Path) -> str:
     """Return a hash of all that decides a notebook's outputs.
 
-    That is its cells, the package, the pins, Python, the profile, the precision and the folders that
-    are read.
+    That is its cells, the package, the pins, Python, the profile, the precision and the folders
+    that are read.
     """
     cells = []
     for cell in notebooks.read(notebook)["cells"]:
