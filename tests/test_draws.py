@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unlearn_utils.core import membership
 from unlearn_utils.findings import draws
 from unlearn_utils.profiles import PROFILES, Grid
 from unlearn_utils.study import method_paths, pool, selection, single_run
@@ -187,25 +186,6 @@ def test_draws_are_the_same_in_every_run_and_for_rows_in_any_order():
 
 
 # ------------------------------------------------------------------------------------------- AUC
-
-
-def test_weighted_auc_by_hand():
-    """3 beats both others, 1 beats neither and ties with one: 2 and 1/2 wins of 4."""
-    ours, theirs = np.array([3.0, 1.0]), np.array([1.0, 2.0])
-    times = np.array([[1.0, 1.0], [2.0, 0.0], [1.0, 3.0]])
-    other_times = np.array([[1.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
-    found = draws.weighted_auc(ours, theirs, times, other_times)
-    assert found == pytest.approx([2.5 / 4, 1.0, (3 + 3 * 2 * 0.5) / 12])
-
-
-def test_weighted_auc_counts_a_document_as_often_as_it_is_repeated():
-    generator = np.random.default_rng(0)
-    ours, theirs = generator.integers(0, 6, 7) * 1.0, generator.integers(0, 6, 5) * 1.0
-    times, other_times = generator.integers(1, 4, (9, 7)), generator.integers(1, 4, (9, 5))
-    found = draws.weighted_auc(ours, theirs, times * 1.0, other_times * 1.0)
-    for value, mine, others in zip(found, times, other_times, strict=True):
-        repeated = membership.auc(np.repeat(ours, mine), np.repeat(theirs, others))
-        assert value == pytest.approx(repeated)
 
 
 def test_auc_of_a_half_is_forget_against_unseen():

@@ -121,13 +121,12 @@ def test_the_first_page_says_how_near_methods_come():
     assert min(far, key=far.get) == DESCENT
     models = [interval(distance(model)) for model in (DESCENT, NOTHING, ANOTHER)]
     stands(START, *models)
-    stands(START, "AUC is " + interval(over_retrained(DESCENT, "gap 0")) + " above")
+    found = interval(over_retrained(DESCENT, "gap 0"))
+    stands(START, "its AUC (0.5 is a guess) is " + found + " above")
 
 
-def test_the_first_page_says_what_the_proxy_and_settings_come_to():
+def test_the_first_page_says_what_the_proxy_comes_to():
     stands(START, "too low, " + interval(difference("target less retrained, on unseen")) + " nats")
-    worse = [interval(of_plane(method, "worse than doing nothing")) for method in (DESCENT, RANDOM)]
-    stands(START, "Of the plane of settings " + worse[0], "and " + worse[1] + " for random labels")
 
 
 @pytest.mark.parametrize("page", [START, CLAIMS])
@@ -141,20 +140,24 @@ def test_c1_is_given_with_and_without_tuning(page):
 
 def test_memory_and_membership_of_the_pool():
     stands(POOL, "is " + interval(difference("target less retrained, on forget")) + " nats a token")
-    found = []
-    for model in ("target", "retrained"):
+    nearest = []
+    for model, choose in (("target", min), ("retrained", max)):
+        rows = {}
         for domain in DOMAINS:
             keys = {"model": model, "target_domain": domain, "measure": "AUC Min-40%"}
-            found.append(interval(of_laptop("table02_membership", **keys)))
-    stands(POOL, "AUC (Min-40%) is " + found[0], *found[1:])
+            rows[domain] = of_laptop("table02_membership", **keys)
+        domain = choose(DOMAINS, key=lambda name: rows[name]["value"])
+        nearest.append(f"{interval(rows[domain])}, on {domain}")
+    stands(POOL, "lowest AUC (Min-40%) is " + nearest[0], "models' highest " + nearest[1])
 
 
 def test_the_splits_are_fair_and_the_proxy_is_too_low():
     fair = difference("retrained: forget less unseen")
-    stands(POOL, "the difference is " + interval(fair))
+    stands(POOL, "no difference between forget and unseen text, " + interval(fair))
     assert fair["low"] < 0 < fair["high"]
     biases = [difference("target less retrained, on unseen", domain) for domain in DOMAINS]
-    stands(POOL, *[interval(bias) for bias in biases])
+    mean = interval(difference("target less retrained, on unseen"))
+    stands(POOL, "reads too low on each domain: its log is " + mean + " from")
     assert all(bias["high"] < 0 for bias in biases)
     noise = difference("SD between retrained models, on unseen")
     stands(POOL, "from each other by " + interval(noise, 3))
@@ -200,16 +203,17 @@ def test_damage_at_equal_forgetting():
 
 
 def test_damage_to_general_text():
+    kind = "damage to general text"
     for domain in ("arxiv", "github"):
-        kind = "damage to general text"
         there = reached({method: damage(method, domain, kind) for method in METHODS})
-        assert min(there, key=there.get) == GENERAL
-        both = [interval(damage(method, domain, kind)) for method in (GENERAL, DESCENT)]
-        stands(COMPARED, f"({both[0]} beside {both[1]})")
+        assert there[GENERAL] < there[DESCENT]
+    both = [interval(damage(method, "github", kind)) for method in (GENERAL, DESCENT)]
+    stands(COMPARED, "on github descent", f"({both[0]} beside {both[1]}), and on arxiv too")
 
 
 def test_damage_at_the_best_rate():
     there = reached({method: at_best_rate(method) for method in METHODS})
+    assert len(there) == 5 and "of the five methods with a value" in words(COMPARED)
     assert sorted(there, key=there.get)[:2] == [DESCENT, KL]
     stands(COMPARED, f"{interval(at_best_rate(DESCENT))}, beside {interval(at_best_rate(KL))}")
 
@@ -218,10 +222,11 @@ def test_distance_and_membership_beside_another_retrained_model():
     assert min(distance(method)["low"] for method in METHODS) > distance(ANOTHER)["high"]
     stands(COMPARED, *[interval(distance(model), 3) for model in (DESCENT, ANOTHER)])
     there = reached({method: over_retrained(method, "gap 0") for method in METHODS})
-    assert min(there, key=there.get) == DESCENT
+    assert min(there, key=there.get) == DESCENT and len(there) == 4
     least = interval(over_retrained(DESCENT, "gap 0"))
     another = interval(over_retrained(ANOTHER, "as it is"))
-    stands(COMPARED, f"AUC is {least} above", f"{another} above it for another")
+    stands(COMPARED, f"looks for members is {least} above", "least of the four")
+    stands(COMPARED, f"{another} above it for another")
 
 
 # ----------------------------------------------------------------------------- 11 Hyperparameters
@@ -254,7 +259,7 @@ def test_guideline_on_learning_rates():
 def test_what_the_guidelines_leave_open():
     half = regret(HALF)
     assert half["low"] < regret(PROXY)["high"]
-    stands(SETTINGS, "AUC 1/2 has a regret of " + interval(half))
+    stands(SETTINGS, "AUC 1/2) has a regret of " + interval(half))
     corpus = profiles.profile("laptop").corpus
     stands(SETTINGS, f"15 in the place of {corpus.retain - corpus.measured}")
     for method in (GENERAL, DESCENT):
@@ -356,12 +361,16 @@ def test_what_defect_11_does():
 # ------------------------------------------------------------------------------------ 14 Claims
 
 
-def test_what_came_out_without_a_verdict():
+def test_c1_at_the_scale_of_this_profile():
     stands(CLAIMS, f"at {claim('C1 here')['value']:.0f} (exact)")
-    stands(CLAIMS, "C4 a regret of ", *[interval(claim(f"C4{one}")) for one in "abcd"])
-    stands(CLAIMS, "F1 " + interval(claim("F1")), "F3 " + interval(claim("F3")))
-    matter = [name for name in "123457" if claim(f"F4.{name}")["low"] > 0.0953]
-    assert matter == ["1", "4"]
+
+
+def test_the_words_of_the_figure_of_claims():
+    """C1 holds, C1 tuned and here do not; these intervals lie across their thresholds."""
+    assert claim("C1")["low"] > 1e5 > max(claim(f"C1 {one}")["high"] for one in ("tuned", "here"))
+    for name, threshold in (("C4a", 0.05), ("C4b", 0.05), ("C4d", 0.05), ("C2 window", 0.01)):
+        assert claim(name)["low"] < threshold < claim(name)["high"]
+    stands(CLAIMS, "The intervals of C4a, C4b, C4d and C2's window lie across their thresholds")
 
 
 # ----------------------------------------------------------------------- 15 Your own documents

@@ -15,7 +15,7 @@ from IPython.core.formatters import DisplayFormatter
 
 from unlearn_utils.core import losses
 from unlearn_utils.core.methods import METHODS
-from unlearn_utils.findings import comparison, draws, method_page
+from unlearn_utils.findings import comparison, draws, method_page, robustness
 from unlearn_utils.findings.draws import Drawn
 from unlearn_utils.findings.method_page import Look, Passage
 from unlearn_utils.profiles import PROFILES
@@ -59,7 +59,7 @@ def paths(monkeypatch, tmp_path):
     known = {method: [drawn(3, method), drawn(4, method)] for method in METHODS}
     monkeypatch.setenv("UNLEARN_FIGURES", str(tmp_path))
     monkeypatch.setattr(comparison, "usual", lambda profile, domain, method: known[method])
-    monkeypatch.setattr(comparison, "n_of", lambda profile, domains: 5)
+    monkeypatch.setattr(robustness, "smallest_n", lambda profile, domains: 5)
     monkeypatch.setattr(draws, "auc", lambda *_: np.full(DRAWS, 0.5))
     monkeypatch.setattr(pool, "truth_rows", lambda *_: None)
     monkeypatch.setattr(comparison, "retrained_again", lambda *_: [])
@@ -395,7 +395,7 @@ def test_differences_are_paired_by_draw_and_by_replicate(paths, monkeypatch):
     def at_level(drawn, level):
         more = 0.2 if drawn.run.method == METHOD else 0.0
         values = np.array([0.1, 0.9, 0.4]) * drawn.run.replicate + more
-        return dict.fromkeys(method_page.COMPARED, values)
+        return dict.fromkeys([*method_page.COMPARED, comparison.DOMAIN_DAMAGE], values)
 
     monkeypatch.setattr(comparison, "at_level", at_level)
     table = method_page.difference_table(PROFILE, METHOD, OTHER)

@@ -6,6 +6,7 @@ import sys
 import zlib
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -127,6 +128,25 @@ def test_auc_and_tpr_agree_with_sklearn():
         assert membership.tpr_at_fpr(members, others, level) == pytest.approx(expected)
 
 
+def test_weighted_auc_by_hand():
+    """3 beats both others, 1 beats neither and ties with one: 2 and 1/2 wins of 4."""
+    ours, theirs = np.array([3.0, 1.0]), np.array([1.0, 2.0])
+    times = np.array([[1.0, 1.0], [2.0, 0.0], [1.0, 3.0]])
+    other_times = np.array([[1.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    found = membership.weighted_auc(ours, theirs, times, other_times)
+    assert found == pytest.approx([2.5 / 4, 1.0, (3 + 3 * 2 * 0.5) / 12])
+
+
+def test_weighted_auc_counts_a_document_as_often_as_it_is_repeated():
+    generator = rng(0)
+    ours, theirs = generator.integers(0, 6, 7) * 1.0, generator.integers(0, 6, 5) * 1.0
+    times, other_times = generator.integers(1, 4, (9, 7)), generator.integers(1, 4, (9, 5))
+    found = membership.weighted_auc(ours, theirs, times * 1.0, other_times * 1.0)
+    for value, mine, others in zip(found, times, other_times, strict=True):
+        repeated = membership.auc(np.repeat(ours, mine), np.repeat(theirs, others))
+        assert value == pytest.approx(repeated)
+
+
 def test_tpr_by_hand():
     members, others = [4, 3, 1, 0], [2, 1, 0, -1]
     assert membership.tpr_at_fpr(members, others, 0) == 0.5
@@ -195,83 +215,52 @@ def test_forget_quality_by_hand_and_by_scipy():
 # ----------------------------------------------------------------------------------- intervals
 
 
-def test_bootstrap_repeats_with_the_generator():
+def test_bootstrap_auc_repeats_with_the_generator():
     data = rng(0).normal(size=30)
-    seeds = (1, 1, 2)
-    means = [intervals.bootstrap(np.mean, data, generator=rng(seed)) for seed in seeds]
-    assert means[0] == means[1] != means[2]
-    one = means[0]
-    assert one.value == data.mean() and one.low < one.value < one.high and one.n == 30
-    aucs = [membership.bootstrap_auc(data, data - 0.5, rng(seed)) for seed in seeds]
+    aucs = [membership.bootstrap_auc(data, data - 0.5, rng(seed)) for seed in (1, 1, 2)]
     assert aucs[0] == aucs[1] != aucs[2]
+    assert aucs[0].low < aucs[0].value < aucs[0].high and aucs[0].n == 30
 
 
-def test_bootstrap_of_a_mean_is_its_standard_error():
+def test_draws_are_of_whole_clusters_and_independent():
+    """Three clusters, drawn three times: each once on average, with variance 3 x 1/3 x 2/3."""
+    units = intervals.cluster_codes(5, list("abaca"))
+    counts = intervals.draw_counts(units, 4000, rng(0))
+    assert counts.shape == (4000, 5)
+    assert (counts[:, [0]] == counts[:, [2, 4]]).all()
+    assert (counts[:, [0, 1, 3]].sum(1) == 3).all()
+    assert counts.mean(0) == pytest.approx([1] * 5, abs=0.05)
+    assert counts.var(0) == pytest.approx([2 / 3] * 5, abs=0.07)
+
+
+def test_the_interval_of_a_mean_is_its_standard_error():
     data = rng(0).normal(size=400)
-    interval = intervals.bootstrap(np.mean, data, generator=rng(1), level=0.9)
+    drawn = intervals.draw_counts(intervals.cluster_codes(400, None), 1000, rng(1)) @ data / 400
+    interval = intervals.interval(data.mean(), drawn, 0.9, 400)
     expected = 2 * stats.norm.ppf(0.95) * data.std() / 20
     assert interval.high - interval.low == pytest.approx(expected, rel=0.1)
 
 
-def test_bootstrap_covers():
+def test_intervals_cover():
     hits = 0
+    units = intervals.cluster_codes(40, None)
     for seed in range(200):
         data = rng(seed).normal(size=40)
-        found = intervals.bootstrap(
-            np.mean, data, generator=rng(1000 + seed), resamples=200, level=0.8
-        )
+        drawn = intervals.draw_counts(units, 200, rng(1000 + seed)) @ data / 40
+        found = intervals.interval(data.mean(), drawn, 0.8, 40)
         hits += found.low < 0 < found.high
     # at 80%, 160 +- 3 standard deviations (17) hold the true mean; a mean of 40 costs a little
     assert 140 <= hits <= 177
 
 
-def test_bootstrap_keeps_pairs_together():
-    a = rng(0).normal(size=50)
-
-    def difference(x, y):
-        return x.mean() - y.mean()
-
-    paired = intervals.bootstrap(difference, a, a - 1, generator=rng(1), resamples=50)
-    assert paired[:3] == pytest.approx((1, 1, 1))
-    apart = intervals.bootstrap(difference, a, a - 1, generator=rng(1), resamples=50, paired=False)
-    assert apart.high - apart.low > 0.3
-
-
-def test_bootstrap_unpaired_takes_unequal_lengths():
-    interval = intervals.bootstrap(
-        membership.auc, [3, 4, 5, 6], [1, 2], generator=rng(1), resamples=20, paired=False
-    )
-    assert interval == (1, 1, 1, 2)
-    with pytest.raises(ValueError, match="unequal lengths"):
-        intervals.bootstrap(membership.auc, [3, 4, 5, 6], [1, 2], generator=rng(1))
-
-
-def test_clusters_stay_together():
-    data = rng(0).normal(size=20)
-    tenfold = np.repeat(data, 10)
-    units = np.repeat([f"unit {i}" for i in range(20)], 10)
-    alone = intervals.bootstrap(np.mean, data, generator=rng(1))
-    copies = intervals.bootstrap(np.mean, tenfold, generator=rng(1), clusters=units)
-    naive = intervals.bootstrap(np.mean, tenfold, generator=rng(1))
-    assert copies.n == 20 and naive.n == 200
-    assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=0.15)
-    assert naive.high - naive.low < 0.5 * (copies.high - copies.low)
-
-
-def test_cluster_members_are_drawn_whole():
-    seen = []
-
-    def statistic(documents):
-        seen.append(np.bincount(documents, minlength=5))
-        return 0.0
-
-    intervals.bootstrap(statistic, range(5), generator=rng(0), clusters=list("abaca"))
-    for counts in seen[:-1]:  # the last call is the statistic itself
-        assert counts[0] == counts[2] == counts[4]
-        assert counts[[0, 1, 3]].sum() == 3
-
-
 OF_UNEQUAL_SIZES = np.sqrt(np.arange(60) * 4).astype(int)
+
+
+def drawn_again(clusters, generator):
+    """Return the documents of as many clusters as there are, drawn with replacement."""
+    parts = [part.to_numpy() for _, part in clusters]
+    chosen = generator.integers(len(parts), size=len(parts))
+    return np.concatenate([parts[i] for i in chosen])
 
 
 @pytest.mark.parametrize(
@@ -281,18 +270,19 @@ def test_bootstrap_auc_equals_the_plain_bootstrap(clusters, n):
     members = rng(1).integers(0, 9, 60) + 2
     others = rng(2).integers(0, 9, 40)  # many ties
     fast = membership.bootstrap_auc(members, others, rng(3), resamples=4000, clusters=clusters)
-    plain = intervals.bootstrap(
-        membership.auc,
-        members,
-        others,
-        generator=rng(4),
-        resamples=4000,
-        paired=False,
-        clusters=clusters,
-    )
-    assert fast.value == plain.value and fast.n == plain.n == n
-    assert fast.low == pytest.approx(plain.low, abs=0.01)
-    assert fast.high == pytest.approx(plain.high, abs=0.01)
+    labels = clusters or (np.arange(60), np.arange(40))
+    sides = [
+        pd.Series(members).groupby(labels[0]),
+        pd.Series(others).groupby(labels[1]),
+    ]
+    generator = rng(4)
+    plain = []
+    for _ in range(1500):
+        plain.append(membership.auc(*(drawn_again(side, generator) for side in sides)))
+    assert fast.value == membership.auc(members, others) and fast.n == n
+    low, high = np.quantile(plain, [0.025, 0.975])
+    assert fast.low == pytest.approx(low, abs=0.015)
+    assert fast.high == pytest.approx(high, abs=0.015)
 
 
 def test_bootstrap_auc_in_several_blocks(monkeypatch):
@@ -313,11 +303,7 @@ EMPTY = {
     "ROUGE-L": lambda: metrics.rouge_l([1], []),
     "forget quality": lambda: metrics.forget_quality([], []),
     "forget quality, unequal": lambda: metrics.forget_quality([1.0], [1.0, 2.0]),
-    "bootstrap": lambda: intervals.bootstrap(np.mean, [], generator=rng()),
-    "bootstrap of nothing": lambda: intervals.bootstrap(np.mean, generator=rng()),
-    "bootstrap, clusters": lambda: intervals.bootstrap(
-        np.mean, [1.0, 2.0], generator=rng(), clusters=[1]
-    ),
+    "clusters": lambda: intervals.cluster_codes(2, [1]),
     "bootstrap_auc": lambda: membership.bootstrap_auc([1.0], [], rng()),
 }
 

@@ -201,18 +201,16 @@ def test_differences_by_hand(models):
     assert set(table.n) == {COUNT}
 
 
-def test_the_two_findings_are_rows_of_the_table(models):
+def test_the_finding_and_its_noise_are_rows_of_the_table(models):
     a_pool(models)
     found = by_keys(pool_tables.differences_table(PROFILE), "target_domain", "measure")
     bias = pool_tables.proxy_bias(PROFILE)
-    noise = pool_tables.noise_on_unseen(PROFILE)
-    assert bias.shape == noise.shape == (2, 1 + PROFILE.resamples)
+    assert bias.shape == (2, 1 + PROFILE.resamples)
     assert bias[:, 0] == pytest.approx([-0.2, -0.1])
-    assert noise[:, 0] == pytest.approx([0.1 / np.sqrt(2)] * 2)
     row = found.loc["mean", "target less retrained, on unseen"]
     assert row["value"] == pytest.approx(bias[:, 0].mean())
     assert found["value"]["mean", "SD between retrained models, on unseen"] == pytest.approx(
-        noise[:, 0].mean()
+        0.1 / np.sqrt(2)
     )
 
 
@@ -274,7 +272,6 @@ def test_of_a_published_model_there_is_the_target_alone(models):
         assert (nothing[["n", "replicates"]] == 0).all(axis=None)
     assert set(differences.measure) == set(EXPECTED)
     assert np.isnan(pool_tables.proxy_bias(PUBLISHED)).all()
-    assert np.isnan(pool_tables.noise_on_unseen(PUBLISHED)).all()
     assert pool_tables.members_table(PUBLISHED).empty
 
 

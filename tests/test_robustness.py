@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import toys
 
 from unlearn_utils.core.methods import DESCENT, METHODS
 from unlearn_utils.findings import draws, robustness
 from unlearn_utils.findings.draws import Drawn
 from unlearn_utils.findings.robustness import MAIN_PLANE, Cells, Guideline
-from unlearn_utils.profiles import PROFILES, Corpus, Grid, Pretraining, Shape, Unlearning
+from unlearn_utils.profiles import PROFILES, Corpus, Grid, Pretraining, Unlearning
 from unlearn_utils.study import method_paths, selection, single_run, study_documents
 from unlearn_utils.study.method_paths import ASCENT, CLAIMED
 from unlearn_utils.study.single_run import Run
@@ -565,25 +566,19 @@ def test_retain_text_table(by_hand):
 
 
 TINY = replace(
-    PROFILES["smoke"],
+    toys.TOY,
     name="tiny",
     corpus=Corpus(pairs=8, retain=12, general=6, evaluation=8, measured=8),
-    shape=Shape(vocabulary=400, hidden=16, intermediate=32, layers=2, heads=2, context=48),
     pretraining=Pretraining(epochs=6, batch=4),
-    unlearning=Unlearning(learning_rate=2e-3, batch=2),
-    grid=Grid(
+    grid=replace(
+        toys.TOY.grid,
         learning_rates=(2e-3, 2e-2),
         epochs=1,
         usual_epochs=2,
-        domains=("arxiv",),
         claimed_domains=("arxiv",),
         chosen_on=4,
-        retain_documents=(2,),
     ),
     domains=("arxiv",),
-    replicates=(0,),
-    workers=1,
-    resamples=20,
 )
 
 

@@ -143,59 +143,16 @@ def scored(members=MEMBERS, others=OTHERS, model="m"):
     return pd.DataFrame({"split": splits, "min_k_40": scores, "family": families, "model": model})
 
 
-@pytest.mark.parametrize(("fpr", "share"), [(0, 0.2), (0.1, 0.4), (0.2, 0.5), (0.5, 0.6), (1, 1.0)])
-def test_the_tpr_by_hand(fpr, share):
-    # 10 x 10. At 10% one non-member, the 9, may pass, so that the threshold is 8: 8.5, 9, 9.5 and
-    # 20 are found, the 8 is not.
-    (row,) = tables.tpr_table(scored(), ["model"], "Min-40%", fpr, resamples=50).itertuples()
-    assert (row.value, row.n, row.model) == (share, 10, "m")
-    assert row.measure == f"TPR at {fpr:.0%} FPR, Min-40%"
-    assert 0 <= row.low <= row.high <= 1
-
-
-def test_the_tpr_is_of_each_group_in_order():
-    groups = [scored(model="b"), scored([10] * 10, model="a"), scored([-1] * 10, model="c")]
-    found = tables.tpr_table(pd.concat(groups), ["model"], "Min-40%", 0.1, resamples=50)
-    assert list(found.columns) == ["model", "measure", "value", "low", "high", "n"]
-    assert found.model.tolist() == ["b", "a", "c"]
-    assert found.value.tolist() == [0.4, 1, 0]
-    assert bounds(found)[1:] == [[1, 1], [0, 0]]
-    assert found.low[0] < 0.4 < found.high[0]
-
-
-def test_the_tpr_repeats_with_the_seed_and_refuses_a_rate_that_is_too_fine():
-    def detected(seed):
-        return tables.tpr_table(scored(), ["model"], "Min-40%", 0.1, seed=seed, resamples=30)
-
-    one, other = detected(0), detected(1)
-    pd.testing.assert_frame_equal(one, detected(0))
-    assert one.value[0] == other.value[0]
-    assert bounds(one) != bounds(other)
-    with pytest.raises(ValueError, match="10 non-members"):
-        tables.tpr_table(scored(), ["model"], "Min-40%", 0.05)
-
-
-def test_the_tpr_resamples_families_not_documents():
-    rows = scored().assign(family=lambda r: r.split)  # so every resample is the sample itself
-    (row,) = tables.tpr_table(rows, ["model"], "Min-40%", 0.1, resamples=30).itertuples()
-    assert (row.value, row.low, row.high, row.n) == (0.4, 0.4, 0.4, 1)
-
-
 def test_an_unknown_score_is_refused_with_the_titles_that_there_are():
     with pytest.raises(ValueError, match="unknown score 'Min-4%'; choose one of: Min-20%.*zlib"):
         tables.auc_table(scored(), ["model"], ["Min-4%"])
-    with pytest.raises(ValueError, match="unknown score 'Min-4%'"):
-        tables.tpr_table(scored(), ["model"], "Min-4%", 0.1)
 
 
-def test_a_model_that_is_not_there_has_no_auc_and_no_tpr():
+def test_a_model_that_is_not_there_has_no_auc():
     rows = scored().assign(min_k_40=np.nan)
-    for found in (
-        tables.auc_table(rows, ["model"], ["Min-40%"]),
-        tables.tpr_table(rows, ["model"], "Min-40%", 0.1),
-    ):
-        assert found[["value", "low", "high"]].isna().all(axis=None)
-        assert found.n.tolist() == [0]
+    found = tables.auc_table(rows, ["model"], ["Min-40%"])
+    assert found[["value", "low", "high"]].isna().all(axis=None)
+    assert found.n.tolist() == [0]
 
 
 # ----------------------------------------------------------------------------- one and another

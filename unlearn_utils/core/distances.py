@@ -18,7 +18,9 @@ import numpy as np
 from unlearn_utils.core.arrays import Floats
 
 SPLITS = ("forget", "approximate", "retain", "evaluation")
-TWO = (0, 3)  # of SPLITS: the plane of forget and general text alone
+FORGET, UNSEEN, RETAIN, GENERAL = range(4)  # their places
+TWO = (FORGET, GENERAL)  # the plane of forget and general text alone
+OTHER_TEXT = (UNSEEN, RETAIN)  # the other text of the domain
 NEAR = 0.25  # neighbouring marks that differ by more, in log perplexity, are not interpolated
 BETWEEN = 8  # points from one mark to the next
 HALF = 0.5  # of the best score: what a setting in the window reaches
@@ -32,6 +34,14 @@ def distance(gaps: Floats, splits: tuple[int, ...] = (0, 1, 2, 3)) -> Floats:
         splits: which of them count.
     """
     return np.abs(gaps[..., list(splits)]).mean(-1)
+
+
+def damage_to_domain(gaps: Floats) -> Floats:
+    """Return the mean gap on the other text of the domain, unseen and retain: (...).
+
+    gaps: (..., splits).
+    """
+    return gaps[..., list(OTHER_TEXT)].mean(-1)
 
 
 def score(far: Floats, of_target: Floats) -> Floats:
@@ -214,7 +224,7 @@ def crossing(gaps: Floats, level: float) -> Crossing:
         gaps: of the target and each mark, (draws, 1 + marks, splits).
         level: of the forget set's gap; the target's is below it.
     """
-    forget = gaps[..., 0]
+    forget = gaps[..., FORGET]
     above = forget >= level
     reached = above.any(1)
     right = np.where(reached, above.argmax(1), 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,10 @@ class Interval(NamedTuple):
 
 
 def interval(value: float, draws: ArrayLike, level: float, n: int) -> Interval:
-    """Return the percentile interval of bootstrap draws around a value."""
+    """Return the percentile interval of bootstrap draws around a value.
+
+    Source: Efron and Tibshirani 1993, chapter 13.
+    """
     draws = np.asarray(draws, float)
     method = "linear"
     if not np.isfinite(draws).all():  # between infinite draws there is nothing to interpolate
@@ -39,64 +42,7 @@ def interval(value: float, draws: ArrayLike, level: float, n: int) -> Interval:
     return Interval(float(value), float(low), float(high), n)
 
 
-# --------------------------------------------------------------------------------- any statistic
-
-
-def bootstrap(
-    statistic: Callable[..., float],
-    *arrays: ArrayLike,
-    generator: np.random.Generator,
-    resamples: int = 1000,
-    level: float = 0.95,
-    clusters: ArrayLike | Sequence[ArrayLike] | None = None,
-    paired: bool = True,
-) -> Interval:
-    """Return the percentile bootstrap of `statistic(*arrays)` over documents, or clusters of them.
-
-    Source: Efron and Tibshirani 1993, chapter 13.
-
-    Args:
-        statistic: of arrays whose first axis is documents.
-        arrays: what it is a statistic of.
-        generator: draws the resamples.
-        resamples: how many.
-        level: share of the resamples that the interval holds.
-        clusters: what is drawn as one: a label for each document, if `paired`; else such an array
-            for each of the arrays.
-        paired: all arrays describe the same documents and are resampled together; else each is
-            resampled by itself.
-
-    Raises:
-        ValueError: there is no array, one is empty, or lengths do not match.
-    """
-    groups = [np.asarray(array) for array in arrays]
-    _check_groups(groups, paired)
-    if paired:
-        members = [_members(len(groups[0]), clusters)]
-    else:
-        labels = clusters if clusters is not None else [None] * len(groups)
-        members = []
-        for group, label in zip(groups, labels, strict=True):
-            members.append(_members(len(group), label))
-
-    draws = []
-    for _ in range(resamples):
-        rows = [_draw(clustered, generator) for clustered in members]
-        if paired:
-            rows = rows * len(groups)
-        drawn = [group[row] for group, row in zip(groups, rows, strict=True)]
-        draws.append(statistic(*drawn))
-    smallest = min(len(clustered) for clustered in members)
-    return interval(statistic(*groups), draws, level, smallest)
-
-
-def _check_groups(groups: Sequence[np.ndarray], paired: bool) -> None:
-    """Raise ValueError as `bootstrap` says."""
-    if not groups or any(group.ndim == 0 or len(group) == 0 for group in groups):
-        raise ValueError("bootstrap: no documents")
-    lengths = [len(group) for group in groups]
-    if paired and len(set(lengths)) > 1:
-        raise ValueError(f"bootstrap: paired arrays of unequal lengths {lengths}")
+# ----------------------------------------------------------------------------------------- draws
 
 
 def cluster_codes(n: int, clusters: ArrayLike | None) -> NDArray[np.intp]:
@@ -111,22 +57,6 @@ def cluster_codes(n: int, clusters: ArrayLike | None) -> NDArray[np.intp]:
     if labels.shape != (n,):
         raise ValueError(f"bootstrap: {n} documents but cluster labels of shape {labels.shape}")
     return np.unique(labels, return_inverse=True)[1]
-
-
-def _members(n: int, clusters: ArrayLike | None) -> list[NDArray[np.intp]]:
-    """Return the numbers of the documents of each cluster."""
-    codes = cluster_codes(n, clusters)
-    ends = np.bincount(codes).cumsum()[:-1]
-    return np.split(np.argsort(codes, kind="stable"), ends)
-
-
-def _draw(members: list[NDArray[np.intp]], generator: np.random.Generator) -> NDArray[np.intp]:
-    """Return the documents of as many clusters as there are, drawn with replacement."""
-    chosen = generator.integers(len(members), size=len(members))
-    return np.concatenate([members[i] for i in chosen])
-
-
-# ------------------------------------------------------------------------- statistics of weights
 
 
 def draw_counts(units: NDArray[np.intp], size: int, generator: np.random.Generator) -> Floats:

@@ -178,6 +178,22 @@ def auc(members: ArrayLike, non_members: ArrayLike) -> float:
     return float(wins / (members.size * non_members.size))
 
 
+def weighted_auc(ours: Floats, theirs: Floats, times: Floats, other_times: Floats) -> Floats:
+    """Return `auc` with each document counted as often as drawn: (draws,).
+
+    Args:
+        ours, theirs: scores of members and of non-members, one a document.
+        times, other_times: how often each counts, (draws, documents).
+    """
+    order = np.argsort(theirs, kind="stable")
+    below = np.searchsorted(theirs[order], ours, "left")
+    up_to = np.searchsorted(theirs[order], ours, "right")
+    none = np.zeros((len(other_times), 1))
+    running = np.concatenate([none, other_times[:, order].cumsum(1)], 1)  # among the i lowest
+    wins = (times * (running[:, below] + running[:, up_to])).sum(1) / 2
+    return wins / (times.sum(1) * running[:, -1])
+
+
 def tpr_at_fpr(members: ArrayLike, non_members: ArrayLike, fpr: float) -> float:
     """Return the largest share of members above a threshold that few non-members exceed.
 
@@ -226,14 +242,15 @@ def bootstrap_auc(
 ) -> intervals.Interval:
     """Return `auc` with its interval; both groups are resampled, independently.
 
-    It is the same as `intervals.bootstrap(auc, ...)`, vectorised.
-
     Args:
-        members, non_members, generator, resamples, level: as in `intervals.bootstrap`.
-        clusters: labels of the members and of the non-members, as there.
+        members, non_members: as in `auc`.
+        generator: draws the resamples.
+        resamples: how many.
+        level: share of the resamples that the interval holds.
+        clusters: what is drawn as one: a label for each member, and for each non-member.
 
     Raises:
-        ValueError: as `auc` and `intervals.bootstrap`.
+        ValueError: as `auc`, or there is not one label for each document.
     """
     value = auc(members, non_members)
     members = np.asarray(members, float)
@@ -242,18 +259,10 @@ def bootstrap_auc(
     member_units = intervals.cluster_codes(len(members), member_labels)
     other_units = intervals.cluster_codes(len(others), other_labels)
 
-    order = np.argsort(others, kind="stable")
-    below = np.searchsorted(others[order], members, "left")
-    up_to = np.searchsorted(others[order], members, "right")
-
     draws = []
     for size in intervals.blocks(resamples, len(members) + len(others)):
         ours = intervals.draw_counts(member_units, size, generator)
         theirs = intervals.draw_counts(other_units, size, generator)
-        none = np.zeros((size, 1))
-        running = np.concatenate([none, theirs[:, order].cumsum(1)], 1)  # among the i lowest
-        wins = (ours * (running[:, below] + running[:, up_to])).sum(1) / 2
-        draws.append(wins / (ours.sum(1) * running[:, -1]))
-
+        draws.append(weighted_auc(members, others, ours, theirs))
     smaller = min(int(member_units.max()) + 1, int(other_units.max()) + 1)
     return intervals.interval(value, np.concatenate(draws), level, smaller)

@@ -8,7 +8,6 @@ high, n.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -164,47 +163,6 @@ def auc_table(
                     *values, generator=generator, resamples=resamples, clusters=sides.families
                 )
             table.append(_row(by, sides.group, f"AUC {score}", found))
-    return pd.DataFrame(table)
-
-
-def tpr_table(
-    rows: pd.DataFrame,
-    by: Sequence[str],
-    score: str,
-    fpr: float,
-    seed: int = 0,
-    resamples: int = 1000,
-) -> pd.DataFrame:
-    """Return the true-positive rate of one score at a false-positive rate.
-
-    Args:
-        rows, by, seed, resamples: as in `summarise`.
-        score: a title in `membership.SCORES`.
-        fpr: that the sample resolves.
-
-    Returns:
-        Columns `by`, measure, value, low, high, n.
-
-    Raises:
-        ValueError: an unknown title, or a rate that is too fine.
-    """
-    generator = np.random.default_rng(seed)
-    rate = partial(membership.tpr_at_fpr, fpr=fpr)
-    measure = f"TPR at {fpr:.0%} FPR, {score}"
-    table = []
-    for sides in _sides(rows, by):
-        values = sides.scores(score)
-        found = NOT_AVAILABLE
-        if not np.isnan(np.concatenate(values)).all():
-            found = intervals.bootstrap(
-                rate,
-                *values,
-                generator=generator,
-                resamples=resamples,
-                clusters=sides.families,
-                paired=False,
-            )
-        table.append(_row(by, sides.group, measure, found))
     return pd.DataFrame(table)
 
 

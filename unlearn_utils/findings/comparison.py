@@ -16,7 +16,7 @@ import pandas as pd
 
 from unlearn_utils.core import distances, membership
 from unlearn_utils.core.arrays import Floats
-from unlearn_utils.core.distances import SPLITS
+from unlearn_utils.core.distances import FORGET, GENERAL, OTHER_TEXT, RETAIN, SPLITS, UNSEEN
 from unlearn_utils.core.methods import METHODS
 from unlearn_utils.core.replicates import PLAIN, SHARE
 from unlearn_utils.findings import draws, robustness
@@ -34,13 +34,12 @@ OTHERS = (NOTHING, AGAIN)  # models of a comparison that are no method's
 MEAN = "mean"  # in the place of a domain: over all of them
 AS_IT_IS = "as it is"  # in the place of a level: of a model that goes no way
 REACHED, JUMPED, NEVER, BEYOND = "reached", "jumped", "never", "the target is beyond it"
-FORGET, UNSEEN, RETAIN, GENERAL = range(4)  # places in SPLITS
 DOMAIN_DAMAGE = "damage to the domain"
 DAMAGE = {  # by measure: the kinds of text whose gaps are averaged
     "damage to unseen text": (UNSEEN,),
     "damage to retain text": (RETAIN,),
     "damage to general text": (GENERAL,),
-    DOMAIN_DAMAGE: (UNSEEN, RETAIN),
+    DOMAIN_DAMAGE: OTHER_TEXT,
     "damage, mean of three": (UNSEEN, RETAIN, GENERAL),
 }
 GAP, DISTANCE = "forget gap", "distance"
@@ -121,20 +120,7 @@ def retrained_auc(profile: Profile, domain: str, replicate: int) -> list[Floats]
     return [own, *(state.auc for state in retrained_again(profile, domain, replicate))]
 
 
-def n_of(profile: Profile, domains: Sequence[str]) -> int:
-    """Return the families of the smallest split of some domains, report half."""
-    return robustness.smallest_n(profile, domains)
-
-
 # ---------------------------------------------------------------------------- measures of one model
-
-
-def damage_to_domain(gaps: Floats) -> Floats:
-    """Return the mean gap on the other text of the domain, unseen and retain: (...).
-
-    gaps: (..., splits).
-    """
-    return gaps[..., list(DAMAGE[DOMAIN_DAMAGE])].mean(-1)
 
 
 def measures(state: State) -> dict[str, Floats]:
@@ -226,7 +212,7 @@ def models_table(profile: Profile) -> pd.DataFrame:
                 found.setdefault((model, saw), []).append(own)
         for (model, saw), by_replicate in found.items():
             keys = {"target_domain": domain, "model": model, "saw": saw}
-            rows += rows_by_measure(keys, by_replicate, n_of(profile, [domain]))
+            rows += rows_by_measure(keys, by_replicate, robustness.smallest_n(profile, [domain]))
     return table(profile, "table10_models", rows)
 
 
@@ -295,7 +281,7 @@ def equal_rows(profile: Profile, domain: str, method: str) -> list[Row]:
 
     The last two measures of a level are the shares of replicates that reach it, and that jump.
     """
-    n = n_of(profile, [domain])
+    n = robustness.smallest_n(profile, [domain])
     paths = usual(profile, domain, method)
     rows = []
     for level in LEVELS:
@@ -389,7 +375,7 @@ def best_rate_table(profile: Profile) -> pd.DataFrame:
     """
     rows = []
     for domain in profile.grid.domains:
-        n = n_of(profile, [domain])
+        n = robustness.smallest_n(profile, [domain])
         for method in METHODS:
             grid = robustness.grid_of(profile, domain, method)
             for level in LEVELS:
@@ -420,7 +406,7 @@ def ranking_draws(profile: Profile) -> dict[str, dict[str, Floats]]:
         for method in METHODS:
             far = []
             for drawn in usual(profile, domain, method):
-                far.append(distances.distance(robustness.at_nearest(drawn)))
+                far.append(robustness.distance_at_nearest(drawn))
             found.setdefault(method, {})[domain] = np.stack(far)
     for by_domain in found.values():
         by_domain[MEAN] = np.mean(list(by_domain.values()), axis=0)
@@ -439,7 +425,7 @@ def ranking_table(profile: Profile) -> pd.DataFrame:
     rows = []
     for name, by_domain in found.items():
         for domain, values in by_domain.items():
-            n = n_of(profile, profile.domains if domain == MEAN else [domain])
+            n = robustness.smallest_n(profile, profile.domains if domain == MEAN else [domain])
             keys = {"model": name, "target_domain": domain}
             rows.append(Row({**keys, "measure": DISTANCE}, values, n))
             if name != method_paths.CLAIMED:
@@ -518,7 +504,7 @@ def membership_table(profile: Profile) -> pd.DataFrame:
         model (a method, or one of `OTHERS`), at (a level in words, or `AS_IT_IS`), measure, and the
         columns of `replicated.table`.
     """
-    n = n_of(profile, profile.domains)
+    n = robustness.smallest_n(profile, profile.domains)
     rows = []
     for (model, where), by_measure in membership_draws(profile).items():
         for measure, values in by_measure.items():
@@ -535,8 +521,13 @@ def least_detected(profile: Profile) -> Floats:
     """
     excess = auc_excess(profile, 0.0)
     of_methods = np.stack([excess[method] for method in METHODS])
-    known = np.where(np.isfinite(of_methods), of_methods, np.inf).min(0)
-    return np.where(np.isfinite(known), known, np.nan)
+    return least_known(of_methods)
+
+
+def least_known(values: Floats) -> Floats:
+    """Return the least of the first axis, not a number where none is known: (k, ...) to (...)."""
+    least = np.where(np.isfinite(values), values, np.inf).min(axis=0)
+    return np.where(np.isfinite(least), least, np.nan)
 
 
 # ---------------------------------------------------------------------------------------- the plane
@@ -550,11 +541,11 @@ def on_the_way(drawn: Drawn, share: float) -> Floats:
     """
     gaps = drawn.gaps[selection.REPORT]
     if share == 0:
-        return damage_to_domain(gaps[:, 0])
+        return distances.damage_to_domain(gaps[:, 0])
     level = (1 - share) * gaps[:, 0, FORGET]
     over_level = gaps.copy()
     over_level[..., FORGET] -= level[:, None]
-    return damage_to_domain(distances.crossing(over_level, 0.0).of(gaps))
+    return distances.damage_to_domain(distances.crossing(over_level, 0.0).of(gaps))
 
 
 def plane_data(profile: Profile) -> pd.DataFrame:
@@ -576,7 +567,7 @@ def plane_data(profile: Profile) -> pd.DataFrame:
             for share in WAY:
                 values = np.stack([on_the_way(drawn, share) for drawn in paths])
                 keys = {"target_domain": domain, "method": method, "share of the way": share}
-                rows.append(Row(keys, values, n_of(profile, [domain])))
+                rows.append(Row(keys, values, robustness.smallest_n(profile, [domain])))
                 way.append((1 - share) * np.mean(starts))
     return estimates(profile, "fig10_plane", rows).assign(**{GAP: way})
 
@@ -612,7 +603,7 @@ def path_rows(profile: Profile, domain: str, method: str, steps: Sequence[int]) 
         method: its name.
         steps: at which gaps are wanted, 0 (the target) among them.
     """
-    n = n_of(profile, [domain])
+    n = robustness.smallest_n(profile, [domain])
     rows = []
     for step in steps:
         each = [gaps_at(drawn, step) for drawn in usual(profile, domain, method)]

@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from unlearn_utils.core import distances, membership
 from unlearn_utils.core.arrays import Floats
-from unlearn_utils.core.distances import SPLITS, Crossing
+from unlearn_utils.core.distances import FORGET, SPLITS, Crossing
 from unlearn_utils.core.replicates import SHARE, Scale
 from unlearn_utils.findings import draws, plots
 from unlearn_utils.findings.draws import SCORE, Drawn
@@ -229,7 +229,7 @@ def retraining_table(profile: Profile) -> pd.DataFrame:
         for code in CODES:
             gaps = np.stack([one.gaps[code] for one in by_replicate])
             keys = {"defect": defect, "method": method, "code": code}
-            forget = gaps[..., SPLITS.index("forget")]
+            forget = gaps[..., FORGET]
             rows.append(Row({**keys, "measure": "forget gap"}, forget, n["forget"]))
             far = distances.distance(gaps)
             rows.append(Row({**keys, "measure": "distance"}, far, min(n.values()), SIZE))
@@ -305,7 +305,7 @@ def readings_of(profile: Profile, rows: pd.DataFrame) -> dict[str, Floats]:
         drawn = draws.sample(profile, profile.domains[0], split, selection.REPORT)
         sides.append((drawn.values(rows[rows.split == split], SCORE), drawn.weights))
     (ours, times), (theirs, other_times) = sides
-    auc = draws.weighted_auc(ours, theirs, times, other_times)
+    auc = membership.weighted_auc(ours, theirs, times, other_times)
     return {
         "AUC": auc,
         "folded AUC": np.maximum(auc, 1 - auc),

@@ -131,19 +131,7 @@ def auc(
     others = sample(profile, domain, "approximate", half)
     ours = members.values(rows[rows.split == "forget"], score)
     theirs = others.values(rows[rows.split == "approximate"], score)
-    return weighted_auc(ours, theirs, members.weights, others.weights)
-
-
-def weighted_auc(ours: Floats, theirs: Floats, times: Floats, other_times: Floats) -> Floats:
-    """Return the AUC with each document counted as often as drawn: (draws,).
-
-    Args:
-        ours, theirs: scores of members and of non-members, one a document.
-        times, other_times: how often each counts, (draws, documents).
-    """
-    above = (ours[:, None] > theirs) + 0.5 * (ours[:, None] == theirs)
-    wins = ((times @ above) * other_times).sum(1)
-    return wins / (times.sum(1) * other_times.sum(1))
+    return membership.weighted_auc(ours, theirs, members.weights, others.weights)
 
 
 @cache
@@ -221,7 +209,7 @@ def _drawn(run: Run, rows: pd.DataFrame, ended: bool) -> Drawn:
         theirs = others.at_marks(wide["approximate"], SCORE)
         told = []
         for mine, yours in zip(ours.T, theirs.T, strict=True):
-            told.append(weighted_auc(mine, yours, members.weights, others.weights))
+            told.append(membership.weighted_auc(mine, yours, members.weights, others.weights))
         areas[half] = np.stack(told, axis=1)
     forget = of_half["forget"]  # of the report half
     extracted = forget.weights @ forget.at_marks(wide["forget"], "extraction")

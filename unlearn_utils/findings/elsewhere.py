@@ -15,7 +15,7 @@ from matplotlib.ticker import NullLocator
 
 from unlearn_utils.core import tables
 from unlearn_utils.core.arrays import Floats
-from unlearn_utils.core.distances import SPLITS
+from unlearn_utils.core.distances import FORGET, UNSEEN
 from unlearn_utils.core.methods import METHODS
 from unlearn_utils.core.replicates import PLAIN, SHARE, Estimate, Scale
 from unlearn_utils.findings import comparison, draws, plots, replicated, robustness
@@ -29,7 +29,6 @@ TABLE = "table16_elsewhere"
 KEYS = ("axis", "setting", "target_domain", "measure", "method")
 TARGET, RETRAINED = "target", "retrained model"  # in the place of a method
 LEAST = "least of the methods"
-FORGET, UNSEEN = SPLITS.index("forget"), SPLITS.index("approximate")
 
 MEMORISED = "target less retrained, on forget"
 BIAS = "target less retrained, on unseen"  # F1
@@ -144,10 +143,7 @@ def _of_methods(setting: Setting) -> Measured:
         areas = np.stack([comparison.at_level(drawn, 0.0)["AUC"] for drawn in paths])
         told.append(areas - np.stack(truth))
         found[DETECTED, method] = (told[-1], n, PLAIN)
-    areas = np.stack(told)
-    known = np.where(np.isfinite(areas), areas, np.inf).min(axis=0)
-    least = np.where(np.isfinite(known), known, np.nan)
-    found[DETECTED, LEAST] = (least, n, PLAIN)
+    found[DETECTED, LEAST] = (comparison.least_known(np.stack(told)), n, PLAIN)
     return found
 
 

@@ -24,10 +24,11 @@ from matplotlib.axes import Axes
 from unlearn_utils.cache.workers import side_by_side
 from unlearn_utils.core import distances, tables
 from unlearn_utils.core.arrays import Floats
+from unlearn_utils.core.distances import FORGET, GENERAL, RETAIN, UNSEEN
 from unlearn_utils.core.methods import METHODS, get_method
 from unlearn_utils.core.replicates import RATIO
-from unlearn_utils.findings import comparison, plots
-from unlearn_utils.findings.comparison import FORGET, GENERAL, LEVELS, RETAIN, UNSEEN
+from unlearn_utils.findings import comparison, plots, robustness
+from unlearn_utils.findings.comparison import DOMAIN_DAMAGE, LEVELS, OVER_RETRAINED, REACHED
 from unlearn_utils.findings.draws import Drawn
 from unlearn_utils.findings.replicated import Row, estimates, table
 from unlearn_utils.profiles import Profile
@@ -36,7 +37,6 @@ from unlearn_utils.study import costs, extra_measurements, method_paths, pool, s
 FIRST = 3  # the number of the first method's notebook
 READ_AT = -0.25  # the gap on the forget set that is reported; even the slowest method comes so far
 TEXTS = {"unseen text": UNSEEN, "retain text": RETAIN, "general text": GENERAL}
-AUC = "AUC over retrained"  # as `comparison.beside_truth` names it
 
 
 def page(method: str) -> str:
@@ -335,7 +335,7 @@ def speed_table(profile: Profile, method: str) -> pd.DataFrame:
     rows = []
     for domain in profile.domains:
         paths = comparison.usual(profile, domain, method)
-        n = comparison.n_of(profile, [domain])
+        n = robustness.smallest_n(profile, [domain])
         each = [speed(drawn) for drawn in paths]
         for measure in each[0]:
             values = np.stack([one[measure] for one in each])
@@ -385,7 +385,7 @@ def price_table(profile: Profile, method: str, other: str) -> pd.DataFrame:
             RETRAINING: np.stack([price_of_retraining(drawn) for drawn in ours]),
         }
         prices[DIFFERENCE] = prices[method] - prices[other]
-        n = comparison.n_of(profile, [domain])
+        n = robustness.smallest_n(profile, [domain])
         for text, place in TEXTS.items():
             for model, values in prices.items():
                 keys = {"target_domain": domain, "kind of text": text, "model": model}
@@ -395,7 +395,7 @@ def price_table(profile: Profile, method: str, other: str) -> pd.DataFrame:
 
 # --------------------------------------------------- what is particular: against a method like it
 
-OF_DOMAIN, OF_GENERAL = "damage to the domain", "damage to general text"
+OF_GENERAL = "damage to general text"
 COMPARED = ("damage to unseen text", "damage to retain text", OF_GENERAL, "AUC")
 
 
@@ -406,7 +406,7 @@ def difference_rows(profile: Profile, domain: str, method: str, other: str) -> l
     text, which says what it protects. A replicate in which one of the two does not reach the level
     has no difference.
     """
-    n = comparison.n_of(profile, [domain])
+    n = robustness.smallest_n(profile, [domain])
     ours = comparison.usual(profile, domain, method)
     theirs = comparison.usual(profile, domain, other)
     rows = []
@@ -417,12 +417,8 @@ def difference_rows(profile: Profile, domain: str, method: str, other: str) -> l
         for measure in COMPARED:
             less = [mine[measure] - yours[measure] for mine, yours in zip(one, two, strict=True)]
             rows.append(Row({**keys, "measure": measure, "less": other}, np.stack(less), n))
-        own = []
-        for drawn in ours:
-            gaps = drawn.gaps[selection.REPORT]
-            there = distances.crossing(gaps, level).of(gaps)
-            own.append(comparison.damage_to_domain(there) - there[:, GENERAL])
-        rows.append(Row({**keys, "measure": OF_DOMAIN, "less": OF_GENERAL}, np.stack(own), n))
+        own = [mine[DOMAIN_DAMAGE] - mine[OF_GENERAL] for mine in one]
+        rows.append(Row({**keys, "measure": DOMAIN_DAMAGE, "less": OF_GENERAL}, np.stack(own), n))
     return rows
 
 
@@ -484,7 +480,7 @@ def reached(profile: Profile, domain: str, method: str, level: float) -> str:
     """Return how many paths come to a level without a jump: "1 of 1"."""
     paths = comparison.usual(profile, domain, method)
     told = [comparison.how_it_reaches(drawn, level) for drawn in paths]
-    return f"{told.count('reached')} of {len(told)}"
+    return f"{told.count(REACHED)} of {len(told)}"
 
 
 def equal_to_read(profile: Profile, method: str, equal: pd.DataFrame) -> pd.DataFrame:
@@ -493,7 +489,7 @@ def equal_to_read(profile: Profile, method: str, equal: pd.DataFrame) -> pd.Data
     equal: a table of `equal_table`.
     """
     wanted = [f"damage to {text}" for text in TEXTS]
-    shown = equal[equal.measure.isin([*wanted, AUC])]
+    shown = equal[equal.measure.isin([*wanted, OVER_RETRAINED])]
     shown = shown.assign(measure=shown.measure.str.removeprefix("damage to "))
     shown = tables.wide(shown, ["target_domain", "forget gap"], "measure", digits=2)
     told = [reached(profile, domain, method, level) for domain, level in shown.index]
@@ -520,12 +516,12 @@ def summary(profile: Profile, method: str, equal: pd.DataFrame) -> list[str]:
         begin = f"{domain}: at a gap of {READ_AT:g} on the forget set ({came} paths reach it)"
         here = equal[(equal.target_domain == domain) & (equal["forget gap"] == READ_AT)]
         here = here.set_index("measure")
-        if not here.loc[AUC, "replicates"]:
+        if not here.loc[OVER_RETRAINED, "replicates"]:
             lines.append(f"{begin}: nothing to report")
             continue
         told = []
         for text in TEXTS:
             told.append(f"{text} {tables.text(here.loc[f'damage to {text}'], sign='+')}")
-        told.append(f"{AUC} {tables.text(here.loc[AUC], sign='+')}")
-        lines.append(f"{begin}: {', '.join(told)}; n = {here.loc[AUC, 'n']} families")
+        told.append(f"{OVER_RETRAINED} {tables.text(here.loc[OVER_RETRAINED], sign='+')}")
+        lines.append(f"{begin}: {', '.join(told)}; n = {here.loc[OVER_RETRAINED, 'n']} families")
     return lines

@@ -273,14 +273,6 @@ def proxy_bias(profile: Profile) -> Floats:
     return differences_of_domains(profile)[MEAN][PROXY_BIAS]
 
 
-def noise_on_unseen(profile: Profile) -> Floats:
-    """Return the noise floor of F1: SD between retrained models on unseen text, mean of domains.
-
-    It is (replicates, draws).
-    """
-    return differences_of_domains(profile)[MEAN][NOISE_ON_UNSEEN]
-
-
 def families(profile: Profile, domains: Sequence[str]) -> int:
     """Return the families of the smallest forget or unseen split of some domains."""
     found = []

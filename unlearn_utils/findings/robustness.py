@@ -16,7 +16,7 @@ import pandas as pd
 
 from unlearn_utils.core import distances
 from unlearn_utils.core.arrays import Floats
-from unlearn_utils.core.distances import SPLITS, Path, Scores
+from unlearn_utils.core.distances import FORGET, GENERAL, Path, Scores
 from unlearn_utils.core.replicates import SHARE
 from unlearn_utils.findings import draws
 from unlearn_utils.findings.draws import Drawn
@@ -29,7 +29,6 @@ PLANES = {"four kinds of text": (0, 1, 2, 3), "forget and general": distances.TW
 MAIN_PLANE = "four kinds of text"
 TAUS = np.linspace(0.0, 0.8, 33)  # of the profile curve
 EVERY = "all"  # in the place of a number of retain documents
-OTHER_TEXT = (SPLITS.index("approximate"), SPLITS.index("retain"))  # of the domain
 
 # The smallest differences that matter for claim C2, in robustness and in the window. Fixed before
 # any path of the study was run, after a pilot of one replicate had been seen (notebook 11).
@@ -213,6 +212,11 @@ def at_nearest(drawn: Drawn) -> Floats:
     return drawn.gaps[selection.REPORT][np.arange(len(best)), best]
 
 
+def distance_at_nearest(drawn: Drawn) -> Floats:
+    """Return the distance of a path at its best mark, report half: (draws,)."""
+    return distances.distance(at_nearest(drawn))
+
+
 @cache
 def by_retain_documents(profile: Profile) -> dict[tuple[str, str], list[Drawn]]:
     """Return the paths by method and by the number of retain documents, one a replicate.
@@ -249,8 +253,8 @@ def retain_text_table(profile: Profile) -> pd.DataFrame:
         gaps = np.stack([at_nearest(drawn) for drawn in here])
         by_measure = {
             "score": score,
-            "damage to the domain": gaps[..., list(OTHER_TEXT)].mean(-1),
-            "damage to general text": gaps[..., SPLITS.index("evaluation")],
+            "damage to the domain": distances.damage_to_domain(gaps),
+            "damage to general text": gaps[..., GENERAL],
         }
         if number != EVERY:
             by_measure["score, less that with all"] = score - with_all
@@ -263,7 +267,7 @@ def retain_text_table(profile: Profile) -> pd.DataFrame:
 def score_at_nearest(drawn: Drawn) -> Floats:
     """Return the score of a path at its best mark, report half: (draws,)."""
     own = distances.distance(drawn.target(selection.REPORT))
-    return distances.score(distances.distance(at_nearest(drawn)), own)
+    return distances.score(distance_at_nearest(drawn), own)
 
 
 # ------------------------------------------------------------------------------- rules of tuning
@@ -355,10 +359,10 @@ def chosen(profile: Profile, guideline: Guideline, here: Cells, proxy: Floats) -
         one_epoch = np.abs(here.epochs - 1) + np.where(fits & (here.rates > 0), 0, np.inf)
         return np.full(len(proxy), int(np.argmin(one_epoch)))
     gaps = here.gaps[selection.SELECTION]
-    missed = np.abs(gaps[..., 0] - proxy[:, None])
+    missed = np.abs(gaps[..., FORGET] - proxy[:, None])
     if guideline.goal == "auc":
         missed = np.abs(here.auc[selection.SELECTION] - 0.5)
-    rise = gaps[..., 3] - here.target[selection.SELECTION][:, None, 3]
+    rise = gaps[..., GENERAL] - here.target[selection.SELECTION][:, None, GENERAL]
     allowed = fits & (rise < np.log1p(BOUND))
     return np.argmin(np.where(allowed, missed, np.inf), axis=1)
 

@@ -123,9 +123,9 @@ def flops(
 ) -> Artifact:
     """Return the FLOPs of one epoch of unlearning, or of training without the forget set.
 
-    Every step of the epoch is counted; of training, its first step, times the steps. Of a published
-    model the first micro-batch is counted and stands for all by its tokens; its training is not
-    counted but computed, so that flops = estimate, and steps are missing.
+    Every step of the epoch is counted; of training one batch, drawn at random, times the steps. Of
+    a published model the first micro-batch is counted and stands for all by its tokens; its
+    training is not counted but computed, so that flops = estimate, and steps are missing.
 
     Args:
         profile: documents, model and recipes.
@@ -216,7 +216,7 @@ class Work(NamedTuple):
 
 
 def _retraining(asked: Case) -> Work:
-    """Return training without the forget set, in all its epochs: its first step stands for all."""
+    """Return training without the forget set, in all its epochs; one batch stands for all."""
     from unlearn_utils.engine import training
 
     recipe = asked.profile.pretraining
