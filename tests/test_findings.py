@@ -12,6 +12,7 @@ from committed import ROOT, interval, laptop, of_laptop, value, words
 
 from unlearn_utils import profiles
 from unlearn_utils.core import efficiency
+from unlearn_utils.core.methods import METHODS
 
 START, POOL = "notebooks/00_start_here.ipynb", "notebooks/02_target_and_retrained.ipynb"
 COMPARED, SETTINGS = "notebooks/10_comparison.ipynb", "notebooks/11_hyperparameters.ipynb"
@@ -21,15 +22,6 @@ ELSEWHERE = "notebooks/16_elsewhere.ipynb"
 PAGES = (START, POOL, COMPARED, SETTINGS, COST, RELEASED, CLAIMS, OWN, ELSEWHERE)
 WITH_DOCS = (*PAGES, "docs/hardware.md", "docs/notebooks.md", "docs/running.md", "run_all.sh")
 
-METHODS = (
-    "gradient_ascent",
-    "random_label",
-    "adversarial",
-    "ascent_descent_general",
-    "ascent_descent_in_distribution",
-    "ascent_kl_general",
-    "ascent_kl_in_distribution",
-)
 DESCENT, KL = "ascent_descent_in_distribution", "ascent_kl_in_distribution"
 ASCENT, RANDOM, GENERAL = "gradient_ascent", "random_label", "ascent_descent_general"
 DOMAINS = ("arxiv", "books", "github")

@@ -93,6 +93,7 @@ class Scale(NamedTuple):
 
 PLAIN = Scale()
 SHARE = Scale(least=0.0, most=1.0)
+SIZE = Scale(least=0.0)  # of what has no sign
 RATIO = Scale(shown=np.exp, inverse=np.log)  # of perplexities: averaged in nats
 
 

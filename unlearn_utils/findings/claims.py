@@ -17,7 +17,7 @@ import pandas as pd
 
 from unlearn_utils.cache import paths
 from unlearn_utils.core.replicates import NOT_AVAILABLE, Estimate
-from unlearn_utils.findings import evidence, robustness
+from unlearn_utils.findings import evidence, plots, robustness
 from unlearn_utils.findings.evidence import Computed, Evidence, Like
 from unlearn_utils.findings.replicated import Row, estimates
 from unlearn_utils.profiles import STUDY, Profile
@@ -435,7 +435,7 @@ def _measured(profile: Profile, claim: Claim) -> dict:
 
 def study_table() -> pd.DataFrame | None:
     """Return the table of the committed study; None: there is none."""
-    file = paths.own_figures(paths.PROJECT, STUDY.name) / f"{TABLE}.csv"
+    file = plots.study_file(TABLE)
     return stored(file) if file.exists() else None
 
 

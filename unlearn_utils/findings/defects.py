@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from unlearn_utils.core import distances, membership
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.distances import FORGET, SPLITS, Crossing
-from unlearn_utils.core.replicates import SHARE, Scale
+from unlearn_utils.core.replicates import SHARE, SIZE
 from unlearn_utils.findings import draws, plots
 from unlearn_utils.findings.draws import SCORE, Drawn
 from unlearn_utils.findings.replicated import Row, table
@@ -38,7 +38,6 @@ SHARED = "share of the epoch where it is compared"
 APART = "share of replicates with nothing to compare"
 SIDES = "forget against approximate"  # in the column `split`: what an AUC tells apart
 EVERY = "all"  # in the column `split`: of no split alone
-SIZE = Scale(least=0.0)  # of what has no sign
 SHOWN = ("forget", "evaluation")  # splits of the figure
 
 

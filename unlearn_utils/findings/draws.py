@@ -7,7 +7,6 @@ differences are paired.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -185,7 +184,7 @@ def drawn_paths(runs: Sequence[Run], what: str = "paths") -> list[Drawn]:
     found = []
     for run, artifact in zip(runs, artifacts, strict=True):
         rows = pd.read_parquet(artifact.path / "rows.parquet")
-        ended = json.loads((artifact.path / "ended.json").read_text())["ended"]
+        ended = method_paths.outcome(artifact)["ended"]
         found.append(_drawn(run, rows, ended is not None))
     return found
 

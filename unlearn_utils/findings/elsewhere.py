@@ -17,8 +17,15 @@ from unlearn_utils.core import tables
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.distances import FORGET, UNSEEN
 from unlearn_utils.core.methods import METHODS
-from unlearn_utils.core.replicates import PLAIN, SHARE, Estimate, Scale
-from unlearn_utils.findings import comparison, draws, plots, replicated, robustness
+from unlearn_utils.core.replicates import PLAIN, SHARE, SIZE, Estimate, Scale
+from unlearn_utils.findings import (
+    comparison,
+    draws,
+    plots,
+    pool_tables,
+    replicated,
+    robustness,
+)
 from unlearn_utils.findings.draws import ALL, Drawn
 from unlearn_utils.findings.replicated import Row
 from unlearn_utils.profiles import STUDY, Profile
@@ -30,9 +37,9 @@ KEYS = ("axis", "setting", "target_domain", "measure", "method")
 TARGET, RETRAINED = "target", "retrained model"  # in the place of a method
 LEAST = "least of the methods"
 
-MEMORISED = "target less retrained, on forget"
-BIAS = "target less retrained, on unseen"  # F1
-NOISE = "SD between retrained models, on unseen"
+MEMORISED = pool_tables.MEMORISED
+BIAS = pool_tables.PROXY_BIAS  # F1
+NOISE = pool_tables.NOISE_ON_UNSEEN
 AUC = "AUC"
 DETECTED = "AUC over retrained, at equal forgetting"  # F3
 ROBUST, WINDOW = "robustness", "window"  # C2
@@ -106,7 +113,7 @@ def _of_models(setting: Setting) -> Measured:
         found[AUC, model] = (np.stack(values), min(forget, unseen), SHARE)
     if len(profile.replicates) > 1:
         apart = np.stack(levels[RETRAINED])[..., UNSEEN].std(axis=0, ddof=1)
-        found[NOISE, RETRAINED] = (apart[None], unseen, Scale(least=0.0))
+        found[NOISE, RETRAINED] = (apart[None], unseen, SIZE)
     return found
 
 
@@ -137,7 +144,8 @@ def _of_methods(setting: Setting) -> Measured:
     found = {}
     told = []
     for method in METHODS:
-        paths = [first_steps(one, setting.steps) for one in _usual(setting, method)]
+        usual = comparison.usual(profile, domain, method)
+        paths = [first_steps(one, setting.steps) for one in usual]
         score = np.stack([robustness.score_at_nearest(drawn) for drawn in paths])
         found[SCORE, method] = (score, n, SHARE)
         areas = np.stack([comparison.at_level(drawn, 0.0)["AUC"] for drawn in paths])
@@ -145,11 +153,6 @@ def _of_methods(setting: Setting) -> Measured:
         found[DETECTED, method] = (told[-1], n, PLAIN)
     found[DETECTED, LEAST] = (comparison.least_known(np.stack(told)), n, PLAIN)
     return found
-
-
-def _usual(setting: Setting, method: str) -> list[Drawn]:
-    """Return the path of a method at the usual rate, one for each replicate."""
-    return comparison.usual(setting.profile, setting.domain, method)
 
 
 def first_steps(drawn: Drawn, steps: int) -> Drawn:

@@ -15,7 +15,7 @@ from unlearn_utils.cache.workers import side_by_side
 from unlearn_utils.core import efficiency, methods
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.distances import SPLITS
-from unlearn_utils.core.replicates import PLAIN, Scale
+from unlearn_utils.core.replicates import PLAIN, SIZE, Scale
 from unlearn_utils.findings import comparison, defects, draws, pool_tables, robustness
 from unlearn_utils.findings.draws import ALL
 from unlearn_utils.findings.robustness import Guideline
@@ -231,7 +231,7 @@ def effect_of_defect(defect: str, profile: Profile) -> Measured:
     defect: a key of `released_code.NAMES`.
     """
     found, n = defects.effect(profile, defect)
-    return Measured(found, n, profile.domains[:1], defects.SIZE)
+    return Measured(found, n, profile.domains[:1], SIZE)
 
 
 # -------------------------------------------------------------------- C3: what the benchmark covers

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import html
 import inspect
-import json
 import math
 import textwrap
 from collections.abc import Callable, Sequence
@@ -276,7 +275,7 @@ def passage(profile: Profile, method: str) -> Passage:
     replicate = profile.replicates[0]
     document = best_remembered(profile, domain)
     (path,) = method_paths.make_all([method_paths.usual_run(profile, replicate, domain, method)])
-    kept = json.loads((path.path / "ended.json").read_text())["kept"]
+    kept = method_paths.outcome(path)["kept"]
     after = "after no step"
     if kept is not None:
         after = f"after {kept} step{'s' * (kept > 1)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from unlearn_utils.cache import paths
 from unlearn_utils.core import methods
-from unlearn_utils.profiles import Profile
+from unlearn_utils.profiles import STUDY, Profile
 
 STYLE = {
     "figure.dpi": 100,
@@ -110,9 +111,14 @@ def save_table(profile: Profile, name: str, data: pd.DataFrame) -> None:
     data.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
+def study_file(name: str) -> Path:
+    """Return where the committed study has a table of that name, or would have it."""
+    return paths.own_figures(paths.PROJECT, STUDY.name) / f"{name}.csv"
+
+
 def is_committed(name: str) -> bool:
     """Return whether the committed study has a table of that name."""
-    return (paths.own_figures(paths.PROJECT, "study") / f"{name}.csv").exists()
+    return study_file(name).exists()
 
 
 def committed(name: str) -> pd.DataFrame:
@@ -121,7 +127,7 @@ def committed(name: str) -> pd.DataFrame:
     Raises:
         FileNotFoundError: there is none of that name; the message says how it is made.
     """
-    path = paths.own_figures(paths.PROJECT, "study") / f"{name}.csv"
+    path = study_file(name)
     if not path.exists():
         raise FileNotFoundError(
             f"the committed study has no table {name} ({path}); ./run_all.sh study makes its tables"

@@ -21,7 +21,7 @@ from unlearn_utils.cache.workers import side_by_side
 from unlearn_utils.core import membership
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.distances import SPLITS
-from unlearn_utils.core.replicates import PLAIN, RATIO, SHARE, Scale
+from unlearn_utils.core.replicates import PLAIN, RATIO, SHARE, SIZE, Scale
 from unlearn_utils.findings import draws
 from unlearn_utils.findings.draws import ALL, Sample
 from unlearn_utils.findings.replicated import Row, table
@@ -35,7 +35,6 @@ FORGET, UNSEEN = "forget", "approximate"  # splits
 SCORES = ("Min-20%", "Min-40%", "loss")  # of membership
 MEAN = "mean"  # in the place of a domain: over all of them
 LAST = 20  # steps of a training whose losses are averaged
-SIZE = Scale(least=0.0)  # of what has no sign
 
 FAIR = "retrained: forget less unseen"
 MEMORISED = "target less retrained, on forget"

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from unlearn_utils.cache import paths
 from unlearn_utils.core import replicates
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.replicates import PLAIN, Scale, Spread
@@ -74,7 +73,7 @@ def spreads(profile: Profile, name: str) -> dict[tuple[str, ...], Floats]:
     They are for the profile whose one replicate is like each of the study's, and nothing for any
     other.
     """
-    file = paths.PROJECT / "figures" / "study" / f"{name}.csv"
+    file = plots.study_file(name)
     if profile.name != LAPTOP.name or not file.exists():
         return {}
     study = pd.read_csv(file, dtype={"by_replicate": str})

@@ -100,6 +100,11 @@ def _make_path(run: Run, keep: bool, folder: Path) -> dict:
     return {"training_seconds": round(outcome.seconds, 2), "steps": len(outcome.history)}
 
 
+def outcome(artifact: Artifact) -> dict:
+    """Return how a stored path went: `ended` and `kept`, as `path` says."""
+    return json.loads((artifact.path / "ended.json").read_text())
+
+
 def measured_documents(profile: Profile, target_domain: str) -> pd.DataFrame:
     """Return the documents that a path is measured on, as token ids.
 

@@ -7,7 +7,6 @@ line of `machine.csv`. What is stored already is not made again.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -211,9 +210,9 @@ def path_levels(runs: Sequence[Run]) -> pd.DataFrame:
     """
     frames = []
     for run in runs:
-        folder = method_paths.path(run, method_paths.keeps(run)).path
-        rows = pd.read_parquet(folder / "rows.parquet")
-        ended = json.loads((folder / "ended.json").read_text())["ended"]
+        artifact = method_paths.path(run, method_paths.keeps(run))
+        rows = pd.read_parquet(artifact.path / "rows.parquet")
+        ended = method_paths.outcome(artifact)["ended"]
         found = _levels_of(rows).assign(ended=ended is not None)
         for column, value in _settings_of(run).items():
             found[column] = value
