@@ -63,14 +63,21 @@ def test_two_replicates_but_of_large_models_one():
     assert set(found.values()) == {(1, 2), (1,)}
 
 
+def test_every_second_rate_of_the_study_is_tried_and_its_usual_one_among_them():
+    rates = elsewhere.varied(STUDY, "arxiv").grid.learning_rates
+    assert rates == (5e-5, 3e-4, 2e-3)
+    assert STUDY.unlearning.learning_rate in rates
+
+
 @pytest.mark.parametrize("axis", elsewhere.AXES)
 def test_one_thing_is_varied_at_a_time(axis):
     """But for replicates and the grid's domain one thing differs, and nothing of an own setting."""
     varied = {EXPOSURES: ["pretraining"], SIZES: ["shape"], SHARES: ["corpus", "grid"]}[axis]
     for setting in elsewhere.of_axis(STUDY, axis):
         assert setting.profile.grid.domains == (setting.domain,)
-        grid = replace(STUDY.grid, domains=(setting.domain,), claimed_domains=(setting.domain,))
-        base = replace(STUDY, grid=grid, replicates=setting.profile.replicates)
+        base = elsewhere.varied(STUDY, setting.domain)
+        assert replace(base, grid=STUDY.grid, replicates=STUDY.replicates) == STUDY
+        base = replace(base, replicates=setting.profile.replicates)
         differ = [name for name in vars(base) if vars(base)[name] != vars(setting.profile)[name]]
         assert differ == ([] if setting.own else varied)
 
@@ -87,7 +94,7 @@ def test_the_study_s_own_setting_has_the_study_s_models_and_paths(axis):
     for run in method_paths.every_run(STUDY):
         known[method_paths.path(run, method_paths.keeps(run)).path] = run
     runs = elsewhere.runs([own])
-    assert len(runs) == 2 * (len(METHODS) + 2 * 5)
+    assert len(runs) == 2 * (len(METHODS) + 2 * 2)
     for run in runs:
         assert method_paths.path(run, method_paths.keeps(run)).path in known
 
