@@ -3,10 +3,34 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+exec 3>&2 # where a step's end is said, though its output goes to a log
 
 fail() {
     echo "error: $1" >&2
     exit 1
+}
+
+# Runs a command that ends when this script does: SIGINT, SIGTERM or SIGHUP end all that it has started.
+# It is a group of processes of its own, so that a signal can be sent to all of them, and none comes from the terminal.
+step() {
+    local code=0 signal
+    set -m
+    "$@" </dev/null 3>&- &
+    set +m
+    for signal in INT TERM HUP; do
+        trap "end_step $! $signal" "$signal"
+    done
+    wait $! || code=$?
+    trap - INT TERM HUP
+    return $code
+}
+
+end_step() {
+    trap '' INT TERM HUP
+    kill -TERM -- "-$1" 2>/dev/null || true
+    wait "$1" || true
+    echo "interrupted (SIG$2); the same command goes on from there" >&3
+    exit $((128 + $(kill -l "$2")))
 }
 
 # Does this interpreter satisfy Python >= 3.11 and every pin? A local part such as torch's +cpu does not matter.
@@ -41,13 +65,14 @@ find_base() {
 }
 
 make_venv() {
-    local free log="$root/runs/install.log"
+    local free log="$root/runs/install.log" pip=("$root/.venv/bin/python" -m pip install --disable-pip-version-check)
     free=$(df -Pk "$root" | awk 'NR == 2 { print $4 }')
     [ "$free" -ge $((4 * 1024 * 1024)) ] || fail "$((free / 1024)) MB of disk are free at $root; the environment needs 4 GB"
     mkdir -p "$root/runs"
     echo "Installing the environment into .venv (about 2 GB, 6 with a CUDA build of torch; a few minutes) ..."
-    "$base" -m venv --clear "$root/.venv" >"$log" 2>&1 &&
-        "$root/.venv/bin/python" -m pip install --disable-pip-version-check -r "$root/requirements.lock" -e "$root" >>"$log" 2>&1 ||
+    step "$base" -m venv --clear "$root/.venv" >"$log" 2>&1 &&
+        step "${pip[@]}" --no-deps --require-hashes -r "$root/requirements.hashes" >>"$log" 2>&1 &&
+        step "${pip[@]}" -r "$root/requirements.lock" -e "$root" >>"$log" 2>&1 || # torch, whose build differs between machines
         fail "the installation failed: $(grep -i error "$log" | tail -n 1) (log: $log)"
     cp "$root/requirements.lock" "$root/.venv/installed.lock" # last: an interrupted installation is repeated
 }

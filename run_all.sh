@@ -68,7 +68,4 @@ smoke | laptop | study | gpu | paper) ;;
 esac
 
 source ./environment.sh
-if [[ $profile == study ]] && ((${#options[@]} == 0)); then
-    "$PYTHON" -m unlearn_utils compute study # in parts, whose rows are written as each ends
-fi
-exec "$PYTHON" -m unlearn_utils run "$profile" ${options[@]+"${options[@]}"}
+exec "$PYTHON" -m unlearn_utils run "$profile" ${options[@]+"${options[@]}"} 3>&-

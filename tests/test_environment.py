@@ -42,6 +42,26 @@ def test_lock_lets_a_cpu_build_of_torch_stay_one():
     assert not [name for name in PINS if re.match(r"nvidia|cuda|triton", name)]
 
 
+def test_every_pin_but_torch_has_hashes():
+    """Without a hash pip would take any file of that name and version."""
+    lines = (ROOT / "requirements.hashes").read_text().splitlines()
+    hashes, name = {}, None
+    for line in lines:
+        if "==" in line:
+            name, _, version = line.removesuffix(" \\").partition("==")
+            hashes[name, version] = []
+        elif not line.startswith("#"):
+            assert re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
+            hashes[name, version].append(line)
+    assert all(hashes.values())
+    assert set(hashes) == {pin for pin in PINS.items() if pin[0] != "torch"}
+
+
+def test_the_installation_takes_only_files_with_these_hashes():
+    script = (ROOT / "environment.sh").read_text()
+    assert '--no-deps --require-hashes -r "$root/requirements.hashes"' in script
+
+
 def test_lock_has_what_the_corpus_and_the_scripts_read():
     assert {
         "networkx",

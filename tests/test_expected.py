@@ -195,6 +195,76 @@ def test_values_that_are_missing_or_new_are_counted(committed):
     ]
 
 
+# ------------------------------------------------------------------------------------- damage
+
+DAMAGED = {
+    "nothing": "",
+    "cut short": "table,key,value\ntable01_counts,domain=books; split=forget,60,,\ntable01_bl",
+    "cut in a row": "table,key,value,low\ntable01_counts,domain=books\n",
+    "something else": '{"a": 1}\n{"b": 2}\n',
+    "words": "table,key,value,low,high\ntable01_counts,domain=books; split=forget,sixty,,\n",
+    "bytes": b"table,key\xff\n",
+    "a folder": None,
+}
+
+
+def damage(path, content):
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_committed_values_are_named(committed, content):
+    root, _ = committed
+    damage(root / expected.EXPECTED, content)
+    (line,) = said(root)
+    assert line.startswith(f"Not compared: {root / expected.EXPECTED} ")
+    assert line.endswith(f"git checkout -- {expected.EXPECTED}")
+
+
+TABLES = {
+    "nothing": "",
+    "cut short": "domain,value,low,high\nbooks,0.2,0.",
+    "cut in a row": "domain,value,low,high\nbooks,0.2\n",
+    "something else": '{"a": 1}\n',
+    "words": "domain,value,low,high\nbooks,much,0.1,0.3\n",
+    "bytes": b"domain,value\n\xff,1\n",
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("content", TABLES.values(), ids=TABLES)
+def test_a_damaged_table_is_named_and_the_others_are_compared(committed, content):
+    root, _ = committed
+    damage(root / "figures" / "table01_blind.csv", content)
+    first, second, third = said(root)
+    assert first.startswith(f"Not compared: {root / 'figures' / 'table01_blind.csv'} ")
+    assert first.endswith("./run_all.sh --only 01 makes it again.")
+    assert second.startswith("Of 20 trained values 20")
+    assert third == "All 2 exact values are equal."
+
+
+@pytest.mark.parametrize("content", TABLES.values(), ids=TABLES)
+def test_a_damaged_table_of_claims_is_named(project, content):
+    root, write = project
+    write("table14_claims", "")
+    damage(root / "figures" / "table14_claims.csv", content)
+    said = expected.verdicts(root / "figures")
+    assert said == [] or said[0].startswith("No verdicts: ")
+
+
+def test_damaged_tables_do_not_become_the_committed_values(committed):
+    root, write = committed
+    before = (root / expected.EXPECTED).read_text()
+    write("table01_blind", TABLES["cut short"])
+    with pytest.raises(ValueError, match="table01_blind.csv is no whole table"):
+        expected.expect(root)
+    assert (root / expected.EXPECTED).read_text() == before
+
+
 # ----------------------------------------------------------------------------------- the verdicts
 
 

@@ -166,6 +166,81 @@ def test_minutes_of_every_notebook_in_order(root):
     ).read_text() == "notebook,minutes\n01,0.5\n03,1.235\n"
 
 
+DAMAGED = {
+    "cut short": '{"inputs": "x", "outp',
+    "something else": '{"a": 1}',
+    "a list": "[]",
+    "a number": "3",
+    "nothing": "",
+    "bytes": b"\xff\xfe",
+    "wrong minutes": '{"inputs": "x", "outputs": {}, "minutes": "long"}',
+    "wrong outputs": '{"inputs": "x", "outputs": 7, "minutes": 1}',
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_record_is_named_and_set_aside(root, content, capsys):
+    stamp = root / "runs" / "smoke" / "stamps" / "03.json"
+    stamp.unlink()
+    if content is None:
+        stamp.mkdir()
+    else:
+        stamp.write_bytes(content if isinstance(content, bytes) else content.encode())
+    stamps.summarise(Places(root, "smoke"))
+    assert (root / "runs" / "smoke" / "run.csv").read_text() == "notebook,minutes\n"
+    said = capsys.readouterr().err
+    assert said.startswith("runs/smoke/stamps/03.json is no record of an execution")
+    assert "made again" in said and said.count("\n") == 1
+    assert stamp.with_name("03.json.aside").exists()
+    assert not unchanged(root) and capsys.readouterr().err == ""
+
+
+def test_a_changed_output_is_named_and_set_aside(root, capsys):
+    table = root / "figures" / "table03_x.csv"
+    table.write_text("my own")
+    (root / "figures" / "fig03_x.png").unlink()
+    assert not unchanged(root)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        "figures/table03_x.csv is not what its notebook wrote; it is made again"
+    )
+    assert second == "fig03_x.png is gone; it is made again"
+    assert table.with_name("table03_x.csv.aside").read_text() == "my own" and not table.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"cells": [', '{"cells": 3, "metadata": {}}', None])
+def test_a_damaged_executed_notebook_is_named_and_set_aside(root, content, capsys):
+    path = root / "runs" / "smoke" / "03_words.ipynb"
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    assert not unchanged(root)
+    assert "runs/smoke/03_words.ipynb is not what its notebook wrote" in capsys.readouterr().err
+    assert not path.exists() and path.with_name("03_words.ipynb.aside").exists()
+
+
+def test_a_source_is_never_moved(root):
+    """The committed profile's executed notebooks are their own sources."""
+    places = Places(root, "laptop")
+    path = root / "notebooks" / "03_words.ipynb"
+    stamps.record(places, path, stamps.inputs("laptop", path), 1)
+    notebook = json.loads(path.read_text())
+    notebook["cells"][-1]["outputs"] = ["another"]
+    path.write_text(json.dumps(notebook))
+    assert not stamps.unchanged(places, path)
+    assert path.exists()
+
+
+def test_a_new_file_of_the_user_s_is_left_where_it_is(root):
+    own = root / "figures" / "fig03_mine.png"
+    own.write_text("mine")
+    assert not unchanged(root)
+    assert own.exists()
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "file.txt"
     paths.write_whole(path, "naïve")

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from filelock import FileLock
 
 from unlearn_utils import profiles
 from unlearn_utils.cache import paths, store
@@ -129,6 +131,87 @@ def test_damage_is_reported_and_repaired(damage, capsys):
     assert artifact(x=1).done() and other.done() and capsys.readouterr().out == ""
 
 
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+    (path / "inside").write_text("")
+
+
+def as_file(entry):
+    shutil.rmtree(entry)
+    entry.write_text("a file")
+
+
+BOOKKEEPING = {
+    "cost cut short": ("cost.json", lambda f: (f / "cost.json").write_text('{"seconds": 1')),
+    "cost of something else": ("cost.json", lambda f: (f / "cost.json").write_text('{"a": 1}')),
+    "a list": ("cost.json", lambda f: (f / "cost.json").write_text("[1]")),
+    "cost is gone": ("cost.json", lambda f: (f / "cost.json").unlink()),
+    "cost is a folder": ("cost.json", lambda f: as_folder(f / "cost.json")),
+    "checksums are gone": ("checksums.json", lambda f: (f / "checksums.json").unlink()),
+    "checksums are a folder": ("checksums.json", lambda f: as_folder(f / "checksums.json")),
+    "checksums are a list": ("checksums.json", lambda f: (f / "checksums.json").write_text("[]")),
+    "checksums are bytes": (
+        "checksums.json",
+        lambda f: (f / "checksums.json").write_bytes(b"\xff"),
+    ),
+    "settings are a folder": ("settings.json", lambda f: as_folder(f / "settings.json")),
+    "the entry is a file": ("Not a directory", as_file),
+}
+
+
+@pytest.mark.parametrize(("named", "damage"), BOOKKEEPING.values(), ids=BOOKKEEPING)
+def test_whatever_is_damaged_is_named_set_aside_and_made_again(named, damage, capsys):
+    found = artifact(x=1).folder()
+    before = contents(found)
+    damage(found)
+    damaged = sorted(path.name for path in found.glob("*"))
+    assert artifact(x=1).folder() == found and contents(found) == before
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{found}: ") and named in line and store.AGAIN in line
+    aside = found.with_name(f"{found.name}.aside")
+    assert sorted(path.name for path in aside.glob("*")) == damaged
+    assert artifact(x=1).done() and capsys.readouterr().out == ""
+
+
+def swap(one, other):
+    between = one.with_name("between")
+    one.rename(between)
+    other.rename(one)
+    between.rename(other)
+
+
+@pytest.mark.parametrize(
+    "other", [artifact(x=2), artifact(version=2, x=1), artifact(name="a", x=1)]
+)
+def test_swapped_entries_are_told_apart(other, capsys):
+    """Their files are whole, and so are their checksums."""
+    calls = []
+    first, second = artifact(calls, x=1).folder(), other.folder()
+    settings = (second / "settings.json").read_text()
+    swap(first, second)
+    assert not artifact(x=1).done() and not other.done()
+    assert capsys.readouterr().out.count("is another entry's") == 2
+    assert artifact(calls, x=1).folder() == first and len(calls) == 2
+    assert other.folder() == second and (second / "settings.json").read_text() == settings
+
+
+def test_entries_of_two_precisions_are_told_apart(monkeypatch):
+    first = artifact(x=1).folder()
+    monkeypatch.setenv("UNLEARN_PRECISION", "float32")
+    second = artifact(x=1).folder()
+    swap(first, second)
+    assert first != second and not artifact(x=1).done()
+
+
+def test_an_entry_from_before_entries_said_which_they_are_is_used():
+    found = artifact(x=1).folder()
+    cost = json.loads((found / "cost.json").read_text())
+    del cost["entry"]
+    (found / "cost.json").write_text(json.dumps(cost))
+    assert artifact(x=1).done()
+
+
 FILES = ["rows.csv", "settings.json", "w.bin"]  # of an entry, as they are hashed
 
 
@@ -197,7 +280,7 @@ def test_cost_which_never_repeats_is_apart_from_results():
     assert cost["training_seconds"] == 3.5 and cost["seconds"] >= 0 and cost["peak_mb"] > 5
     assert cost["python"] == "{}.{}.{}".format(*sys.version_info)
     assert {"torch", "machine"} <= cost.keys()
-    (found / "cost.json").write_text("{}")
+    (found / "cost.json").write_text('{"seconds": 7}')
     assert artifact(x=1).done()  # it may change without damage
     sums = json.loads((found / "checksums.json").read_text())
     assert sums.keys() == {"rows.csv", "settings.json", "weights/w.bin"}
@@ -270,6 +353,36 @@ def test_what_a_killed_run_left_is_removed(tmp_path, folder):
     names = {path.name for path in found.iterdir()}
     assert names == {"checksums.json", "cost.json", "rows.csv", "settings.json", "weights"}
     assert not part.exists()
+
+
+def test_what_cannot_be_written_to_its_end_leaves_nothing(folder, monkeypatch):
+    """As where the disk is full: what was written by then would fill it for good."""
+    write = store.Path.write_text
+
+    def full(path, *given, **further):
+        if path.name == "cost.json":
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, *given, **further)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(store.Path, "write_text", full)
+        artifact(x=1).folder()
+    assert not [path for path in (folder / "toy").iterdir() if path.is_dir()]
+    assert artifact(x=1).folder() and artifact(x=1).done()
+
+
+def test_the_sweep_removes_what_nobody_is_at(folder):
+    entry = artifact(x=1).folder()
+    left, busy = folder / "toy" / "1234.part", folder / "toy" / "5678.part"
+    for part in (left, busy):
+        part.mkdir()
+        (part / "half").write_text("half")
+    shared, used = folder / f"{store.SHARED}1", folder / f"{store.SHARED}2"
+    shared.touch()
+    with FileLock(busy.with_suffix(".lock")), FileLock(used):
+        assert store.sweep() == [shared, left]
+        assert busy.exists() and used.exists()
+    assert entry.exists() and not left.exists() and not shared.exists()
 
 
 # -------------------------------------------------------------------------------------- profiles

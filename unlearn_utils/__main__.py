@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unlearn_utils import profiles
-from unlearn_utils.app import commands
+from unlearn_utils.app import commands, errors, terminal
 
 # ---------------------------------------------------------------------------------------- options
 
@@ -17,9 +17,10 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands and their options.
 
     `project_command` is what a command of this project calls. The commands that may run in several
-    processes, `compute` and those for the user's own documents and models, have `call`.
+    processes, `compute` and those for the user's own documents and models, have `call`, and `check`
+    where their options can be looked at before.
     """
-    top = argparse.ArgumentParser(prog="python -m unlearn_utils", description=__doc__)
+    top = terminal.Parser(prog="python -m unlearn_utils", description=__doc__)
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(subparsers)
     _add_fetch_and_compute(subparsers)
@@ -66,7 +67,7 @@ def _add_fetch_and_compute(subparsers: argparse._SubParsersAction) -> None:
     compute.add_argument(
         "--part", metavar="NAME", help="only this part of study; a wrong name lists them all"
     )
-    compute.set_defaults(call=compute_profile)
+    compute.set_defaults(check=check_compute, call=compute_profile)
 
 
 def _add_claims(subparsers: argparse._SubParsersAction) -> None:
@@ -110,18 +111,11 @@ def _add_notebook(subparsers: argparse._SubParsersAction) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command, and return the exit code.
-
-    A mistake of the user's is one line on stderr and exit code 2.
-    """
+    """Run one command, and return the exit code, as `errors.answer`."""
     options = parser().parse_args(arguments)
-    if hasattr(options, "call"):
+    if "call" in options:
         return commands.run(options)
-    try:
-        return options.project_command(options)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return commands.MISTAKE
+    return errors.answer(lambda: options.project_command(options))
 
 
 # --------------------------------------------------------------- the commands of this project
@@ -150,9 +144,9 @@ def execute_notebook(options: argparse.Namespace) -> int:
 
 def fetch_profile(options: argparse.Namespace) -> int:
     """Download all that a profile reads from the hub, and say where it lies."""
+    profile = profiles.profile(options.profile)
     from unlearn_utils.data import hub
 
-    profile = profiles.profile(options.profile)
     folders = hub.fetch(profile)
     for folder in folders:
         print(folder)
@@ -166,6 +160,13 @@ def fetch_profile(options: argparse.Namespace) -> int:
     return 0
 
 
+def check_compute(options: argparse.Namespace) -> None:
+    """Check the profile's name, and that it has parts if one is asked for. Raise ValueError."""
+    profile = profiles.profile(options.profile)
+    if options.part and profile.name != profiles.STUDY.name:
+        raise ValueError(f"the profile {profile.name} has no parts; {profiles.STUDY.name} has")
+
+
 def compute_profile(options: argparse.Namespace) -> None:
     """Train what a profile's notebooks need, alone or as one of several processes.
 
@@ -176,13 +177,12 @@ def compute_profile(options: argparse.Namespace) -> None:
     """
     from unlearn_utils.study import everything, parts
 
+    check_compute(options)
     profile = profiles.profile(options.profile)
     if profile.name == profiles.STUDY.name:
         parts.compute(profile, options.part)
-        return
-    if options.part:
-        raise ValueError(f"the profile {profile.name} has no parts; {profiles.STUDY.name} has")
-    everything.compute(profile)
+    else:
+        everything.compute(profile)
 
 
 def show_claims(options: argparse.Namespace) -> int:
@@ -191,11 +191,11 @@ def show_claims(options: argparse.Namespace) -> int:
     It is the committed study's, with the values of the default profile beside; of another profile,
     or without a study, it is the profile's alone.
     """
+    profile = profiles.profile(options.profile)
     from unlearn_utils.cache import paths
     from unlearn_utils.findings import claims
     from unlearn_utils.runner.places import COMMITTED, Places
 
-    profile = profiles.profile(options.profile)
     path = Places(paths.PROJECT, profile.name).figures / f"{claims.TABLE}.csv"
     if not path.exists():
         raise FileNotFoundError(f"no {path}: execute ./run_all.sh {profile.name} --only 14 first")

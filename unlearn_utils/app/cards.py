@@ -13,7 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 import unlearn_utils
 from unlearn_utils.app import model_files
@@ -25,6 +27,8 @@ from unlearn_utils.core import methods, tables
 from unlearn_utils.core.methods import Method
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import distributed
+
+License = Mapping[str, str | list[str]]  # what a card's front matter states of it
 
 RELEASED = "the released code of arXiv 2402.15159 uses it"
 SOURCES = {  # of each default: where it comes from
@@ -127,16 +131,38 @@ def versions() -> dict[str, str]:
     return found | {"unlearn-utils": unlearn_utils.__version__}
 
 
-def stated_license(folder: Path) -> dict[str, str]:
-    """Return the license that a model's card states in its front matter, or "unknown"."""
+def stated_license(folder: Path) -> License:
+    """Return the license that a model's card states in its front matter, or "unknown".
+
+    There may be several, as a list. What is no plain text counts as not stated.
+    """
     found = {"license": "unknown"}
-    card = folder / "README.md"
-    if card.exists():
-        stated = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-        for key in ("license", "license_name", "license_link"):
-            if stated.get(key):
-                found[key] = stated[key]
+    stated = _front_matter(folder / "README.md")
+    for key in ("license", "license_name", "license_link"):
+        value = stated.get(key)
+        words = value if isinstance(value, list) else [value]
+        if words and all(_is_plain(word) for word in words):
+            found[key] = value
     return found
+
+
+def _front_matter(card: Path) -> dict:
+    """Return the front matter of a model's card; nothing where there is none that can be read.
+
+    A card is optional, and its authors write what they like: none is a reason not to end a run.
+    """
+    try:
+        text = card.read_bytes().decode("utf-8-sig", errors="replace")
+        block = REGEX_YAML_BLOCK.search(text)
+        stated = yaml.safe_load(block[2]) if block else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return stated if isinstance(stated, dict) else {}
+
+
+def _is_plain(word: object) -> bool:
+    """Return whether something is text that can be written into a card."""
+    return isinstance(word, str) and word != "" and word.isprintable()
 
 
 def write_files(
@@ -160,7 +186,10 @@ def write_files(
 
 
 def model_card(
-    record: Mapping, results: pd.DataFrame, license: Mapping[str, str], chosen: Sequence[str]
+    record: Mapping,
+    results: pd.DataFrame,
+    license: Mapping[str, str | list[str]],
+    chosen: Sequence[str],
 ) -> str:
     """Return README.md: front matter in YAML, what was done, what was measured, and the limits.
 

@@ -8,28 +8,36 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from unlearn_utils.app import evaluate_command, terminal, unlearn_arguments, unlearn_command
-
-MISTAKE, FAILURE = 2, 1  # exit codes: of the user's mistake, and of a run that cannot end well
+from unlearn_utils.app import (
+    errors,
+    evaluate_command,
+    terminal,
+    unlearn_arguments,
+    unlearn_command,
+)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Add the commands to a parser's subparsers; `run` runs the one that was chosen."""
+    """Add the commands to a parser's subparsers; `run` runs the one that was chosen.
+
+    `call` is what a command does. `check`, where there is one, looks at its options before, and
+    imports nothing that takes time.
+    """
     unlearn = commands.add_parser(
         "unlearn", help="make a model unlearn documents; writes a new model"
     )
     unlearn_arguments.add_arguments(unlearn)
-    unlearn.set_defaults(call=unlearn_command.unlearn)
+    unlearn.set_defaults(check=unlearn_arguments.check_options, call=unlearn_command.unlearn)
 
     evaluate = commands.add_parser(
         "evaluate", help="a model on documents, or on tasks, alone or against another"
     )
     evaluate_command.add_evaluate_arguments(evaluate)
-    evaluate.set_defaults(call=evaluate_command.evaluate)
+    evaluate.set_defaults(check=evaluate_command.check_options, call=evaluate_command.measure)
 
     compare = commands.add_parser("compare", help="the same of several models, as a table")
     evaluate_command.add_compare_arguments(compare)
-    compare.set_defaults(call=evaluate_command.compare)
+    compare.set_defaults(check=evaluate_command.check_options, call=evaluate_command.measure)
 
     methods = commands.add_parser("methods", help="the methods and what each minimises")
     methods.set_defaults(call=show_methods)
@@ -37,28 +45,28 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of these commands alone, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m unlearn_utils")
+    parser = terminal.Parser(prog="python -m unlearn_utils")
     add(parser.add_subparsers(required=True, metavar="COMMAND"))
     return run(parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the chosen command, and return the exit code.
+    """Run the chosen command, and return the exit code, as `errors.answer`."""
+    return errors.answer(lambda: _checked_and_called(options))
 
-    A mistake of the user's is one line on stderr and exit code 2; so is a run that cannot end well,
-    with exit code 1.
+
+def _checked_and_called(options: argparse.Namespace) -> None:
+    """Look at the options, and run the command in every process that the launcher started.
+
+    Where there are several, each looks at the options within the command: then one of them speaks.
     """
-    with terminal.quiet(), terminal.exit_on_sigterm():
+    if "check" in options and errors.processes() == 1:
+        options.check(options)
+    with terminal.quiet():
         from unlearn_utils.engine import distributed
 
-        try:
-            options.call(options)
-        except (ValueError, OSError) as error:
-            return terminal.report_mistake(error, MISTAKE)
-        except (MemoryError, FloatingPointError) as error:
-            return terminal.report_mistake(error, FAILURE)
+        options.call(options)
         distributed.leave()
-    return 0
 
 
 def show_methods(options: argparse.Namespace) -> None:

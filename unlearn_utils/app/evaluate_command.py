@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearn_utils.app import task_commands, terminal
+from unlearn_utils.app import option_checks, task_commands, terminal
 from unlearn_utils.app.unlearn_arguments import DOCUMENTS
 
 if TYPE_CHECKING:
@@ -21,27 +20,41 @@ if TYPE_CHECKING:
 
 def add_evaluate_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `evaluate`."""
-    command.add_argument("--model", required=True, help="a folder, or a model of the hub")
     command.add_argument(
-        "--against", metavar="MODEL", help="another, compared on the same documents or questions"
+        "--model",
+        required=True,
+        dest="models",
+        type=option_checks.text,
+        nargs=1,
+        metavar="MODEL",
+        help="a folder, or a model of the hub",
+    )
+    command.add_argument(
+        "--against",
+        type=option_checks.text,
+        metavar="MODEL",
+        help="another, compared on the same documents or questions",
     )
     _add_measurement_arguments(command)
 
 
 def add_compare_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `compare`."""
-    command.add_argument("--models", required=True, nargs="+", metavar="MODEL")
+    command.add_argument(
+        "--models", required=True, type=option_checks.text, nargs="+", metavar="MODEL"
+    )
+    command.set_defaults(against=None)
     _add_measurement_arguments(command)
 
 
 def _add_measurement_arguments(command: argparse.ArgumentParser) -> None:
     """Add what models are measured on, and where the table goes."""
     which = command.add_mutually_exclusive_group(required=True)
-    which.add_argument("--documents", type=Path, metavar="PATH", help=DOCUMENTS)
+    which.add_argument("--documents", type=option_checks.path, metavar="PATH", help=DOCUMENTS)
     task_commands.add_arguments(command, which)
     command.add_argument(
         "--unseen",
-        type=Path,
+        type=option_checks.path,
         metavar="PATH",
         help="documents that no model has seen, for membership inference",
     )
@@ -50,31 +63,46 @@ def _add_measurement_arguments(command: argparse.ArgumentParser) -> None:
         type=int,
         help="tokens of a chunk; default: 4096, or what the models read",
     )
-    command.add_argument("--out", type=Path, metavar="CSV", help="a file to write, tidy")
+    command.add_argument(
+        "--out", type=option_checks.path, metavar="CSV", help="a file to write, tidy"
+    )
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    """Measure a model, perhaps against another."""
-    names = [options.model]
-    if options.against:
+def named_models(options: argparse.Namespace) -> list[str]:
+    """Return the names of the models, each once."""
+    names = list(options.models)
+    if options.against is not None:
         names.append(options.against)
-    measure_models(names, options)
+    return list(dict.fromkeys(names))
 
 
-def compare(options: argparse.Namespace) -> None:
-    """Measure several models."""
-    measure_models(options.models, options)
+def check_options(options: argparse.Namespace) -> None:
+    """Check all that can be checked before a model is read.
+
+    Raises:
+        ValueError: an option cannot be followed.
+    """
+    task_commands.check_options(options)
+    for name in named_models(options):
+        option_checks.check_model(name)
+    for name in ("documents", "unseen"):
+        path = getattr(options, name)
+        if path is not None:
+            option_checks.check_documents(f"--{name}", path)
+    if options.out is None:
+        return
+    if options.out.exists():
+        raise ValueError(f"--out {options.out}: already there; choose another file")
+    option_checks.check_writable("--out", options.out)
 
 
-def measure_models(names: Sequence[str], options: argparse.Namespace) -> None:
+def measure(options: argparse.Namespace) -> None:
     """Measure models on the same documents or tasks, print a table, and write it if asked."""
     from unlearn_utils.cache import paths
 
-    task_commands.check_options(options)
     check_one_process()
-    if options.out and options.out.exists():
-        raise ValueError(f"--out {options.out}: already there; choose another file")
-    names = list(dict.fromkeys(names))
+    check_options(options)
+    names = named_models(options)
     if options.tasks:
         table = task_commands.measure_on_tasks(names, options, terminal.say)
     else:
@@ -109,27 +137,29 @@ def measure_on_documents(names: Sequence[str], options: argparse.Namespace) -> p
     """
     import pandas as pd
 
-    from unlearn_utils.app import cards, model_files, settings, user_documents, user_run
+    from unlearn_utils.app import cards, settings, user_documents, user_run
     from unlearn_utils.core import tables
 
     paths = {"documents": options.documents, "unseen": options.unseen}
     documents = user_documents.read_sets(paths)
-    stored_models = [model_files.find(name) for name in names]
-    configs = [model_files.config_of(stored) for stored in stored_models]
-    tokenizers = [model_files.tokenizer_of(stored) for stored in stored_models]
-    context = min(settings.context_of(config, options.context) for config in configs)
+    models = [user_run.find(name) for name in names]
+    context = min(settings.context_of(model.config, options.context) for model in models)
     chunks = []
-    for tokenizer, config in zip(tokenizers, configs, strict=True):
-        chunks.append(user_documents.cut_sets(documents, tokenizer, context, config))
+    for model in models:
+        cut = user_documents.cut_sets(documents, model.tokenizer, context, model.config)
+        chunks.append(cut)
     check_same_tokens(names, chunks)
     terminal.say("\n".join(user_documents.describe_sets(documents, chunks[0], context)))
+    for model in models:  # before the first is measured, which takes time
+        user_run.fetch(model.stored)
 
     rows = []
-    for stored in stored_models:
-        model_files.fetch(stored)
-        terminal.say(f"measuring {stored.name_and_commit}")
-        measured = user_run.measure(model_files.load(stored), chunks[0], tokenizers[0])
-        rows.append(measured.assign(model=stored.name))
+    for model in models:
+        terminal.say(f"measuring {model.stored.name_and_commit}")
+        loaded = user_run.load(model.stored)
+        measured = user_run.measure(loaded, chunks[0], models[0].tokenizer)
+        del loaded  # before the next is loaded
+        rows.append(measured.assign(model=model.stored.name))
     table = cards.results_table(rows, "documents")
     if len(rows) == 2:
         ratio = tables.log_ratios(*rows, ["split"], "log ratio of perplexities")

@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
+from unlearn_utils.app import adapter_files
 from unlearn_utils.core import fused
 from unlearn_utils.data import hub
-from unlearn_utils.engine import distributed, models
+from unlearn_utils.engine import distributed, models, weight_files
 
 BEFORE_WEIGHTS = (*hub.BESIDE_WEIGHTS, "README.md")  # what is read of a hub repository first
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")  # files of which a tokenizer has one
@@ -27,7 +33,7 @@ class StoredModel(NamedTuple):
         name: as the user gave it.
         folder: holds config, tokenizer and weights.
         commit: on the hub; None: it is a local folder.
-        adapters: a folder of LoRA adapters on top of it, if there are any.
+        adapters: a folder of adapters on top of it, if there are any.
     """
 
     name: str
@@ -56,21 +62,37 @@ def find(
         ValueError, OSError: there is neither, or a revision is given of a folder.
     """
     if not Path(name).is_dir():
-        try:
-            folder = hub.download(name, "model", revision, patterns)
-        except (ValueError, OSError) as error:
-            raise ValueError(
-                f"{name}: no such folder, and the hub does not give it: {error}"
-            ) from error
-        return StoredModel(name, folder, commit=folder.name)
+        return _find_on_hub(name, revision, patterns)
     if revision:
         raise ValueError(f"--revision is for a model of the hub, and {name} is a folder")
     folder = Path(name).resolve()
-    if not (folder / "adapter_config.json").exists():
+    if not (folder / CONFIG_NAME).exists():
         return StoredModel(name, folder)
-    adapters = PeftConfig.from_pretrained(folder)
-    base = find(adapters.base_model_name_or_path, adapters.revision, patterns)
-    return base._replace(name=name, adapters=folder)
+    config = adapter_files.config_of(folder)
+    base = Path(config.base_model_name_or_path)
+    if (base / CONFIG_NAME).exists():
+        raise ValueError(f"{name}: adapters of {base}, which holds adapters itself; merge those")
+    if base.is_dir():
+        found = find(str(base), None, patterns)
+    else:
+        found = _find_on_hub(config.base_model_name_or_path, config.revision, patterns)
+    return found._replace(name=name, adapters=folder)
+
+
+def _find_on_hub(name: str, revision: str | None, patterns: Sequence[str]) -> StoredModel:
+    """Return a model of the hub, as `find`. Raise ValueError if there is none."""
+    try:
+        folder = hub.download(name, "model", revision, patterns)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{name}: no such folder, and the hub does not give it: {error}"
+        ) from error
+    if (folder / CONFIG_NAME).exists():
+        raise ValueError(
+            f"{name} holds adapters: download it, `hf download {name} --local-dir DIR`, and give "
+            "that folder"
+        )
+    return StoredModel(name, folder, commit=folder.name)
 
 
 def fetch(stored: StoredModel) -> None:
@@ -90,12 +112,18 @@ def config_of(stored: StoredModel) -> PreTrainedConfig:
     """Return its config.
 
     Raises:
-        ValueError: there is none, it needs code of its own, or its weights are quantized.
+        ValueError: there is none, it needs code of its own, it is of no causal language model, or
+            its weights are quantized.
     """
     try:
         config = AutoConfig.from_pretrained(stored.folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{stored.name}: no usable config.json: {error}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{stored.name}: {config.model_type} is no kind of causal language model that "
+            "transformers knows (AutoModelForCausalLM)"
+        )
     if hasattr(config, "quantization_config"):
         raise ValueError(
             f"{stored.name}: its weights are quantized; take the model that they were made from"
@@ -115,6 +143,8 @@ def tokenizer_of(stored: StoredModel) -> PreTrainedTokenizerBase:
             f"{stored.name}: no tokenizer; add tokenizer.json and tokenizer_config.json of the "
             "model"
         )
+    for file in files:
+        weight_files.refuse_pointer(file)
     try:
         return models.load_tokenizer(stored.folder)
     except Exception as error:  # the tokenizers package raises nothing narrower
@@ -139,13 +169,12 @@ def load(stored: StoredModel, dtype: torch.dtype = torch.float32) -> nn.Module:
     dtype: the type of the weights in memory.
 
     Raises:
-        ValueError: weights are missing or damaged, or the model's logits are not those that the
-            losses compute from hidden states and head.
+        ValueError: weights are missing or damaged, adapters do not fit, or the model's logits are
+            not those that the losses compute from hidden states and head.
     """
-    stored_dtype(stored)  # says what is wrong with the files, before they are read
     model = models.load(stored.folder, dtype, stored.name)
     if stored.adapters:
-        model = PeftModel.from_pretrained(model, stored.adapters)
+        model = adapter_files.put_on(model, stored.adapters)
     check_head(model.to(distributed.process_state().device).eval(), stored.name)
     return model
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -22,7 +21,20 @@ from unlearn_utils.app import model_files, settings, user_run
 from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import RunSettings
 from unlearn_utils.app.user_documents import Tables
-from unlearn_utils.engine import distributed, models
+from unlearn_utils.engine import distributed, models, weight_files
+
+# files of a model's folder that stay as they are, byte for byte
+CONFIGS = ("config.json", "generation_config.json")
+PROCESSOR = ("*processor_config.json", "chat_template.*")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
 
 # ------------------------------------------------------------------------------------- the folder
 
@@ -61,20 +73,20 @@ def _make_part(out: Path) -> Path:
 
 
 def save_model(model: nn.Module, base: StoredModel, folder: Path) -> None:
-    """Write config and weights in the type that they had on disk, or float32 adapters.
+    """Write weights in the types that they had on disk, or float32 adapters.
 
     Every process must call this.
     """
     if isinstance(model, PeftModel):
         models.save(model, folder, save_embedding_layers=False)
     else:
-        models.save(model, folder, model_files.stored_dtype(base))
+        models.save_like(model, base.folder, folder)
 
 
 def complete_model(base: StoredModel, merge: bool, folder: Path) -> float | None:
-    """Add the tokenizer to what `save_model` wrote, and adapters to the weights if they merge.
+    """Add what lies beside the base model's weights, and adapters to the weights if they merge.
 
-    The tokenizer is as it was, without our padding.
+    Config, tokenizer and processor are as they were, without our padding.
 
     Returns:
         The share of weights that then differ from the base model's, which rounding to 16 bits
@@ -83,32 +95,46 @@ def complete_model(base: StoredModel, merge: bool, folder: Path) -> float | None
     Raises:
         FloatingPointError: no weight differs.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
-    tokenizer.save_pretrained(folder)
     adapters = list(folder.glob("adapter_*"))
     if adapters and not merge:
+        # written anew: beside adapters no config.json says of which kind it is
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+        tokenizer.save_pretrained(folder)
+        _copy(PROCESSOR, base.folder, folder)
         return None
-    dtype = model_files.stored_dtype(base)
     if merge:  # in float32: rounded once, at the end
         merged = model_files.load(base._replace(adapters=folder)).merge_and_unload()
-        merged.to(dtype).save_pretrained(folder)
+        models.write_like(merged, merged.state_dict(), base.folder, folder)
         for file in adapters:
             file.unlink()
-    return _changed_share(base, folder, dtype)
+    _copy((*CONFIGS, *PROCESSOR, *TOKENIZER), base.folder, folder)
+    return _changed_share(base, folder)
 
 
-def _changed_share(base: StoredModel, folder: Path, dtype: torch.dtype) -> float:
-    """Return the share of weights in a folder that differ from the base model's, in one type."""
-    written = StoredModel("the new model", folder)
-    new = dict(model_files.load(written, dtype).named_parameters())
-    old = dict(model_files.load(base, dtype).named_parameters())
-    changed = sum(int((weight != old[name]).sum()) for name, weight in new.items())
+def _copy(patterns: Sequence[str], source: Path, folder: Path) -> None:
+    """Copy files of these names into a folder, byte for byte."""
+    for pattern in patterns:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _changed_share(base: StoredModel, folder: Path) -> float:
+    """Return the share of weights in a folder's files that differ from the base model's."""
+    old, new = weight_files.tensors(base.folder), weight_files.tensors(folder)
+    changed = total = 0
+    for name, tensor in new.items():
+        total += tensor.size
+        if name not in old:
+            changed += tensor.size
+            continue
+        weight = weight_files.read(new, [name])[name]
+        changed += int((weight != weight_files.read(old, [name])[name]).sum())
     if changed == 0:
         raise FloatingPointError(
-            f"no weight changed, once rounded to {dtype}: raise --learning-rate or --epochs. "
-            "Nothing was written"
+            f"no weight changed, once rounded to {weight_files.main_dtype(new)}: raise "
+            "--learning-rate or --epochs. Nothing was written"
         )
-    return changed / sum(weight.numel() for weight in new.values())
+    return changed / total
 
 
 def measure_saved(

@@ -56,10 +56,16 @@ def context_of(config: PreTrainedConfig, wanted: int | None) -> int:
     """Return the tokens of a chunk: as wanted, else 4,096, or what the model reads if it is less.
 
     Raises:
-        ValueError: more are wanted than the model reads, or too few to make a chunk.
+        ValueError: more are wanted than the model reads, or too few to make a chunk; or the model
+            reads so few.
     """
     stated = getattr(config.get_text_config(), "max_position_embeddings", None)
     most = stated or PAPER_CONTEXT
+    if most < tokens.SHORTEST:
+        raise ValueError(
+            f"config.json: the model reads {most} tokens at a time; a chunk has {tokens.SHORTEST} "
+            "at least"
+        )
     if wanted is None:
         return min(PAPER_CONTEXT, most)
     if not tokens.SHORTEST <= wanted <= most:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unlearn_utils.app import option_checks
 from unlearn_utils.profiles import TASKS
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def add_arguments(command: argparse.ArgumentParser, which: argparse._ArgumentGro
     listed = ",".join(TASKS)
     which.add_argument(
         "--tasks",
+        type=option_checks.text,
         nargs="?",
         const=listed,
         metavar="NAMES",
@@ -42,7 +43,7 @@ def add_arguments(command: argparse.ArgumentParser, which: argparse._ArgumentGro
     )
     command.add_argument(
         "--task-folder",
-        type=Path,
+        type=option_checks.path,
         metavar="DIR",
         help="with --tasks: your own, as YAML; Python that they name is run",
     )
@@ -54,11 +55,31 @@ def add_arguments(command: argparse.ArgumentParser, which: argparse._ArgumentGro
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Check that every option does something. Raise ValueError for one that would do nothing."""
+    """Check that every option does something, and what can be checked before a task is loaded.
+
+    Raises:
+        ValueError: an option would do nothing, or cannot be followed.
+    """
     absent = "documents" if options.tasks else "tasks"
     for name in ONLY_WITH[absent]:
         if getattr(options, name) not in (None, False):
             raise ValueError(f"--{name.replace('_', '-')} goes with --{absent} only")
+    if not options.tasks:
+        return
+    if "" in asked(options):
+        raise ValueError(f"--tasks {options.tasks}: an empty name beside a comma")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit: a number of questions above 0, not {options.limit}")
+    folder = options.task_folder
+    if folder is not None and not folder.is_dir():
+        raise ValueError(
+            f"--task-folder {folder}: no folder of tasks: it is no folder, or not there"
+        )
+
+
+def asked(options: argparse.Namespace) -> list[str]:
+    """Return the names of the tasks, each once."""
+    return list(dict.fromkeys(name.strip() for name in options.tasks.split(",")))
 
 
 def measure_on_tasks(
@@ -77,25 +98,21 @@ def measure_on_tasks(
     """
     import pandas as pd
 
-    from unlearn_utils.app import model_files
+    from unlearn_utils.app import user_run
     from unlearn_utils.engine import downstream
 
-    stored_models = {name: model_files.find(name) for name in names}
-    tokenizers = {}
-    for name, stored in stored_models.items():
-        tokenizers[name] = model_files.tokenizer_of(stored)
-    asked = dict.fromkeys(name.strip() for name in options.tasks.split(","))
-    tasks = downstream.load(list(asked), options.task_folder, options.unsafe_code)
+    models = {name: user_run.find(name) for name in names}
+    tasks = downstream.load(asked(options), options.task_folder, options.unsafe_code)
     say("\n".join(downstream.describe(tasks)))
+    for found in models.values():  # before the first is measured, which takes time
+        user_run.fetch(found.stored)
 
     answers = {}
-    for name, stored in stored_models.items():
-        model_files.config_of(stored)
-        model_files.fetch(stored)
-        say(f"measuring {stored.name_and_commit}")
-        model = model_files.load(stored)
+    for name, found in models.items():
+        say(f"measuring {found.stored.name_and_commit}")
+        model = user_run.load(found.stored)
         answers[name] = downstream.answers(
-            model, tokenizers[name], tasks, options.limit, unsafe_code=options.unsafe_code
+            model, found.tokenizer, tasks, options.limit, unsafe_code=options.unsafe_code
         )
         del model  # before the next is loaded
 

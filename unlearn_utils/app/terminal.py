@@ -1,18 +1,21 @@
-"""What a command says on the terminal: lines, a table, a bar, one line for a mistake.
+"""What a command hears and says on the terminal: its options, lines, a table, a bar.
 
 Of several processes the first speaks. Imports are lazy, so that `--help` is instant.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import math
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from unlearn_utils.app import errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +27,15 @@ TENTHS = 10  # lines of progress in a log
 # -------------------------------------------------------------------------------- around a command
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and exit."""
+        errors.say_error(f"{message}; see {self.prog} --help")
+        self.exit(errors.MISTAKE)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Show no warnings, inside; bars on a terminal only, and lines of the first process alone."""
@@ -33,6 +45,7 @@ def quiet() -> Iterator[None]:
 
     from unlearn_utils.engine import distributed, models  # noqa: F401 - models turns bars off
 
+    escape_what_cannot_be_printed()
     logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)  # of peft against transformers
     speaks = distributed.process_state().is_main_process
@@ -42,37 +55,10 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """End on SIGTERM, inside, as on Ctrl-C, so that nothing is left half-written.
-
-    It comes from a queue, or from a launcher whose other process failed.
-    """
-
-    def end(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def report_mistake(error: Exception, code: int) -> int:
-    """Print one line on stderr and return the exit code.
-
-    The mistake of all processes (`distributed.raise_together`) is the first's to say, before any of
-    them ends.
-    """
-    from unlearn_utils.engine import distributed
-
-    everywhere = getattr(error, "everywhere", False)
-    if distributed.process_state().is_main_process or not everywhere:
-        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-    if everywhere:
-        distributed.leave()
-    return code
+def escape_what_cannot_be_printed() -> None:
+    """Let names that the terminal's encoding lacks be printed escaped, instead of ending a run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 # ---------------------------------------------------------------------------------- on the way
@@ -80,7 +66,8 @@ def report_mistake(error: Exception, code: int) -> int:
 
 def say(line: str) -> None:
     """Print a line of the log, at once."""
-    print(line, flush=True)
+    with suppress(OSError):  # the reader of a pipe may be gone, a log's disk full: no run ends so
+        print(line, flush=True)
 
 
 def show_results(table: pd.DataFrame) -> None:
@@ -89,7 +76,7 @@ def show_results(table: pd.DataFrame) -> None:
 
     measured_on = "split" if "split" in table else "task"
     wide = tables.wide(table, [measured_on, "measure", "n"], "model", digits=3)
-    print(wide.to_string())
+    say(wide.to_string())
 
 
 def show_progress(steps: int) -> Callable[[int, nn.Module], None]:

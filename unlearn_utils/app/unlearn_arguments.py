@@ -1,4 +1,4 @@
-"""The options of the command `unlearn`, and the settings that they say.
+"""The options of the command `unlearn`: added, checked, and the settings that they say.
 
 Imports are lazy, so that `--help` is instant.
 """
@@ -8,15 +8,22 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from unlearn_utils.app import errors, option_checks
+from unlearn_utils.core import methods
+from unlearn_utils.profiles import Unlearning
 
 if TYPE_CHECKING:
     from unlearn_utils.app.settings import LoraSettings, RunSettings
 
 # `cards.SOURCES` says where they come from
 DEFAULTS = {"learning_rate": 2e-5, "epochs": 1, "batch": 4, "retain_weight": 1.0}
+# the least and the most: beyond that, something is mistyped
+WHOLE_NUMBERS = {"epochs": (1, 1_000), "batch": (1, 1_000_000), "seed": (0, 2**32 - 1)}
 DOCUMENTS = (
     "a .txt, .md, .py, .tex, .jsonl or .parquet file (column text or content), or a folder of them"
 )
@@ -37,21 +44,26 @@ def _add_model_and_documents(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         required=True,
+        type=option_checks.text,
         help="a folder as save_pretrained writes it, or a model of the hub",
     )
     command.add_argument(
-        "--revision", help="of a model of the hub; default: main, whose commit is printed"
+        "--revision",
+        type=option_checks.text,
+        help="of a model of the hub; default: main, whose commit is printed",
     )
-    command.add_argument("--forget", required=True, type=Path, metavar="PATH", help=DOCUMENTS)
+    command.add_argument(
+        "--forget", required=True, type=option_checks.path, metavar="PATH", help=DOCUMENTS
+    )
     command.add_argument(
         "--retain",
-        type=Path,
+        type=option_checks.path,
         metavar="PATH",
         help="what the model shall keep; methods with a retain term need it",
     )
     command.add_argument(
         "--unseen",
-        type=Path,
+        type=option_checks.path,
         metavar="PATH",
         help="documents like the forgotten ones that the model has not seen",
     )
@@ -59,7 +71,11 @@ def _add_model_and_documents(command: argparse.ArgumentParser) -> None:
         "--method", required=True, metavar="NAME", help="see: python -m unlearn_utils methods"
     )
     command.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="a new or empty folder"
+        "--out",
+        required=True,
+        type=option_checks.path,
+        metavar="DIR",
+        help="a new or empty folder",
     )
 
 
@@ -102,7 +118,7 @@ def _add_execution(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--checkpoints",
-        type=Path,
+        type=option_checks.path,
         metavar="DIR",
         help="a folder outside --out, to go on from after a kill",
     )
@@ -124,47 +140,136 @@ def _add_execution(command: argparse.ArgumentParser) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------- the settings
+# --------------------------------------------------------------------------------------- the checks
 
 
-def run_settings(options: argparse.Namespace) -> RunSettings:
-    """Return the settings as given, or their defaults. Raise ValueError for one that cannot be."""
-    from unlearn_utils.app.settings import RunSettings
-    from unlearn_utils.core import methods
-    from unlearn_utils.engine import distributed, models
-    from unlearn_utils.profiles import Unlearning
+def check_options(options: argparse.Namespace) -> None:
+    """Check all that can be checked before the model is read.
 
+    Raises:
+        ValueError: an option cannot be followed.
+    """
     method = methods.get_method(options.method)
-    lora = lora_settings(options.lora)
-    values = {}
-    for name, default in DEFAULTS.items():
-        values[name] = _given_or(getattr(options, name), default)
-    recipe = Unlearning(**values)
-    micro_batch = _micro_batch(options, recipe.batch)
-    if options.gradient_checkpointing and distributed.launcher_checkpoints():
-        raise ValueError(
-            "--gradient-checkpointing: this launcher's configuration does it already "
-            "(fsdp_activation_checkpointing)"
-        )
-    if not 0 < recipe.retain_weight < math.inf:
-        raise ValueError(f"--retain-weight must be positive, not {recipe.retain_weight}")
+    check_numbers(options)
+    lora = _lora_numbers(options.lora)
+    if options.merge and lora is None:
+        raise ValueError("--merge adds LoRA adapters to the weights, so it needs --lora")
     if method.retain is not None and options.retain is None:
         raise ValueError(
             f"--retain is missing: {method.name} has a retain term; give text that the model shall "
             "keep"
         )
-    if options.merge and lora is None:
-        raise ValueError("--merge adds LoRA adapters to the weights, so it needs --lora")
+    option_checks.check_model(options.model)
+    for option, path in _read(options).items():
+        option_checks.check_documents(option, path)
+    check_out(options)
+    checkpoints_folder(options)
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Check that rates, sizes and the seed make sense. Raise ValueError for one that does not."""
+    recipe = _recipe(options)
+    if recipe.learning_rate == math.inf:
+        raise ValueError("--learning-rate inf: choose a finite one")
+    if not 0 < recipe.retain_weight < math.inf:
+        raise ValueError(f"--retain-weight must be positive, not {recipe.retain_weight}")
+    for name, (least, most) in WHOLE_NUMBERS.items():
+        given = getattr(options, name)
+        if given is not None and not least <= given <= most:
+            raise ValueError(f"--{name} {given}: choose {least} to {most}")
+    _micro_batch(options, recipe.batch, errors.processes())
+
+
+def check_out(options: argparse.Namespace) -> None:
+    """Check that the new model's folder can be made.
+
+    Raises:
+        ValueError: it is in use, lies nowhere or in what is only read, or cannot be written.
+    """
+    out = Path(os.path.realpath(options.out))
+    if out.is_symlink():
+        raise ValueError(f"--out {options.out}: a link that leads round in a circle")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"--out {out}: already there and not empty; choose another folder")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+    option_checks.check_encoding(out)
+    option_checks.check_outside("--out", out, _read(options))
+    option_checks.check_writable("--out", out)
+
+
+def checkpoints_folder(options: argparse.Namespace) -> Path | None:
+    """Return the folder in --checkpoints that is this run's alone, for others may share it.
+
+    Raises:
+        ValueError: none can be made, or it lies in --out or in what is only read.
+    """
+    if options.checkpoints is None:
+        return None
+    folder = Path(os.path.realpath(options.checkpoints))
+    out = Path(os.path.realpath(options.out))
+    can_be_made = folder.parent.is_dir() and not folder.exists()
+    if not folder.is_dir() and not can_be_made:
+        raise ValueError(f"--checkpoints {folder}: no folder, and none can be made there")
+    if out in (folder, *folder.parents):
+        raise ValueError(f"--checkpoints {folder}: must be outside of --out")
+    option_checks.check_outside("--checkpoints", folder, _read(options))
+    digest = hashlib.sha256(str(out).encode()).hexdigest()
+    own = folder / f"{out.name}-{digest[:8]}"
+    option_checks.check_writable("--checkpoints", own)
+    return own
+
+
+def _read(options: argparse.Namespace) -> dict[str, Path]:
+    """Return the files and folders that are read, by the option that names them."""
+    found = {}
+    for name in ("forget", "retain", "unseen"):
+        path = getattr(options, name)
+        if path is not None:
+            found[f"--{name}"] = path
+    if Path(options.model).is_dir():
+        found["--model"] = Path(options.model)
+    return found
+
+
+# ------------------------------------------------------------------------------------- the settings
+
+
+def run_settings(options: argparse.Namespace) -> RunSettings:
+    """Return the settings as given, or their defaults.
+
+    Raises:
+        ValueError: the launcher's processes, or its configuration, do not go with them.
+    """
+    from unlearn_utils.app.settings import RunSettings
+    from unlearn_utils.engine import distributed, models
+
+    recipe = _recipe(options)
+    processes = distributed.process_state().num_processes
+    micro_batch = _micro_batch(options, recipe.batch, processes)
+    if options.gradient_checkpointing and distributed.launcher_checkpoints():
+        raise ValueError(
+            "--gradient-checkpointing: this launcher's configuration does it already "
+            "(fsdp_activation_checkpointing)"
+        )
     return RunSettings(
-        method=method,
+        method=methods.get_method(options.method),
         recipe=recipe,
         micro_batch=micro_batch,
         seed=_given_or(options.seed, 0),
-        lora=lora,
+        lora=lora_settings(options.lora),
         merge=options.merge,
         bf16=_given_or(options.bf16, models.half_precision()),
         gradient_checkpointing=options.gradient_checkpointing,
     )
+
+
+def _recipe(options: argparse.Namespace) -> Unlearning:
+    """Return the recipe as given. Raise ValueError for a number that is not positive."""
+    values = {}
+    for name, default in DEFAULTS.items():
+        values[name] = _given_or(getattr(options, name), default)
+    return Unlearning(**values)
 
 
 def _given_or(given: object, default: object) -> object:
@@ -173,27 +278,34 @@ def _given_or(given: object, default: object) -> object:
 
 
 def lora_settings(text: str | None) -> LoraSettings | None:
-    """Return the settings that `rank=8` or `rank=8,alpha=16` says; None of None.
+    """Return the settings that the text of --lora says. Raise ValueError as `_lora_numbers`."""
+    from unlearn_utils.app.settings import LoraSettings
+
+    numbers = _lora_numbers(text)
+    return None if numbers is None else LoraSettings(*numbers)
+
+
+def _lora_numbers(text: str | None) -> tuple[int, float] | None:
+    """Return rank and alpha as `rank=8` or `rank=8,alpha=16` says; None of None.
 
     Raises:
         ValueError: the text says anything else.
     """
-    from unlearn_utils.app.settings import LoraSettings
-
     if text is None:
         return None
-    found = re.fullmatch(r"rank=([1-9]\d*)(?:,alpha=([1-9]\d*))?", text)
+    found = re.fullmatch(r"rank=([1-9]\d{0,4})(?:,alpha=([1-9]\d{0,4}))?", text)
     if found is None:
         raise ValueError(
-            f"--lora {text}: expected rank=8 or rank=8,alpha=16, whole numbers above 0"
+            f"--lora {text}: expected rank=8 or rank=8,alpha=16, whole numbers above 0 and below "
+            "100000"
         )
     rank, alpha = found.groups()
     if alpha is None:
         alpha = 2 * int(rank)
-    return LoraSettings(int(rank), float(alpha))
+    return int(rank), float(alpha)
 
 
-def _micro_batch(options: argparse.Namespace, batch: int) -> int:
+def _micro_batch(options: argparse.Namespace, batch: int, processes: int) -> int:
     """Return the chunks that one process reads at a time.
 
     batch: of all processes together.
@@ -201,9 +313,6 @@ def _micro_batch(options: argparse.Namespace, batch: int) -> int:
     Raises:
         ValueError: processes do not divide the batch, or micro-batches not a process's share.
     """
-    from unlearn_utils.engine import distributed
-
-    processes = distributed.process_state().num_processes
     if batch % processes:
         raise ValueError(
             f"--batch {batch}: it is that of all {processes} processes together; choose a multiple "
@@ -217,25 +326,6 @@ def _micro_batch(options: argparse.Namespace, batch: int) -> int:
             f"--micro-batch {micro_batch}: must be positive and divide the batch of {batch}{among}"
         )
     return micro_batch
-
-
-def checkpoints_folder(options: argparse.Namespace) -> Path | None:
-    """Return the folder in --checkpoints that is this run's alone, for others may share it.
-
-    Raises:
-        ValueError: none can be made.
-    """
-    if options.checkpoints is None:
-        return None
-    folder = options.checkpoints.resolve()
-    out = options.out.resolve()
-    can_be_made = folder.parent.is_dir() and not folder.exists()
-    if not folder.is_dir() and not can_be_made:
-        raise ValueError(f"--checkpoints {folder}: no folder, and none can be made there")
-    if out in (folder, *folder.parents):
-        raise ValueError(f"--checkpoints {folder}: must be outside of --out")
-    digest = hashlib.sha256(str(out).encode()).hexdigest()
-    return folder / f"{out.name}-{digest[:8]}"
 
 
 def chosen_settings(options: argparse.Namespace) -> list[str]:

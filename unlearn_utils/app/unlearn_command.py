@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from unlearn_utils.app import terminal, unlearn_arguments
+from unlearn_utils.app import errors, option_checks, terminal, unlearn_arguments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +44,7 @@ def unlearn(options: argparse.Namespace) -> None:
     from unlearn_utils.engine import distributed
 
     with distributed.raise_together():
+        unlearn_arguments.check_options(options)
         run = unlearn_arguments.run_settings(options)
         out = options.out.resolve()
         checkpoints = unlearn_arguments.checkpoints_folder(options)
@@ -86,30 +87,28 @@ def prepare(
         folder: where the new model goes.
         checkpoints: where checkpoints go, if there are any.
     """
-    from unlearn_utils.app import model_files, settings, user_documents
+    from unlearn_utils.app import settings, user_documents, user_run
     from unlearn_utils.engine import distributed
 
     paths = {"forget": options.forget, "retain": options.retain, "unseen": options.unseen}
     documents = distributed.on_main_process(lambda: user_documents.read_sets(paths))
     with distributed.raise_together():
-        base = model_files.find(options.model, options.revision)
+        base, config, tokenizer = user_run.find(options.model, options.revision)
         if base.adapters:
             raise ValueError(
                 f"{base.name} holds LoRA adapters alone; unlearn with --merge first, and go on "
                 "from that"
             )
-        config = model_files.config_of(base)
-        tokenizer = model_files.tokenizer_of(base)
         context = settings.context_of(config, options.context)
     chunks = distributed.on_main_process(
         lambda: user_documents.cut_sets(documents, tokenizer, context, config)
     )
     inputs = Inputs(base, tokenizer, documents, chunks, context)
-    with distributed.raise_together():
+    with distributed.raise_together(), errors.reading(options.model):
         lines = describe_inputs(inputs)
         lines += plan_memory(inputs, config, run, folder, checkpoints)
         terminal.say("\n".join(lines))
-        model_files.fetch(base)
+        user_run.fetch(base)
     return inputs
 
 
@@ -136,7 +135,7 @@ def plan_memory(
 
     disk = None
     if checkpoints is not None:  # it is made later
-        disk = next(parent for parent in checkpoints.parents if parent.exists())
+        disk = option_checks.existing_folder(checkpoints)
     return memory_plan.check(config, run, inputs.context, folder, disk)
 
 
@@ -168,10 +167,14 @@ def train(
 def remove_checkpoints(checkpoints: Path | None) -> None:
     """Remove the checkpoints of a run that is saved.
 
-    The folder that was given for them goes too, unless something else is in it.
+    The folder that was given for them goes too, unless something else is in it. What cannot be
+    removed is said: the run is whole.
     """
     if checkpoints is None or not checkpoints.exists():
         return
-    shutil.rmtree(checkpoints)
-    if not any(checkpoints.parent.iterdir()):
-        checkpoints.parent.rmdir()
+    try:
+        shutil.rmtree(checkpoints)
+        if not any(checkpoints.parent.iterdir()):
+            checkpoints.parent.rmdir()
+    except OSError as error:
+        terminal.say(f"checkpoints of no more use could not be removed: {error}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -11,16 +12,33 @@ import pandas as pd
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from unlearn_utils.data import readers, sources, tokens
+from unlearn_utils.data.readers import Unread
 
-Tables = Mapping[str, pd.DataFrame]  # of each set, such as "forget": its documents, or its chunks
-SEVERAL = (".jsonl", ".parquet")  # files that may hold more than one document
+Tables = Mapping[str, pd.DataFrame]  # of each set, such as "forget": its chunks
 SHOWN = 5  # names in a message; the rest is a number
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of one set, one item of each list a document, and what none was made of.
+
+    Attributes:
+        name: the file, with the line or row after it where it may hold more than one.
+        text: the document.
+        sha256: of the text.
+        unread: files, folders and rows.
+    """
+
+    name: list[str]
+    text: list[str]
+    sha256: list[str]
+    unread: list[Unread]
 
 
 # ------------------------------------------------------------------------------------------- read
 
 
-def read_sets(paths: Mapping[str, Path | None]) -> dict[str, pd.DataFrame]:
+def read_sets(paths: Mapping[str, Path | None]) -> dict[str, Documents]:
     """Return the documents of each set that has a path. Raise as `read_documents`."""
     documents = {}
     for name, path in paths.items():
@@ -29,52 +47,34 @@ def read_sets(paths: Mapping[str, Path | None]) -> dict[str, pd.DataFrame]:
     return documents
 
 
-def read_documents(path: Path) -> pd.DataFrame:
+def read_documents(path: Path) -> Documents:
     """Return the documents of a file, or of every readable file below a folder in sorted order.
-
-    Returns:
-        A row for each document: name, text, sha256.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
+        OSError: a folder cannot be listed.
         ValueError: a file is unreadable, or there is no document.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    files = [path]
-    if path.is_dir():
-        files = sorted(below for below in path.rglob("*") if below.is_file())
-    rows = []
-    for file in files:
-        if file.suffix in readers.SUFFIXES:
-            for name, text in _named_texts(file):
-                rows.append((name, text, sources.hash_text(text)))
-    if not rows:
-        raise ValueError(f"{path}: no document found; readable are {', '.join(readers.SUFFIXES)}")
-    return pd.DataFrame(rows, columns=["name", "text", "sha256"])
-
-
-def _named_texts(file: Path) -> list[tuple[str, str]]:
-    """Return (name, text) of each document of a file.
-
-    Raises:
-        ValueError: it is unreadable; the message has its name.
-    """
-    try:
-        texts = [row["text"] for row in readers.read_documents(file)]
-    except (OSError, ValueError) as error:  # of pyarrow too, which does not name the file
-        named = str(file) in str(error)
-        raise ValueError(str(error) if named else f"{file}: {error}") from error
-    if file.suffix in SEVERAL:
-        return [(f"{file}:{number}", text) for number, text in enumerate(texts, 1)]
-    return [(str(file), text) for text in texts]
+        raise FileNotFoundError(f"{readers.shown(path)}: no such file or folder")
+    files, unread = readers.find_files(path)
+    found, empty = readers.read_files(files, path)
+    unread = unread + empty
+    if not found:
+        reason = f"no document found; readable are {', '.join(readers.SUFFIXES)}"
+        if unread:
+            reason += f"; {readers.describe_unread(unread)}"
+        raise ValueError(f"{readers.shown(path)}: {reason}")
+    names = [document["name"] for document in found]
+    texts = [document["text"] for document in found]
+    return Documents(names, texts, list(map(sources.hash_text, texts)), unread)
 
 
 # -------------------------------------------------------------------------------------------- cut
 
 
 def cut_documents(
-    documents: pd.DataFrame,
+    documents: Documents,
     split: str,
     tokenizer: PreTrainedTokenizerBase,
     context: int,
@@ -95,31 +95,31 @@ def cut_documents(
         that its chunks count as one in every interval, as do copies of it.
 
     Raises:
-        ValueError: a document, which the message names, has no token, or one beyond the
-            embeddings; or nothing is left of all documents.
+        ValueError: a document, which the message names, has a token beyond the embeddings; or
+            nothing is left of all documents.
     """
     rows = []
-    for document in documents.itertuples():
-        try:
-            (ids,) = tokens.encode(tokenizer, [document.text], sys.maxsize)
-        except ValueError as error:
-            reason = str(error).removeprefix("document 0 ")
-            raise ValueError(f"{document.name}: {reason}") from error
-        if max(ids) >= embeddings:
+    named = zip(documents.name, documents.text, documents.sha256, strict=True)
+    for name, text, digest in named:
+        (ids,) = tokens.encode_whole(tokenizer, [text])
+        highest = max(ids, default=0)
+        if highest >= embeddings:
             raise ValueError(
-                f"{document.name}: the tokenizer gives id {max(ids)}, the model has {embeddings} "
+                f"{name}: the tokenizer gives id {highest}, the model has {embeddings} "
                 "embeddings; not its tokenizer?"
             )
         for number, chunk in enumerate(tokens.cut(ids, context)):
-            identity = f"{document.sha256[:16]}-{number}"
-            rows.append((identity, document.sha256, split, document.name, chunk))
+            rows.append((f"{digest[:16]}-{number}", digest, split, name, chunk))
     if not rows:
         raise ValueError(f"--{split}: no document has {tokens.SHORTEST} tokens")
     return pd.DataFrame(rows, columns=["id", "family", "split", "name", "ids"])
 
 
 def cut_sets(
-    documents: Tables, tokenizer: PreTrainedTokenizerBase, context: int, config: PreTrainedConfig
+    documents: Mapping[str, Documents],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    config: PreTrainedConfig,
 ) -> Tables:
     """Return the chunks of each set. Raise ValueError as `cut_documents` and `check_apart`.
 
@@ -127,24 +127,28 @@ def cut_sets(
     """
     embeddings = config.get_text_config().vocab_size
     chunks = {}
-    for name, table in documents.items():
-        chunks[name] = cut_documents(table, name, tokenizer, context, embeddings)
-    check_apart(chunks)
+    parts = {}
+    for name, found in documents.items():
+        chunks[name] = cut_documents(found, name, tokenizer, context, embeddings)
+        parts[name] = _parts(found, chunks[name], tokenizer, context)
+    check_apart(parts)
     return chunks
 
 
-def check_apart(chunks: Tables) -> None:
+# ------------------------------------------------------------------------------------------ apart
+
+
+def check_apart(parts: Mapping[str, list[tuple[Hashable, str]]]) -> None:
     """Check that no two sets share a document, or a chunk of one.
+
+    parts: of each set, its `_parts`.
 
     Raises:
         ValueError: two do; the message has their names.
     """
-    for (one, ours), (other, theirs) in combinations(chunks.items(), 2):
-        names = dict(zip(map(tuple, theirs.ids), theirs.name, strict=True))
-        both = set()
-        for name, ids in zip(ours.name, ours.ids, strict=True):
-            if tuple(ids) in names:
-                both.add((name, names[tuple(ids)]))
+    for (one, ours), (other, theirs) in combinations(parts.items(), 2):
+        names = dict(theirs)
+        both = {(name, names[part]) for part, name in ours if part in names}
         if both:
             listed = ", ".join(f"{a} = {b}" for a, b in sorted(both)[:SHOWN])
             raise ValueError(
@@ -153,18 +157,50 @@ def check_apart(chunks: Tables) -> None:
             )
 
 
+def _parts(
+    documents: Documents, chunks: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, context: int
+) -> list[tuple[Hashable, str]]:
+    """Return what no other set may have, each part with the name of the document that it is of.
+
+    Parts are the chunks, and of each document that has one the hash of its plain form; and the
+    chunks of that form, where it is another one.
+    """
+    found = list(zip(map(tuple, chunks.ids), chunks.name, strict=True))
+    used = set(chunks.name)
+    for name, text in zip(documents.name, documents.text, strict=True):
+        if name not in used:
+            continue
+        plain = plain_form(text)
+        found.append((sources.hash_text(plain), name))
+        if plain != text.strip():
+            (ids,) = tokens.encode_whole(tokenizer, [plain])
+            found += [(tuple(chunk), name) for chunk in tokens.cut(ids, context)]
+    return found
+
+
+def plain_form(text: str) -> str:
+    """Return a text as it is compared: composed characters, `\\n` at line ends, no mark, no margin.
+
+    Two that differ in these alone are the same text.
+    """
+    composed = unicodedata.normalize("NFC", text.replace(readers.MARK, ""))
+    return "\n".join(composed.splitlines()).strip()
+
+
 # ------------------------------------------------------------------------------------------ count
 
 
-def describe_sets(documents: Tables, chunks: Tables, context: int) -> list[str]:
-    """Return a line on each set: documents, chunks, and documents of which nothing is left."""
+def describe_sets(documents: Mapping[str, Documents], chunks: Tables, context: int) -> list[str]:
+    """Return a line on each set: documents, chunks, and what is left out."""
     lines = []
     for name, found in chunks.items():
-        line = f"{name}: {len(documents[name])} documents, "
+        line = f"{name}: {len(documents[name].name)} documents, "
         line += f"{len(found)} chunks of up to {context} tokens"
         short = sorted(set(documents[name].name) - set(found.name))
         if short:
             listed = ", ".join(short[:SHOWN])
             line += f"; too short, so left out: {listed} ({len(short)} in all)"
+        if documents[name].unread:
+            line += f"; {readers.describe_unread(documents[name].unread)}"
         lines.append(line)
     return lines

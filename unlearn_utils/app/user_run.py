@@ -5,17 +5,73 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from unlearn_utils.app import lora_adapters, model_files, settings
+from unlearn_utils.app import errors, lora_adapters, model_files, settings
 from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import RunSettings
 from unlearn_utils.app.user_documents import Tables
 from unlearn_utils.engine import distributed, evaluation, models, training
+
+# when memory ends, and what to do about it
+IN_LOADING = "loading the model: use a machine or GPU with more memory"
+IN_TRAINING = (
+    "training: lower --micro-batch or --context, or use --gradient-checkpointing or --lora"
+)
+IN_MEASURING = "measuring: lower --context"
+
+
+class FoundModel(NamedTuple):
+    """A model on disk, with what is read of it before its weights."""
+
+    stored: StoredModel
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+
+# ----------------------------------------------------------------------------------- find and load
+
+
+def find(name: str, revision: str | None = None) -> FoundModel:
+    """Return the model of that name, whose weights may not be here yet.
+
+    Raises:
+        ValueError, OSError: there is none, or it cannot be used.
+    """
+    with errors.reading(name):
+        stored = model_files.find(name, revision)
+        return FoundModel(stored, model_files.config_of(stored), model_files.tokenizer_of(stored))
+
+
+def fetch(stored: StoredModel) -> None:
+    """Download its weights, unless they are here, and look at their type.
+
+    Raises:
+        ValueError, OSError: there are none, or they are damaged.
+    """
+    with errors.reading(stored.name):
+        model_files.fetch(stored)
+        model_files.stored_dtype(stored)
+
+
+def load(stored: StoredModel, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a model, as `model_files.load`.
+
+    Raises:
+        MemoryError: it does not fit.
+        ValueError: its files cannot be used.
+    """
+    with errors.reading(stored.name), _explained_memory(IN_LOADING):
+        return model_files.load(stored, dtype)
+
+
+# ----------------------------------------------------------------------------- measure and unlearn
 
 
 def load_and_unlearn(
@@ -41,11 +97,17 @@ def load_and_unlearn(
 
     Raises:
         MemoryError: training runs out of memory.
+        ValueError: the model's files cannot be used, or it gives no numbers.
     """
     with distributed.raise_together():
         dtype = settings.weight_dtype(run, model_files.stored_dtype(base))
-        model = model_files.load(base, dtype)
+        model = load(base, dtype)
         before = measure(model, chunks, tokenizer)
+        if not np.isfinite(before.nll).all():
+            raise ValueError(
+                f"{base.name}: not every probability is finite, before anything is trained; are "
+                "its weights damaged?"
+            )
         if run.lora is not None:
             model = lora_adapters.add_adapters(model, run.lora, run.seed, base)
     history = unlearn(model, base, chunks, run, tokenizer, watch, checkpoints)
@@ -73,7 +135,7 @@ def unlearn(
     forget = list(chunks["forget"].ids)
     retain = list(chunks["retain"].ids) if "retain" in chunks else []
     steps = training.steps_of(len(forget), run.recipe.batch, run.recipe.epochs)
-    with _explained_memory():
+    with _explained_memory(IN_TRAINING):
         with distributed.raise_together():
             job = training.Job(
                 method=run.method,
@@ -102,14 +164,16 @@ def _reference(model: nn.Module, base: StoredModel, run: RunSettings) -> nn.Modu
         return None
     if run.lora is not None:
         return lora_adapters.WithoutAdapters(model)
-    return model_files.load(base)
+    return load(base)
 
 
 @contextmanager
-def _explained_memory() -> Iterator[None]:
-    """Raise MemoryError, saying what to lower, where memory ends inside.
+def _explained_memory(said: str) -> Iterator[None]:
+    """Raise MemoryError where memory ends inside.
 
     A GPU's end of memory is torch.OutOfMemoryError, a RuntimeError; on a CPU the allocator says so.
+
+    said: what the error says: when, and what to lower.
     """
     try:
         yield
@@ -117,11 +181,15 @@ def _explained_memory() -> Iterator[None]:
         on_gpu = isinstance(error, torch.OutOfMemoryError)
         if not on_gpu and "DefaultCPUAllocator" not in str(error):
             raise
-        lower = "lower --micro-batch or --context, or use --gradient-checkpointing or --lora"
-        raise MemoryError(f"out of memory in training: {lower}. Nothing was written") from error
+        raise MemoryError(f"out of memory in {said}. Nothing was written") from error
 
 
 def measure(model: nn.Module, chunks: Tables, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-    """Return a row of measurements for each chunk of each set, as `evaluation.measure`."""
+    """Return a row of measurements for each chunk of each set, as `evaluation.measure`.
+
+    Raises:
+        MemoryError: it runs out of memory.
+    """
     every = pd.concat(chunks.values(), ignore_index=True)
-    return evaluation.measure(model, every, tokenizer)
+    with _explained_memory(IN_MEASURING):
+        return evaluation.measure(model, every, tokenizer)

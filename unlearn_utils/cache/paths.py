@@ -2,13 +2,20 @@
 
 This module owns the environment variables of the package. Nothing is read when it is imported: each
 function reads its variable when it is called, so that a test or a notebook may set one at any time.
-`write_whole` is how a text file is replaced.
+`write_whole` is how a text file is replaced, `set_aside` how a damaged one goes out of the way.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+
+import psutil
 
 PROJECT = Path(__file__).resolve().parents[2]  # holds notebooks/, figures/ and unlearn_utils/
 MANIFEST = PROJECT / "unlearn_utils" / "data" / "manifest.csv"
@@ -38,6 +45,52 @@ VARIABLES = {
     PRECISION: "float32: matrices are multiplied in it even where bfloat16 is native",
 }
 
+ASIDE = ".aside"  # ends the name of what was damaged, and is kept
+PART = ".part"  # ends the name of what is not yet whole
+
+
+# ----------------------------------------------------------------------------- what variables say
+
+
+def check() -> None:
+    """Look at all variables, before anything is computed; make the folders that they name.
+
+    Raises:
+        ValueError: one of them cannot be followed; the message names it.
+    """
+    for name in (STORE, FIGURES):
+        if os.environ.get(name):
+            check_folder(Path(os.environ[name]), f"{name}={os.environ[name]}")
+    for name in (HUB, BOOKS):
+        if os.environ.get(name) and not Path(os.environ[name]).is_dir():
+            raise ValueError(f"{name}={os.environ[name]}: there is no such folder")
+    progress = progress_file()
+    if progress is not None:
+        try:
+            progress.open("a").close()
+        except OSError as error:
+            raise ValueError(
+                f"{PROGRESS}={progress}: no file can be written there ({error.strerror})"
+            ) from error
+    fresh_since()
+    number_of_workers(1)
+    precision()
+
+
+def check_folder(folder: Path, named: str) -> None:
+    """Make a folder if need be, and write into it.
+
+    Raises:
+        ValueError: neither can be done; the message begins with what it is `named`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"{named}: no files can be written there ({error.strerror}); name a folder of your own"
+        ) from error
+
 
 def store_folder() -> Path:
     """Return the folder of stored results."""
@@ -64,13 +117,30 @@ def fresh_since() -> float:
     """Return the time, in unix seconds, before which a stored result counts as missing.
 
     It is 0 without such a wish.
+
+    Raises:
+        ValueError: the variable is no time.
     """
-    return float(os.environ.get(FRESH) or 0)
+    text = os.environ.get(FRESH) or "0"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(f"{FRESH} is {text!r}; it may be a time in unix seconds, or not set")
+    return seconds
 
 
 def number_of_workers(default: int) -> int:
-    """Return how many processes compute side by side: as the variable says, else `default`."""
-    return int(os.environ.get(WORKERS) or default)
+    """Return how many processes compute side by side: as the variable says, else `default`.
+
+    Raises:
+        ValueError: the variable is no such number.
+    """
+    text = os.environ.get(WORKERS) or str(default)
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{WORKERS} is {text!r}; it may be a whole number from 1, or not set")
+    return int(text)
 
 
 def scheduler() -> str | None:
@@ -110,9 +180,51 @@ def precision() -> str | None:
     return name or None
 
 
+# ------------------------------------------------------------------------------- files that change
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: to a file beside it, which is then renamed."""
+    """Write a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield where to write a file: beside its place, to which it is moved in the end, if whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def abandoned_parts(folder: Path) -> list[Path]:
+    """Return what `whole` was writing in a folder, or below it, when it was killed."""
+    found = []
+    for path in sorted(folder.rglob(f".*{PART}")):
+        pid = path.name.removesuffix(PART).rpartition(".")[2]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            found.append(path)
+    return found
+
+
+def set_aside(path: Path) -> Path:
+    """Move a damaged file or folder to `NAME.aside` beside it, in the place of an older one.
+
+    Returns:
+        Where it is now.
+    """
+    aside = path.with_name(path.name + ASIDE)
+    remove(aside)
+    return path.rename(aside)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

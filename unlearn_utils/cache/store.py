@@ -3,7 +3,8 @@
 An entry is a folder that one call filled. Its key hashes the artifact's name, its hand-kept version
 and every setting, the data's fingerprint among them. It appears whole or not at all, carries the
 SHA-256 of each of its files, and keeps what never repeats (seconds, memory, versions) apart in
-`cost.json`. A killed run leaves what was finished, and the next one goes on from there.
+`cost.json`. A damaged one is set aside and made again. A killed run leaves what was finished, and
+the next one goes on from there.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from unlearn_utils.cache import memory, paths
+from unlearn_utils.cache import memory, paths, progress
 
 CHECKSUMS = "checksums.json"
 COST = "cost.json"
 SETTINGS = "settings.json"
 SIDE_FILES = (CHECKSUMS, COST)  # not part of what an entry promises
+SHARED = ".shared-"  # begins the name of a file that shows that two machines see one store
+AGAIN = "it is computed again"  # is said of what is damaged
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,17 @@ class Artifact:
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         return paths.store_folder() / self.name / key
 
+    @property
+    def entry(self) -> str:
+        """Its place in any store."""
+        return f"{self.name}/{self.path.name}"
+
     def done(self) -> bool:
         """Return whether the entry is there, undamaged, and not older than `UNLEARN_FRESH`."""
-        return _valid(self.path)
+        fault = self._fault()
+        if fault:
+            progress.tell(fault)
+        return fault is None
 
     def folder(self) -> Path:
         """Return the entry's folder, filled first if need be.
@@ -68,39 +80,85 @@ class Artifact:
         return self.path
 
     def fill(self, wait: bool = True) -> None:
-        """Fill the entry if need be.
+        """Fill the entry if need be; what is damaged is set aside.
 
         Args:
             wait: if another process is at it, wait for that; else leave it alone.
         """
         folder = self.path
-        if _valid(folder):
+        if self._fault() is None:
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         timeout = -1 if wait else 0
         try:
             with FileLock(f"{folder}.lock", timeout=timeout):
-                if not _valid(folder):
+                fault = self._fault()
+                if fault:
+                    progress.tell(fault)
+                    paths.set_aside(folder)
+                if fault is not None:
                     self._fill(folder)
         except Timeout:
             pass
 
+    def _fault(self) -> str | None:
+        """Return None if the entry can be used, else what is wrong with it; "" if it is to make."""
+        folder = self.path
+        if not os.path.lexists(folder):
+            return ""
+        try:
+            look = _look(folder)
+            _, written = look[CHECKSUMS]
+            if written / 1e9 < paths.fresh_since():
+                return ""
+            if _intact.get(folder) != look:
+                self._check(folder)
+                _intact[folder] = look
+        except (OSError, ValueError) as error:
+            return f"{folder}: {error}; {AGAIN}, and {folder.name}{paths.ASIDE} is what was there"
+        return None
+
+    def _check(self, folder: Path) -> None:
+        """Read the whole entry.
+
+        Raises:
+            ValueError: a file is damaged, or is another entry's; the message names it.
+            OSError: a file cannot be read.
+        """
+        listed, found = _read(folder / CHECKSUMS), _checksums(folder)
+        for name in sorted(listed.keys() | found.keys()):
+            if listed.get(name) != found.get(name):
+                raise ValueError(f"a file does not match its checksum: {name}")
+        if (folder / SETTINGS).read_text() != _text(self.settings):
+            raise ValueError(f"{SETTINGS} is another entry's")
+        taken = cost(folder)
+        if not isinstance(taken.get("seconds"), int | float):
+            raise ValueError(f"{COST} does not say what the entry took")
+        if taken.get("entry", self.entry) != self.entry:  # older ones do not say it
+            raise ValueError(f"{COST} is another entry's")
+
     def _fill(self, folder: Path) -> None:
         """Make the entry in a folder beside its own, then rename it into place."""
-        part = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
+        part = folder.with_name(f"{folder.name}{paths.PART}")
+        paths.remove(part)  # left by a run that was killed
         part.mkdir()
-        start = time.perf_counter()
-        further = self.make(part) or {}
-        taken = {
-            "seconds": round(time.perf_counter() - start, 2),
-            "peak_mb": round(memory.own_peak()),
-        }
-        _write(part / SETTINGS, self.settings)
-        _write(part / COST, {**taken, **further, **_machine()})
-        _write(part / CHECKSUMS, _checksums(part))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+        try:
+            start = time.perf_counter()
+            further = self.make(part) or {}
+            taken = {
+                "entry": self.entry,
+                "seconds": round(time.perf_counter() - start, 2),
+                "peak_mb": round(memory.own_peak()),
+            }
+            (part / SETTINGS).write_text(_text(self.settings))
+            (part / COST).write_text(_text({**taken, **further, **_machine()}))
+            (part / CHECKSUMS).write_text(_text(_checksums(part)))
+            older = paths.set_aside(folder) if folder.exists() else None
+            os.replace(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)  # so that it does not fill the disk
+        if older:
+            paths.remove(older)
         _intact[folder] = _look(folder)
 
 
@@ -109,7 +167,19 @@ def cost(folder: Path) -> dict:
 
     Among it are `seconds` and `peak_mb`, of the process. No results file holds any of it.
     """
-    return json.loads((folder / COST).read_text())
+    return _read(folder / COST)
+
+
+def sweep() -> list[Path]:
+    """Remove what killed processes left unfinished in the store, and return what it was."""
+    store = paths.store_folder()
+    removed = []
+    for left in sorted([*store.glob(f"*/*{paths.PART}"), *store.glob(f"{SHARED}*")]):
+        lock = left.with_suffix(".lock") if left.suffix == paths.PART else left
+        with suppress(Timeout), FileLock(lock, timeout=0):  # else somebody is at it
+            paths.remove(left)
+            removed.append(left)
+    return removed
 
 
 # ------------------------------------------------------------------------------------- checking
@@ -122,34 +192,25 @@ Look = dict[str, tuple[int, int]]  # of each file: its size, and when it was wri
 _intact: dict[Path, Look] = {}  # the entries that this process has found, or made, intact
 
 
-def _valid(folder: Path) -> bool:
-    """Return whether an entry can be used. Report a damaged one: it is made again."""
-    checksums = folder / CHECKSUMS
-    if not checksums.exists() or checksums.stat().st_mtime < paths.fresh_since():
-        return False
-    look = _look(folder)
-    if _intact.get(folder) == look:
-        return True
-    if _matches(folder):
-        _intact[folder] = look
-        return True
-    print(f"{folder}: a file does not match its checksum; it is computed again", flush=True)
-    return False
+def _read(path: Path) -> dict:
+    """Return what an object of JSON in a file holds.
 
-
-def _matches(folder: Path) -> bool:
-    """Return whether the files of an entry are those that its checksums list."""
+    Raises:
+        ValueError: it is nothing of the kind.
+    """
     try:
-        listed = json.loads((folder / CHECKSUMS).read_text())
-    except ValueError:  # the list is damaged itself
-        return False
-    return listed == _checksums(folder)
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is no object of JSON")
+    return content
 
 
 def _look(folder: Path) -> Look:
-    """Return what can be seen of the files and of their checksums without reading them."""
+    """Return what can be seen of an entry's files without reading them."""
     look = {}
-    for path in [*_files(folder), folder / CHECKSUMS]:
+    for path in [*_files(folder), *(folder / name for name in SIDE_FILES)]:
         status = path.stat()
         look[path.relative_to(folder).as_posix()] = (status.st_size, status.st_mtime_ns)
     return look
@@ -171,8 +232,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(path: Path, content: Mapping) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+def _text(content: Mapping) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def _machine() -> dict[str, str]:

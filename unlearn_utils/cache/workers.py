@@ -13,12 +13,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from unlearn_utils.cache import paths
-from unlearn_utils.cache.store import Artifact
+from filelock import FileLock
+
+from unlearn_utils.cache import endings, paths
+from unlearn_utils.cache.progress import tell
+from unlearn_utils.cache.store import SHARED, Artifact
 
 # Two settings of glibc: freed tensors are kept for the next optimizer step instead of going back to
 # the system, page by page.
@@ -82,8 +84,13 @@ def _fill_here(artifacts: Sequence[Artifact], processes: int, wait: bool) -> Ite
         os.environ.setdefault(name, value)
     # joblib replaces a process that has grown, as ours do, which keep freed memory; no work is lost
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
-    processes = min(processes, len(artifacts))
-    pool = Parallel(n_jobs=processes, batch_size=1, return_as="generator_unordered")
+    pool = Parallel(
+        n_jobs=min(processes, len(artifacts)),
+        batch_size=1,
+        return_as="generator_unordered",
+        initializer=endings.end_with,
+        initargs=(os.getpid(),),
+    )
     return pool(delayed(_fill)(artifact, wait) for artifact in artifacts)
 
 
@@ -112,16 +119,16 @@ def _fill_on_cluster(address: str, artifacts: Sequence[Artifact], wait: bool) ->
             f"pip install -e '.[cluster]' in this repository, or unset the variable ({error})"
         ) from error
 
-    _ask(address)
+    ask(address)
     store = paths.store_folder().absolute()
     store.mkdir(parents=True, exist_ok=True)
     with (
-        NamedTemporaryFile(dir=store, prefix=".shared-") as shared,
+        _shared_file(store) as shared,
         Client(address, timeout=ANSWERS_WITHIN, set_as_default=False) as client,
     ):
         if not client.nthreads():
             tell(f"the scheduler at {address} has no worker yet; this waits for the first")
-        further = (wait, _variables(), shared.name)
+        further = (wait, _variables(), shared)
         futures = []
         for artifact in artifacts:
             key = f"{artifact.name}-{uuid4().hex}"
@@ -134,10 +141,23 @@ def _fill_on_cluster(address: str, artifacts: Sequence[Artifact], wait: bool) ->
         _see(artifacts)
 
 
-def _ask(address: str) -> None:
-    """Raise ValueError unless a scheduler answers: a client would try for long, or wait for ever.
+@contextmanager
+def _shared_file(store: Path) -> Iterator[str]:
+    """Yield the name of a new file in the store, which is locked as long as it is of use."""
+    with FileLock(store / f"{SHARED}{uuid4().hex}") as lock:
+        try:
+            yield lock.lock_file
+        finally:
+            os.remove(lock.lock_file)
+
+
+def ask(address: str) -> None:
+    """See that a scheduler answers: a client would try for long, or wait for ever.
 
     A scheduler greets whoever connects. Another server, such as its dashboard, waits to be asked.
+
+    Raises:
+        ValueError: none does.
     """
     try:
         parts = urlsplit(address)
@@ -215,20 +235,7 @@ def _see(artifacts: Sequence[Artifact]) -> None:
             time.sleep(1)
 
 
-# ---------------------------------------------------------------------------------------- progress
-
-
-def tell(line: str) -> None:
-    """Print a line of progress, into the file `UNLEARN_PROGRESS` if that is set.
-
-    With the file no such line is kept in a notebook.
-    """
-    file = paths.progress_file()
-    if file is None:
-        print(line, flush=True)
-        return
-    with file.open("a") as lines:
-        print(line, file=lines)
+# ----------------------------------------------------------------------------------------- threads
 
 
 @contextmanager

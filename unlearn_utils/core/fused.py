@@ -7,8 +7,10 @@ Losses are in nats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,13 @@ CPU_ROWS = 96
 CPU_MOST_BYTES = 16 * 2**20
 ACCELERATOR_LOGIT_BYTES = 64 * CPU_LOGIT_BYTES  # enough rows to fill a GPU's matrix units
 
+EXAMINED = 8  # tokens, where no text is given
+# What is planted in the place of the head's output: so little that no cap bends it, so much that
+# every cap is reached, and some between.
+PLANTED = (-(2.0**30), -32.0, -1.0, -(2.0**-20), 0.0, 2.0**-20, 1.0, 32.0, 2.0**30)
+ROUNDING = 1e-5  # of the norm of logits: what float32 leaves
+FORESIGHT = 1e-3  # the same, of what later tokens change: more is no rounding
+
 
 # --------------------------------------------------------------------------- a model's two halves
 
@@ -36,21 +45,45 @@ class Head(NamedTuple):
     `softcap` is None.
 
     Attributes:
-        weight: (V, d)
+        weight: (V, d); None: what is called hidden states are the model's own logits.
         bias: (V,), or None.
         scale: a number.
         softcap: a number, or None.
     """
 
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
 
     def to(self, dtype: torch.dtype) -> Head:
         """Return the head with weight and bias in this type."""
+        weight = None if self.weight is None else self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
-        return self._replace(weight=self.weight.to(dtype), bias=bias)
+        return self._replace(weight=weight, bias=bias)
+
+
+class Reading(NamedTuple):
+    """How the logits of a model are computed here, as `examine` found it.
+
+    Attributes:
+        by_head: from its hidden states, by a `Head`; else its own logits are taken.
+        scale, softcap: of that head.
+        width: of its hidden states, or of its own logits.
+        logits: how many a token has.
+        embeddings: how many tokens it can read.
+    """
+
+    by_head: bool
+    scale: float
+    softcap: float | None
+    width: int
+    logits: int
+    embeddings: int
+
+
+# of each head, or of each model that has none
+_readings: WeakKeyDictionary[nn.Module, Reading] = WeakKeyDictionary()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -66,28 +99,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def head_of(model: nn.Module) -> Head:
     """Return the output head of a Hugging Face causal language model.
 
-    Raises:
-        ValueError: the head is not a plain linear layer (for example it carries a LoRA adapter).
+    Its weight is None where none reproduces the model's own logits, which are taken instead.
     """
-    model = unwrapped(model)
-    layer = model.get_output_embeddings()
-    if not isinstance(layer, nn.Linear):
-        name = type(layer).__name__
-        raise ValueError(f"the output head must be a plain linear layer, not {name}")
-    config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(layer.weight, layer.bias, _scale(config), softcap)
-
-
-def _scale(config: object) -> float:
-    """Return what a model's configuration multiplies logits with."""
-    cohere = getattr(config, "logit_scale", None)
-    falcon_h1 = getattr(config, "lm_head_multiplier", None)
-    scale = cohere or falcon_h1 or 1.0
-    scaling = getattr(config, "logits_scaling", None) or 1.0
-    if "hyperclovax" in config.model_type:
-        return float(scale * scaling)
-    return float(scale / scaling)  # Granite
+    reading = reading_of(model)
+    if not reading.by_head:
+        return Head(None)
+    layer = unwrapped(model).get_output_embeddings()
+    return Head(layer.weight, layer.bias, reading.scale, reading.softcap)
 
 
 def hidden_states(
@@ -95,11 +113,158 @@ def hidden_states(
 ) -> Tensor:
     """Return the last hidden states (batch, time, d), after the final norm.
 
-    They are what the output head reads.
+    They are what the output head reads; where it has no weight, they are the model's own logits.
+    What is masked may be any id, also one that the model has no embedding of.
     """
-    body = unwrapped(model).base_model
-    output = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return output.last_hidden_state
+    reading = reading_of(model)
+    if attention_mask is not None:
+        strange = (attention_mask == 0) & (input_ids >= reading.embeddings)
+        input_ids = input_ids.masked_fill(strange, 0)
+    given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if reading.by_head:
+        return body_of(unwrapped(model))(**given).last_hidden_state
+    return unwrapped(model)(**given).logits
+
+
+def body_of(model: nn.Module) -> Callable:
+    """Return what gives a model's hidden states."""
+    if model.base_model is model:  # Llama 4 names it otherwise
+        return model.get_decoder()
+    return model.base_model
+
+
+# --------------------------------------------------------------- what lies between the two halves
+
+
+def reading_of(model: nn.Module) -> Reading:
+    """Return what `examine` found of a model, which it does now if it did not before."""
+    if _key(model) not in _readings:
+        embeddings = len(unwrapped(model).get_input_embeddings().weight)
+        examine(model, torch.arange(EXAMINED) % embeddings)
+    return _readings[_key(model)]
+
+
+def _key(model: nn.Module) -> nn.Module:
+    """Return what a reading is kept under: a new head is another one."""
+    head = unwrapped(model).get_output_embeddings()
+    return model if head is None else head
+
+
+@torch.no_grad()
+def examine(model: nn.Module, ids: Tensor) -> None:
+    """Find out, on a text, how a model comes to its logits, and keep it for `reading_of`.
+
+    Whatever a config calls it, what happens between head and logits shows in what becomes of
+    numbers that are planted in the place of the head's output. If that is a scale and a cap, and if
+    the head of the hidden states then gives the model's own logits near rounding, it is taken.
+    Logits that are no numbers pass: such a model is measured, and found out.
+
+    Args:
+        ids: token ids (time,).
+
+    Raises:
+        ValueError: logits depend on tokens that come later.
+    """
+    plain = unwrapped(model)
+    embeddings = len(plain.get_input_embeddings().weight)
+    ids = ids.to(plain.device)
+    half = len(ids) // 2
+    # the same text, and it with another second half
+    both = torch.stack([ids, torch.cat([ids[:half], (ids[half:] + 1) % embeddings])])
+    given = {"input_ids": both, "attention_mask": None, "use_cache": False}
+    with _evaluated(plain), torch.autocast(plain.device.type, enabled=False):
+        own = plain(**given).logits
+        if _differ(*own[:, :half], FORESIGHT):
+            raise ValueError(
+                "this model sees the tokens that it shall predict, or decides by chance: it is no "
+                "causal language model"
+            )
+        reading = _by_head(plain, given, own, embeddings)
+    if reading is None:
+        width = own.shape[-1]
+        reading = Reading(False, 1.0, None, width, width, embeddings)
+    _readings[_key(model)] = reading
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, inside."""
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
+
+
+def _by_head(model: nn.Module, given: Mapping, own: Tensor, embeddings: int) -> Reading | None:
+    """Return how a `Head` gives a model's logits, or None if none does.
+
+    Args:
+        given: arguments of the model.
+        own: the logits that it gives.
+        embeddings: as in `Reading`.
+    """
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        return None
+    states = getattr(body_of(model)(**given), "last_hidden_state", None)
+    if states is None or states.shape[-1] != layer.in_features:
+        return None
+    between = _between(model, layer, given)
+    if between is None:
+        return None
+    scale, softcap = between
+    ours = head_logits(states, Head(layer.weight, layer.bias, scale, softcap))
+    if _differ(ours, own, ROUNDING):
+        return None
+    return Reading(True, scale, softcap, layer.in_features, own.shape[-1], embeddings)
+
+
+def _between(
+    model: nn.Module, layer: nn.Module, given: Mapping
+) -> tuple[float, float | None] | None:
+    """Return the scale and the cap of what a model does with the output of its head.
+
+    None if it does anything else.
+    """
+
+    def planted(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
+        numbers = torch.arange(output.numel(), device=output.device) % len(PLANTED)
+        values = torch.tensor(PLANTED, dtype=torch.float64, device=output.device)
+        return values[numbers].view(output.shape)
+
+    hook = layer.register_forward_hook(planted)
+    try:
+        found = model(**given).logits.double().flatten()
+    finally:
+        hook.remove()
+    if len(found) < len(PLANTED):
+        return None
+    values = torch.tensor(PLANTED, dtype=torch.float64, device=found.device)
+    scale = float(found[PLANTED.index(2.0**-20)] / 2.0**-20)
+    most = float(found[PLANTED.index(2.0**30)])
+    softcap = most if most < 0.9 * scale * 2.0**30 else None
+    expected = scale * values
+    if softcap is not None:
+        expected = softcap * torch.tanh(expected / softcap)
+    numbers = torch.arange(len(found), device=found.device) % len(PLANTED)
+    if not torch.allclose(found, expected[numbers], rtol=ROUNDING, atol=0):
+        return None
+    return scale, softcap
+
+
+def _differ(ours: Tensor, own: Tensor, share: float) -> bool:
+    """Return whether logits differ by more than a share of their norm and the own ones' rounding.
+
+    What is no number does not differ.
+    """
+    rounding = 2 * torch.finfo(own.dtype).eps
+    return bool((ours.float() - own.float()).norm() > (share + rounding) * own.float().norm())
+
+
+# -------------------------------------------------------------------------------- logits of a head
 
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:
@@ -107,8 +272,10 @@ def head_logits(hidden: Tensor, head: Head) -> Tensor:
 
     This is plain and differentiable; the caller bounds the number of rows.
     """
-    dtype = matmul_dtype(hidden, head.weight)
+    dtype = product_dtype(hidden, head)
     wide = torch.promote_types(dtype, torch.float32)
+    if head.weight is None:
+        return hidden.to(wide)
     with torch.autocast(hidden.device.type, enabled=False):
         head = head.to(dtype)
         logits = F.linear(hidden.to(dtype), head.weight, head.bias).to(wide)
@@ -125,6 +292,18 @@ def matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return weight.dtype
+
+
+def product_dtype(hidden: Tensor, head: Head) -> torch.dtype:
+    """Return `matmul_dtype` of a head; own logits keep their type."""
+    if head.weight is None:
+        return hidden.dtype
+    return matmul_dtype(hidden, head.weight)
+
+
+def logit_count(hidden: Tensor, head: Head) -> int:
+    """Return how many logits a row has."""
+    return hidden.shape[-1] if head.weight is None else len(head.weight)
 
 
 # ----------------------------------------------------------------------------- a sum over rows
@@ -175,7 +354,7 @@ class _FusedLoss(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, weights, scale, softcap, term, with_grad):
         needed = [with_grad and need for need in ctx.needs_input_grad[:3]]
         head = Head(weight, bias, scale, softcap)
-        dtype = matmul_dtype(hidden, weight)
+        dtype = product_dtype(hidden, head)
         with torch.autocast(hidden.device.type, enabled=False):  # it would cast in every chunk
             total, grads = _walk(hidden, head, dtype, weights, term, needed)
         kept = []
@@ -220,9 +399,10 @@ def _walk(
     for tensor, need in zip((hidden, head.weight, head.bias), needed, strict=True):
         grads.append(torch.zeros_like(tensor, dtype=wide) if need else None)
     scratch = torch.empty_like(cast.weight) if needed[1] else None
-    size = chunk_rows(len(head.weight), hidden.device)
+    vocabulary = logit_count(hidden, head)
+    size = chunk_rows(vocabulary, hidden.device)
     # asked for once: new memory comes slowly
-    narrow = states.new_empty(min(size, len(hidden)), len(head.weight))
+    narrow = states.new_empty(min(size, len(hidden)), vocabulary)
     room = narrow.to(wide)
     for rows in chunks(len(hidden), size):
         logits, damping = _logits(states[rows], cast, narrow, room)
@@ -248,6 +428,8 @@ def _logits(
         narrow: room for m or more rows of logits of that type.
         room: the same for float32, which the logits are written into.
     """
+    if head.weight is None:
+        return room[: len(states)].copy_(states), None
     narrow = narrow[: len(states)]
     transposed = head.weight.T
     if head.bias is None:
@@ -269,7 +451,7 @@ def _accumulate(
     slope: Tensor,
     narrow_slope: Tensor,
     states: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     rows: slice,
     scratch: Tensor | None,
 ) -> None:
@@ -280,12 +462,13 @@ def _accumulate(
         slope: (m, V), of the loss in the logits as they are before scale and cap.
         narrow_slope: the same in the weight's type.
         states: hidden states (m, d) of these rows.
-        weight: (V, d), of the head.
+        weight: (V, d), of the head; None: the states are logits.
         rows: their numbers.
         scratch: room for one product of the weight's shape and type.
     """
     if grads[0] is not None:
-        grads[0][rows] = (narrow_slope @ weight).to(slope.dtype)
+        of_states = slope if weight is None else narrow_slope @ weight
+        grads[0][rows] = of_states.to(slope.dtype)
     if grads[1] is not None:
         grads[1] += torch.mm(narrow_slope.T, states, out=scratch)
     if grads[2] is not None:
@@ -363,6 +546,6 @@ def _fixed(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
 
     They are cast here, for autocast is off where a term runs.
     """
-    dtype = matmul_dtype(hidden, head.weight)
+    dtype = product_dtype(hidden, head)
     with torch.no_grad():
         return hidden.to(dtype), head.to(dtype)

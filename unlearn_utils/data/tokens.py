@@ -55,16 +55,23 @@ def encode(
     Raises:
         ValueError: a document has no token; the message names its place.
     """
+    found = encode_whole(tokenizer, texts)
+    for place, ids in enumerate(found):
+        if len(ids) < 2:
+            own = len(ids) - (tokenizer.bos_token_id is not None)
+            raise ValueError(
+                f"document {place} has {own} tokens; at least 2 are needed to predict one"
+            )
+    return [ids[:context] for ids in found]
+
+
+def encode_whole(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each document, however many they are, the opening token first."""
     opening = []
     if tokenizer.bos_token_id is not None:
         opening = [tokenizer.bos_token_id]
     found = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    for place, ids in enumerate(found):
-        if len(opening) + len(ids) < 2:
-            raise ValueError(
-                f"document {place} has {len(ids)} tokens; at least 2 are needed to predict one"
-            )
-    return [(opening + ids)[:context] for ids in found]
+    return [opening + ids for ids in found]
 
 
 def cut(ids: Sequence[int], context: int) -> list[list[int]]:

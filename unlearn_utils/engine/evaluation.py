@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from unlearn_utils.core import fused, losses, membership, metrics
 from unlearn_utils.data import tokens
-from unlearn_utils.engine import models
+from unlearn_utils.engine import architecture, models
 
+EXAMINED = 256  # tokens of a document, on which the model's head is looked at
 PROMPTS = 64  # that are continued at a time
 
 # head, hidden states (n, d) and true tokens (n,) of some positions -> columns, each (n,)
@@ -24,19 +26,30 @@ PositionScores = Callable[[fused.Head, Tensor, Tensor], tuple[Tensor, ...]]
 
 
 def measure(
-    model: nn.Module, documents: pd.DataFrame, tokenizer: PreTrainedTokenizerBase
+    model: nn.Module,
+    documents: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+    half: bool | None = None,
 ) -> pd.DataFrame:
     """Return one row per document: its own columns less text and `ids`, and its measurements.
 
+    How the model comes to its logits is looked at first, on the longest document.
+
     Args:
         documents: a column `ids` (token ids) and any others.
+        half: as in `token_scores`.
 
     Returns:
         tokens (predicted), nll (summed, nats), correct (tokens whose argmax is true), the columns
         of `membership.SCORES` (higher = more member-like), extraction (strength).
+
+    Raises:
+        ValueError: the model is no causal language model.
     """
+    longest = max(documents.ids, key=len)
+    fused.examine(model, torch.tensor(longest[:EXAMINED]))
     rows = []
-    for scores in token_scores(model, list(documents.ids), tokenizer):
+    for scores in token_scores(model, list(documents.ids), tokenizer, half=half):
         row = {
             "tokens": len(scores.log_probs),
             "nll": -float(scores.log_probs.astype(np.float64).sum()),
@@ -77,12 +90,19 @@ def token_scores(
     documents: Sequence[list[int]],
     tokenizer: PreTrainedTokenizerBase,
     batch: int = 8,
+    half: bool | None = None,
 ) -> Iterator[membership.TokenScores]:
     """Yield what the model says of each document, in order.
 
-    Logits are in float32 on a CPU, from bfloat16 products on a GPU, and made a few rows at a time.
+    Logits are in float32, and made a few rows at a time.
+
+    Args:
+        batch: documents at a time.
+        half: products are in bfloat16; else in float32, whatever type the weights have in memory.
+            None: in bfloat16 on a GPU.
     """
-    half = _device(model).type != "cpu"
+    if half is None:
+        half = _device(model).type != "cpu"
     found = _read(model, documents, tokenizer.pad_token_id, batch, _distribution, half)
     for ids, columns in zip(documents, found, strict=True):
         text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -114,14 +134,15 @@ def _read(
         half: whether products are in bfloat16.
     """
     model.eval()
-    head = fused.head_of(model)
     device = _device(model)
     for start in range(0, len(documents), batch):
         inputs = tokens.collate(documents[start : start + batch], pad_id, device=device)
         mask = losses.predicted_mask(inputs["labels"])
         targets = inputs["labels"][:, 1:][mask]
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        products = torch.autocast(device.type, torch.bfloat16) if half else widened(model)
+        with products:
             hidden = fused.hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
+            head = fused.head_of(model)
             columns = _in_chunks(head, hidden[:, :-1][mask], targets, scores)
         ends = mask.sum(1).cumsum(0).cpu()[:-1]
         by_document = [np.split(column.cpu().numpy(), ends) for column in columns]
@@ -133,7 +154,8 @@ def _in_chunks(
 ) -> list[Tensor]:
     """Return the columns that `scores` gives, computed for a few positions at a time."""
     parts = []
-    for rows in fused.chunks(len(hidden), fused.chunk_rows(len(head.weight), hidden.device)):
+    size = fused.chunk_rows(fused.logit_count(hidden, head), hidden.device)
+    for rows in fused.chunks(len(hidden), size):
         parts.append(scores(head, hidden[rows], targets[rows]))
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
@@ -154,6 +176,55 @@ def _hits(head: fused.Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ..
     logits = fused.head_logits(hidden, head).float()
     true = logits.gather(1, targets[:, None])[:, 0]
     return true - logits.logsumexp(-1), logits.argmax(-1) == targets
+
+
+# -------------------------------------------------------------------------------------- precision
+
+
+@contextmanager
+def widened(model: nn.Module) -> Iterator[None]:
+    """Let a model compute in float32, inside, also where its weights have 16 bits in memory.
+
+    A layer's weights are widened while it runs, all others the whole time. So each of them, and its
+    result, is as if the model had been loaded in float32, for less memory.
+    """
+    layers = architecture.decoder_layers(model)
+    in_layers = set()
+    hooks = []
+    for layer in layers:
+        own = _narrow(layer)
+        in_layers.update(id(weight) for weight, _ in own)
+        hooks.append(layer.register_forward_pre_hook(lambda *_, own=own: _widen(own)))
+        hooks.append(layer.register_forward_hook(lambda *_, own=own: _narrow_again(own)))
+    others = [(weight, dtype) for weight, dtype in _narrow(model) if id(weight) not in in_layers]
+    _widen(others)
+    try:
+        yield
+    finally:
+        _narrow_again(others)
+        for hook in hooks:
+            hook.remove()
+
+
+def _narrow(module: nn.Module) -> list[tuple[Tensor, torch.dtype]]:
+    """Return the weights and buffers of fewer than 32 bits, and their types."""
+    found = []
+    for weight in (*module.parameters(), *module.buffers()):
+        if weight.is_floating_point() and weight.itemsize < torch.float32.itemsize:
+            found.append((weight, weight.dtype))
+    return found
+
+
+def _widen(weights: Sequence[tuple[Tensor, torch.dtype]]) -> None:
+    """Put weights of `_narrow` in float32."""
+    for weight, _ in weights:
+        weight.data = weight.data.float()
+
+
+def _narrow_again(weights: Sequence[tuple[Tensor, torch.dtype]]) -> None:
+    """Give weights of `_narrow` their types again."""
+    for weight, dtype in weights:
+        weight.data = weight.data.to(dtype)
 
 
 def _device(model: nn.Module) -> torch.device:

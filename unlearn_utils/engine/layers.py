@@ -31,20 +31,20 @@ def quicken(model: nn.Module, reference: bool = False) -> None:
     """
     if torch.cuda.is_available():
         return
-    quick: dict[type, type] = {LlamaRMSNorm: QuickNorm}
-    fused_attention = model.config._attn_implementation == "sdpa"
-    if fused_attention and models.half_precision() and _is_short(model.config.get_text_config()):
-        quick[LlamaAttention] = QuickAttention
     for layer in model.modules():
-        layer.__class__ = quick.get(type(layer), type(layer))
+        if type(layer) is LlamaRMSNorm:
+            layer.__class__ = QuickNorm
+        elif type(layer) is LlamaAttention and models.half_precision() and _suits(layer.config):
+            layer.__class__ = QuickAttention
         if isinstance(layer, QuickAttention):
             layer.always = reference
 
 
-def _is_short(config: PreTrainedConfig) -> bool:
-    """Return whether a model reads `SHORT` tokens at most, and has no dropout in its attention."""
-    most = getattr(config, "max_position_embeddings", SHORT + 1)
-    return most <= SHORT and not getattr(config, "attention_dropout", 0)
+def _suits(config: PreTrainedConfig) -> bool:
+    """Return whether a Llama reads `SHORT` tokens at most, by fused attention without dropout."""
+    fused_attention = config._attn_implementation == "sdpa"
+    short = config.max_position_embeddings <= SHORT
+    return fused_attention and short and not config.attention_dropout
 
 
 # ----------------------------------------------------------------------------------------- norm

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+    revert_weight_conversion,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from unlearn_utils.cache import paths
-from unlearn_utils.data import hub
-from unlearn_utils.engine import distributed
+from unlearn_utils.engine import distributed, weight_files
+from unlearn_utils.engine.weight_files import Stored
 from unlearn_utils.profiles import Shape
 
-# what a file of weights calls a type of numbers
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+BUFFERS = (".inv_freq", ".masked_bias")  # once stored among weights, now computed
+LARGEST_FILE = "50GB"  # of weights, as transformers writes them
 
 logging.disable_progress_bar()  # bars of a second or less, which would be kept in a notebook
 
@@ -71,26 +78,78 @@ def load(
 
     Raises:
         FileNotFoundError: the folder holds no model.
-        ValueError: weights are missing.
+        ValueError: weights are missing or damaged, or have no place in the model.
     """
+    called = name or str(folder)
     if not (Path(folder) / "config.json").exists():
         raise FileNotFoundError(
             f"{folder}: no config.json, so no model; expected what save_pretrained writes"
         )
+    stored = weight_files.tensors(folder, called)
+    _check_named_files(Path(folder), called)
     release()
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
         local_files_only=True,
         trust_remote_code=False,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # `_check_all_read` names them
         output_loading_info=True,
     )
-    missing = info["missing_keys"]
-    if missing:
-        raise ValueError(
-            f"{name or folder}: {len(missing)} weights are missing, {min(missing)} among them"
-        )
+    _check_all_read(model, stored, info, called)
     return model.to(device()).eval()
+
+
+def _check_named_files(folder: Path, name: str) -> None:
+    """Check that a config names no files of its own, which transformers would read instead.
+
+    Raises:
+        ValueError: it does; the message calls the model by `name`.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    named = getattr(config, "transformers_weights", None)
+    if named not in (None, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        raise ValueError(
+            f"{name}: transformers_weights in config.json names {named}, which is not read; "
+            f"rename it to {SAFE_WEIGHTS_NAME}, and take the line out"
+        )
+
+
+def _check_all_read(
+    model: nn.Module, stored: Mapping[str, Stored], info: Mapping[str, Collection], name: str
+) -> None:
+    """Check that every weight of a model was read, and that every stored one has a place in it.
+
+    Buffers that are stored among the weights are read past, and what transformers knows to be of no
+    use to the model.
+
+    Args:
+        stored: of `weight_files.tensors`.
+        info: of `from_pretrained`.
+        name: what an error calls the model.
+
+    Raises:
+        ValueError: a weight is missing, of another size, no weight at all, or has no place.
+    """
+    own = {place for place, _ in model.named_parameters(remove_duplicate=False)}
+    whole = {key for key, tensor in stored.items() if tensor.dtype is None}
+    whole = set(_places(model, own, whole).values())
+    buffers = {buffer for buffer, _ in model.named_buffers()} | whole
+    unexpected = []
+    for key in info["unexpected_keys"]:
+        named = {key, f"{model.base_model_prefix}.{key}"}
+        if not named & buffers and not key.endswith(BUFFERS):
+            unexpected.append(key)
+    wrong = {
+        "are missing": info["missing_keys"],
+        "are of another size than config.json says": [key for key, *_ in info["mismatched_keys"]],
+        "hold whole numbers": whole & own,
+        f"have no place in the {type(model).__name__} of config.json": unexpected,
+    }
+    for what, keys in wrong.items():
+        if keys:
+            raise ValueError(f"{name}: {len(keys)} weights {what}, {min(keys)} among them")
 
 
 def device() -> str:
@@ -109,31 +168,12 @@ def release() -> None:
 
 
 def stored_dtype(folder: Path | str, name: str | None = None) -> torch.dtype:
-    """Return the type of a stored model's weights, as the header of the first file says.
-
-    Args:
-        folder: holds the weights.
-        name: what an error calls the model; None: its folder.
+    """Return the type of a stored model's weights: that of most of them.
 
     Raises:
-        ValueError: there are no weights, they are damaged, or their type is none of `DTYPES`.
+        ValueError: as `weight_files.tensors`, which has the same arguments.
     """
-    files = sorted(Path(folder).glob(hub.WEIGHTS))
-    if not files:
-        raise ValueError(
-            f"{name or folder}: no weights ({hub.WEIGHTS}; .bin files, which can run code, are not "
-            "read)"
-        )
-    try:
-        with safe_open(files[0], "pt") as file:
-            first = next(iter(file.keys()))
-            stated = file.get_slice(first).get_dtype()
-    except SafetensorError as error:
-        raise ValueError(f"{files[0]}: damaged: {error}") from error
-    if stated not in DTYPES:
-        readable = ", ".join(DTYPES)
-        raise ValueError(f"{files[0]}: weights of type {stated}; readable are {readable}")
-    return DTYPES[stated]
+    return weight_files.main_dtype(weight_files.tensors(folder, name))
 
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
@@ -179,7 +219,70 @@ def save(
     distributed.on_main_process(write)
 
 
-def _rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def save_like(model: nn.Module, base: Path, folder: Path) -> None:
+    """Write a model's weights as `write_like`. Every process must call this, as `save`."""
+    state = distributed.gathered_state(model)
+    distributed.on_main_process(lambda: write_like(model, state, base, folder))
+
+
+def write_like(model: nn.Module, state: Mapping[str, Tensor], base: Path, folder: Path) -> None:
+    """Write weights (safetensors) as the model that they came from has them.
+
+    Each has the name and the type that it has in `base`. What lies there beside the weights, such
+    as layers that transformers has no use for, is copied.
+
+    Args:
+        model: as `load` made it.
+        state: its weights.
+        base: the folder that it was loaded from.
+        folder: where the files go.
+    """
+    stored = weight_files.tensors(base)
+    main = weight_files.main_dtype(stored)
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    repeated = own - {name for name, _ in model.named_parameters()}  # tied to others
+    once = {name: value for name, value in state.items() if name not in repeated}
+
+    written = {}
+    for name, value in revert_weight_conversion(model, once).items():
+        bare = name.removeprefix(f"{model.base_model_prefix}.")
+        if name not in stored and bare in stored:  # as of GPT-2
+            name = bare
+        dtype = main
+        if name in stored:
+            dtype = stored[name].dtype or main
+        value = _rounded(value, dtype)
+        if value.untyped_storage().nbytes() > value.nbytes:  # a part of several that were one
+            value = value.clone()
+        written[name] = value
+
+    known = own | set(state)
+    beside = [name for name, place in _places(model, known, stored).items() if place not in known]
+    written |= weight_files.read(stored, beside)
+    save_torch_state_dict(written, folder, max_shard_size=LARGEST_FILE, metadata={"format": "pt"})
+
+
+def _places(model: nn.Module, known: Collection[str], stored: Iterable[str]) -> dict[str, str]:
+    """Return the names that transformers gives in a model to what is stored, by its stored names.
+
+    Args:
+        model: as `load` made it.
+        known: names of the model; others have no place there.
+        stored: names in the files.
+    """
+    renamings = [one for one in model._weight_conversions if isinstance(one, WeightRenaming)]
+    converters = [one for one in model._weight_conversions if isinstance(one, WeightConverter)]
+    own = dict.fromkeys(known, True)
+    places = {}
+    for name in stored:
+        place, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
+        if place not in own and name in own:
+            place = name
+        places[name] = place
+    return places
+
+
+def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a weight in another type; what is no floating-point number stays."""
     return value.to(dtype) if value.is_floating_point() else value
 

@@ -166,7 +166,7 @@ def hidden_of(
     then they are computed with each batch, at the same cost or for less memory.
     """
     once = sorted(set(visits))
-    size = sum(len(retain[j]) for j in once) * reference.config.get_text_config().hidden_size * 4
+    size = sum(len(retain[j]) for j in once) * fused.reading_of(reference).width * 4
     if len(once) == len(visits) or size > REFERENCE_BYTES:
         return {}
     found = {}
@@ -215,19 +215,21 @@ def draw_labels(
 ) -> Ids | None:
     """Return the labels of each forget document, drawn once, or None without replacement.
 
-    They come from the original model or from a seeded generator.
+    They come from the original model or from a seeded generator. Only tokens that the tokenizer has
+    are drawn: a head may have rows beyond them, which were never trained.
     """
     if not method.replaces_labels:
         return None
     generator = torch.Generator().manual_seed(seed)
-    special = tuple(tokenizer.all_special_ids)
-    head_rows = len(fused.head_of(model).weight)
+    head_rows = fused.reading_of(model).logits
+    ordinary = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+    never = tuple(sorted(set(range(head_rows)) - ordinary))
     vocabulary = min(len(tokenizer), head_rows)  # Gemma 3's tokenizer has an id more than its head
     drawn = []
     for ids in forget:
         batch = tokens.collate([ids], tokenizer.pad_token_id, device=model.device)
         labels = methods.replacement_labels(
-            method, batch, model, generator, vocabulary, special, variant
+            method, batch, model, generator, vocabulary, never, variant
         )
         drawn.append(labels[0].tolist())
     return drawn

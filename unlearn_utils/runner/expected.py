@@ -8,6 +8,7 @@ profile whose outputs are committed.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ SHOWN = 10  # values outside, at most
 RERUN, EXACT, INTERVAL = "rerun", "exact", "interval"  # how a value is compared
 NOT_COMPARED = "not compared"
 DECIDED = {"supported", "not supported"}
+CUT = "a cell too few or too many"
 
 Key = tuple[str, str]  # the table, and `column=cell; column=cell`
 
@@ -45,21 +47,53 @@ class Result(NamedTuple):
 # -------------------------------------------------------------------------------- reading, writing
 
 
-def measured(figures: Path) -> Iterator[tuple[Key, Result]]:
-    """Yield the key and the result of every row of `table*.csv` that has a value."""
-    for path in sorted(figures.glob("table*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if "value" not in row:
-                    break
-                names = list(row)
-                left = names[: names.index("value")]
-                yield (path.stem, "; ".join(f"{name}={row[name]}" for name in left)), _result(row)
+def measured(path: Path) -> Iterator[tuple[Key, Result]]:
+    """Yield the key and the result of every row of a table, unless it has no column `value`.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    for row in _rows(path):
+        if "value" not in row:
+            break
+        names = list(row)
+        left = names[: names.index("value")]
+        yield (path.stem, "; ".join(f"{name}={row[name]}" for name in left)), _result(path, row)
 
 
-def _result(row: Mapping[str, str]) -> Result:
-    """Return the result of a row, of which some columns may be missing."""
-    return Result(*(row.get(name) or "" for name in Result._fields))
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, all of them whole.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), restval=CUT, restkey=CUT))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is no table ({error})") from error
+    if not text.endswith("\n") or any(CUT in row or CUT in row.values() for row in rows):
+        raise ValueError(f"{path} is no whole table")
+    return rows
+
+
+def _result(path: Path, row: Mapping[str, str]) -> Result:
+    """Return the result of a row, of which some columns may be missing.
+
+    Raises:
+        ValueError: a cell is neither empty nor a number; the message names the file.
+    """
+    cells = [row.get(name) or "" for name in Result._fields]
+    try:
+        for cell in cells:
+            _number(cell)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    return Result(*cells)
+
+
+def _tables(figures: Path) -> list[Path]:
+    return sorted(figures.glob("table*.csv"))
 
 
 def expect(root: Path) -> None:
@@ -67,10 +101,11 @@ def expect(root: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: two rows of a table have one key.
+        ValueError: a table is damaged, or two rows of it have one key.
     """
     rows = {}
-    for key, result in measured(paths.own_figures(root, COMMITTED)):
+    figures = paths.own_figures(root, COMMITTED)
+    for key, result in (row for path in _tables(figures) for row in measured(path)):
         if key in rows:
             raise ValueError(
                 f"{key[0]} has two rows with the key {key[1]!r}; "
@@ -83,7 +118,7 @@ def expect(root: Path) -> None:
         )
     path = root / EXPECTED
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with paths.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["table", "key", *Result._fields])
         for key, result in rows.items():
@@ -153,11 +188,19 @@ def comparison(root: Path, figures: Path) -> str:
     """
     if not (root / EXPECTED).exists():
         return f"No committed values to compare with ({EXPECTED})."
-    committed = {}
-    with (root / EXPECTED).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            committed[row["table"], row["key"]] = _result(row)
-    found = dict(measured(figures))
+    try:
+        committed = _committed(root / EXPECTED)
+    except ValueError as error:
+        return f"Not compared: {error}. Git has the committed values: git checkout -- {EXPECTED}"
+    found: dict[Key, Result] = {}
+    lines = []
+    for path in _tables(figures):
+        try:
+            found |= _found(path, committed)
+        except ValueError as error:
+            again = f"./run_all.sh --only {path.stem[5:7]} makes it again"
+            lines.append(f"Not compared: {error}. {again}.")
+            committed = {key: value for key, value in committed.items() if key[0] != path.stem}
 
     total = dict.fromkeys((RERUN, EXACT, INTERVAL), 0)
     apart: dict[str, list[Key]] = {name: [] for name in total}
@@ -169,7 +212,7 @@ def comparison(root: Path, figures: Path) -> str:
         if not agrees(committed[key], found[key]):
             apart[how].append(key)
 
-    lines = _counts(total, {name: len(keys) for name, keys in apart.items()})
+    lines += _counts(total, {name: len(keys) for name, keys in apart.items()})
     lines += verdicts(figures)
     missing, new = len(committed.keys() - found.keys()), len(found.keys() - committed.keys())
     if missing:
@@ -179,6 +222,32 @@ def comparison(root: Path, figures: Path) -> str:
     lines += _listed("differs", apart[EXACT], committed, found)
     lines += _listed("outside", apart[RERUN] + apart[INTERVAL], committed, found)
     return "\n".join(lines)
+
+
+def _committed(path: Path) -> dict[Key, Result]:
+    """Return the committed values.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    committed = {}
+    for row in _rows(path):
+        if not {"table", "key", "value"} <= row.keys():
+            raise ValueError(f"{path} has other columns")
+        committed[row["table"], row["key"]] = _result(path, row)
+    return committed
+
+
+def _found(path: Path, committed: Mapping[Key, Result]) -> dict[Key, Result]:
+    """Return the values of a table.
+
+    Raises:
+        ValueError: the file is damaged, or has no value at all where there are committed ones.
+    """
+    found = dict(measured(path))
+    if not found and any(table == path.stem for table, _ in committed):
+        raise ValueError(f"{path} has no values")
+    return found
 
 
 def _counts(total: Mapping[str, int], apart: Mapping[str, int]) -> list[str]:
@@ -216,8 +285,10 @@ def verdicts(figures: Path) -> list[str]:
     """
     if not (figures / CLAIMS).exists():
         return []
-    with (figures / CLAIMS).open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("study")]
+    try:
+        rows = [row for row in _rows(figures / CLAIMS) if row.get("study") and "verdict" in row]
+    except ValueError as error:
+        return [f"No verdicts: {error}."]
     if not rows:
         return []
     same, here, there, turned = [], [], [], []

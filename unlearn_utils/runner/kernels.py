@@ -22,12 +22,11 @@ def prepare(places: Places, fresh: bool) -> None:
         places: of the run.
         fresh: what was stored before now counts as missing.
     """
-    folder = places.runs / "kernels"
-    _write_kernel(folder / "kernels" / "python3" / "kernel.json")
-    paths.write_whole(places.progress, "")
+    places.write(places.kernels / "kernels" / "python3" / "kernel.json", _kernel())
+    places.write(places.progress, "")
     os.environ |= _chosen_folders(places)
     paths.figures_folder(places.profile)  # makes it, before a notebook writes there
-    os.environ |= _jupyter_folders(folder)
+    os.environ |= _jupyter_folders(places)
     os.environ |= dict.fromkeys(hub.OFFLINE, "1")  # what a profile reads of the hub is there by now
     os.environ |= workers.KEEP_FREED
     os.environ[paths.PROGRESS] = str(places.progress)
@@ -39,14 +38,14 @@ def prepare(places: Places, fresh: bool) -> None:
     os.environ.pop("MPLBACKEND", None)  # Agg would leave the figures out of the notebooks
 
 
-def _write_kernel(path: Path) -> None:
-    """Write the kernel that runs in this interpreter."""
+def _kernel() -> str:
+    """Return the description of the kernel that runs in this interpreter, as JSON."""
     from ipykernel.kernelspec import get_kernel_dict
 
     kernel = get_kernel_dict()
     kernel["display_name"] = "Python 3"
     kernel["argv"] = [*kernel["argv"], QUIET]
-    paths.write_whole(path, json.dumps(kernel))
+    return json.dumps(kernel)
 
 
 def _chosen_folders(places: Places) -> dict[str, str]:
@@ -61,13 +60,13 @@ def _chosen_folders(places: Places) -> dict[str, str]:
     return {name: str(folder.resolve()) for name, folder in chosen.items()}
 
 
-def _jupyter_folders(folder: Path) -> dict[str, str]:
+def _jupyter_folders(places: Places) -> dict[str, str]:
     """Return the variables that keep Jupyter and IPython from the user's own settings."""
-    search = [str(folder)]
+    search = [str(places.kernels)]
     if os.environ.get("JUPYTER_PATH"):
         search.append(os.environ["JUPYTER_PATH"])
     return {
         "JUPYTER_PATH": os.pathsep.join(search),
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-        "IPYTHONDIR": str(folder / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(places.connections),
+        "IPYTHONDIR": str(places.kernels / "ipython"),
     }

@@ -6,18 +6,41 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unlearn_utils.cache.paths import write_whole
+from unlearn_utils.cache.paths import remove
 from unlearn_utils.runner.places import COMMITTED, Places
 
 # ------------------------------------------------------------------------------ what it says
 
 
 def read(path: Path) -> dict:
-    """Return a notebook as plain JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return a notebook as plain JSON.
+
+    Raises:
+        ValueError: the file is no notebook.
+    """
+    back = f"git may have it: git checkout -- {path}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no notebook ({error}); {back}") from error
+    if not _has_cells(content):
+        raise ValueError(f"{path} is no notebook (it has no cells); {back}")
+    return content
+
+
+def _has_cells(content: Any) -> bool:
+    """Return whether some JSON is that of a notebook with cells."""
+    if not isinstance(content, dict) or not isinstance(content.get("metadata"), dict):
+        return False
+    cells = content.get("cells")
+    if not isinstance(cells, list) or not cells:
+        return False
+    of_a_cell = {"cell_type", "source", "metadata"}
+    return all(isinstance(cell, dict) and of_a_cell <= cell.keys() for cell in cells)
 
 
 def metadata(path: Path) -> dict:
@@ -52,9 +75,12 @@ def execute(places: Places, notebook: Path, label: str) -> int:
     import nbformat
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
+    from traitlets.config import Config
 
+    connection = places.connections / f"kernel-{notebook.stem}.json"  # else it lies in /tmp
     running = places.running(notebook)
-    running.parent.mkdir(parents=True, exist_ok=True)
+    for path in (running, connection):
+        path.parent.mkdir(parents=True, exist_ok=True)
     parameters = {}
     if places.profile != COMMITTED:
         parameters["PROFILE"] = places.profile
@@ -68,14 +94,16 @@ def execute(places: Places, notebook: Path, label: str) -> int:
             cwd=notebook.parent,
             progress_bar=False,
             coalesce_streams=True,
+            config=Config({"KernelManager": {"connection_file": str(connection)}}),
         )
     except (PapermillExecutionError, DeadKernelError) as error:
         _keep_failed(places, notebook, label, error)
         return 1
     clean(executed)
-    write_whole(places.executed(notebook), nbformat.writes(executed) + "\n")
+    name_added_cells(executed, read(notebook))
+    places.write(places.executed(notebook), nbformat.writes(executed) + "\n")
     running.unlink()
-    places.failed(notebook).unlink(missing_ok=True)
+    remove(places.failed(notebook))
     return 0
 
 
@@ -83,6 +111,7 @@ def _keep_failed(places: Places, notebook: Path, label: str, error: Exception) -
     """Keep a notebook as far as it ran, and say where it failed."""
     failed = places.failed(notebook)
     failed.parent.mkdir(parents=True, exist_ok=True)
+    remove(failed)
     os.replace(places.running(notebook), failed)
     print(f"{label:<60}  failed", flush=True)
     print(f"error: {notebook.name}, {failed_cell(failed)}: {last_line(error)}", file=sys.stderr)
@@ -125,3 +154,16 @@ def clean(notebook: Any) -> None:
         cell.metadata.pop("execution", None)
         if not cell.metadata.get("tags", True):
             del cell.metadata["tags"]
+
+
+def name_added_cells(notebook: Any, source: Mapping) -> None:
+    """Give a cell that its source does not have, such as the parameters of a run, a fixed id.
+
+    Args:
+        notebook: of nbformat; changed in place. It has random ids for such cells.
+        source: what it was executed from.
+    """
+    known = {cell.get("id") for cell in source["cells"]}
+    for place, cell in enumerate(notebook.cells):
+        if cell.get("id") not in known:
+            cell["id"] = f"added-{place}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,26 @@ class Places(NamedTuple):
         """The file of its lines of progress."""
         return self.folder / "progress.txt"
 
+    @property
+    def lock(self) -> Path:
+        """The file that a run of this profile has locked."""
+        return self.folder / "run.lock"
+
+    @property
+    def kernels(self) -> Path:
+        """The folder of what Jupyter and its kernels need."""
+        return self.folder / "kernels"
+
+    @property
+    def connections(self) -> Path:
+        """The folder with a file for each running kernel, which has its ports and its key."""
+        return self.kernels / "runtime"
+
+    @property
+    def unfinished(self) -> Path:
+        """The folder of notebooks that are being executed."""
+        return self.folder / "running"
+
     def executed(self, notebook: Path) -> Path:
         """Return where the executed notebook goes: the committed profile's are rewritten."""
         if self.profile == COMMITTED:
@@ -49,7 +70,7 @@ class Places(NamedTuple):
 
     def running(self, notebook: Path) -> Path:
         """Return where a notebook lies while it is executed."""
-        return self.folder / "running" / notebook.name
+        return self.unfinished / notebook.name
 
     def failed(self, notebook: Path) -> Path:
         """Return where a notebook that failed is kept, as far as it ran."""
@@ -58,6 +79,20 @@ class Places(NamedTuple):
     def stamp(self, notebook: Path) -> Path:
         """Return where the last execution of a notebook is recorded."""
         return self.folder / "stamps" / f"{notebook.name[:2]}.json"
+
+    def write(self, path: Path, text: str) -> None:
+        """Write one of the run's own files whole; a folder in its place is set aside."""
+        if path.is_dir():
+            self.set_aside(path, "is a folder")
+        paths.write_whole(path, text)
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Move what is damaged out of the way, and say so on stderr."""
+        aside = paths.set_aside(path)
+        print(
+            f"{self.shown(path)} {why}; it is made again, and {aside.name} is what was there",
+            file=sys.stderr,
+        )
 
     def shown(self, path: Path) -> str:
         """Return a path as it is printed: relative to the repository where it lies inside."""

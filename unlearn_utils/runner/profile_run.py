@@ -12,22 +12,22 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from unlearn_utils import profiles
-from unlearn_utils.cache import paths
+from unlearn_utils.cache import endings, paths
 from unlearn_utils.cache.memory import PeakMemory
 from unlearn_utils.data import hub
 from unlearn_utils.profiles import Profile
-from unlearn_utils.runner import expected, kernels, notebooks, stamps
+from unlearn_utils.runner import expected, kernels, notebooks, stamps, step, upkeep
 from unlearn_utils.runner.places import COMMITTED, Places
 
-INTERRUPTED = 130  # exit code, as of a shell
 SUMMARY = "00"  # the notebook that sums up the others: it comes last
+SECONDS_APART = 0.2  # between two looks at the steps that are running
 
 
 # ----------------------------------------------------------------------------------- the whole run
@@ -50,29 +50,68 @@ def run(
         fresh: ignore stored results and what an earlier run left.
 
     Returns:
-        The exit code: 0; 1 if a notebook failed; 130 if interrupted.
+        The exit code: 0; 1 if a notebook failed; 128 and its number if a signal ended the run.
 
     Raises:
-        ValueError: unknown profile or number.
+        ValueError: unknown profile or number; a notebook is none; a variable cannot be followed.
         FileNotFoundError: no notebooks; a published model or data set that is not to be had.
     """
     chosen = profiles.profile(profile)
     selected = select(sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")), only, start)
     selected.sort(key=lambda path: path.name.startswith(SUMMARY))
-    hub.fetch(chosen)
     places = Places(root, profile)
+    labels = label(selected)
+    upkeep.check(places)
+    with_parts = profile == profiles.STUDY.name and not (only or start or fresh)
+    with endings.at_signals(endings.end_children):
+        try:
+            hub.fetch(chosen)
+            with upkeep.alone(places):
+                return _run(places, labels, fresh, with_parts)
+        except endings.Ended as ended:
+            return say_ended(ended, [])
+
+
+def label(selected: Sequence[Path]) -> dict[Path, str]:
+    """Return what is printed of each notebook.
+
+    Raises:
+        ValueError: one of them is no notebook.
+    """
+    labels = {}
+    for position, path in enumerate(selected, 1):
+        labels[path] = f"[{position:02}/{len(selected):02}] {notebooks.title(path)}"
+    return labels
+
+
+def _run(places: Places, labels: Mapping[Path, str], fresh: bool, with_parts: bool) -> int:
+    """Execute notebooks as the only run of the profile, and say what came of it.
+
+    Args:
+        places: of the run.
+        labels: what is printed of each notebook, in order.
+        fresh: ignore what is there.
+        with_parts: compute the study in parts before, whose rows are written as each ends.
+    """
     began = time.time()
     kernels.prepare(places, fresh)
-    with PeakMemory() as memory:
-        code = execute_all(places, selected, fresh)
+    upkeep.sweep(places)
+    try:
+        with PeakMemory() as memory:
+            code = compute_parts() if with_parts else 0
+            code = code or execute_all(places, labels, fresh)
+    except endings.Ended as ended:
+        return say_ended(ended, places.unfinished.glob("*.ipynb"))
+    finally:
+        upkeep.clear(places.unfinished)
+    upkeep.say_damaged(places)
     if code:
-        clean_up(places, code)
         return code
     stamps.summarise(places)
     print_report(places, (time.time() - began) / 60, memory.peak)
-    if profile == COMMITTED:
-        print_text(chosen)
-        print(expected.comparison(root, paths.figures_folder(profile)))
+    if places.profile == COMMITTED:
+        print_text(profiles.profile(places.profile))
+        print(expected.comparison(places.root, paths.figures_folder(places.profile)))
     return 0
 
 
@@ -108,18 +147,20 @@ def select(every: list[Path], only: str | None, start: str | None) -> list[Path]
     return every[first:]
 
 
-def execute_all(places: Places, selected: Sequence[Path], fresh: bool) -> int:
+def compute_parts() -> int:
+    """Compute the study in parts, in a step that says how far it is; return the exit code."""
+    variables = {name: value for name, value in os.environ.items() if name != paths.PROGRESS}
+    process = step.start(["compute", profiles.STUDY.name], variables)
+    process.wait()
+    return step.exit_code(process, "the study's computation")
+
+
+def execute_all(places: Places, labels: Mapping[Path, str], fresh: bool) -> int:
     """Execute the notebooks, group after group, until one fails; return the exit code."""
-    labels = {}
-    for position, path in enumerate(selected, 1):
-        labels[path] = f"[{position:02}/{len(selected):02}] {notebooks.title(path)}"
-    try:
-        for group in groups(selected):
-            code = execute_group(places, group, labels, fresh)
-            if code:
-                return code
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    for group in groups(list(labels)):
+        code = execute_group(places, group, labels, fresh)
+        if code:
+            return code
     return 0
 
 
@@ -201,55 +242,36 @@ def _side_by_side(
     at_once: int,
     cores: int,
 ) -> int:
-    """Execute notebooks at once, each in a process of its own, until one fails."""
-    started: list[psutil.Popen] = []
-    pool = ThreadPoolExecutor(at_once)
-    calls = []
-    for path in changed:
-        words = ["notebook", places.root, places.profile, path, labels[path], cores]
-        calls.append(pool.submit(_in_a_process, [str(word) for word in words], started))
-    try:
-        for call in as_completed(calls):
-            if call.result():
-                return call.result()
-        return 0
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in started:
-            _kill(process)
-
-
-def _in_a_process(words: Sequence[str], started: list[psutil.Popen]) -> int:
-    """Return the exit code of a command of this package in a process of its own.
-
-    An interrupt from the keyboard does not reach that process.
-    """
-    command = [sys.executable, "-m", "unlearn_utils", *words]
-    process = psutil.Popen(command, env=dict(os.environ), start_new_session=True)
-    started.append(process)
-    return process.wait()
-
-
-def _kill(process: psutil.Popen) -> None:
-    """End a process and its kernel, if it still runs."""
-    if process.poll() is not None:
-        return
-    for one in [*process.children(recursive=True), process]:
-        one.kill()
+    """Execute notebooks at once, each as a step of its own, until one fails."""
+    waiting = list(changed)
+    running: dict[int, Path] = {}  # by process
+    steps: list[psutil.Popen] = []
+    while waiting or steps:
+        while waiting and len(steps) < at_once:
+            path = waiting.pop(0)
+            words = ["notebook", places.root, places.profile, path, labels[path], cores]
+            steps.append(step.start([str(word) for word in words], os.environ))
+            running[steps[-1].pid] = path
+        ended, steps = psutil.wait_procs(steps, timeout=SECONDS_APART)
+        for process in ended:
+            code = step.exit_code(process, running[process.pid].name)
+            if code:
+                endings.end_children()
+                return code
+    return 0
 
 
 # ----------------------------------------------------------------------------------------- closing
 
 
-def clean_up(places: Places, code: int) -> None:
-    """Remove what was half-written, and say so if the run was interrupted."""
-    halves = sorted((places.folder / "running").glob("*.ipynb"))
-    for path in halves:
-        path.unlink()
-    if code == INTERRUPTED:
-        names = " and ".join(path.name for path in halves)
-        kept = "what was stored is kept, the same command goes on from there"
-        print(f"\ninterrupted in notebook {names}; {kept}", file=sys.stderr)
+def say_ended(ended: endings.Ended, unfinished: Iterable[Path]) -> int:
+    """Say that a signal ended the run, and in which notebooks; return the exit code."""
+    names = " and ".join(sorted(path.name for path in unfinished))
+    where = f"interrupted in notebook {names}" if names else "interrupted"
+    kept = "what was stored is kept, the same command goes on from there"
+    with suppress(OSError):  # the terminal may be gone
+        print(f"\n{where} ({ended.name}); {kept}", file=sys.stderr, flush=True)
+    return ended.code
 
 
 def print_report(places: Places, minutes: float, peak: float) -> None:
@@ -265,10 +287,18 @@ def print_report(places: Places, minutes: float, peak: float) -> None:
     memory = f"peak memory {peak:.1f} GB (resident, summed over processes)"
     print(f"\nDone in {minutes:.1f} min, {memory}.")
     for name, folder in lie_in.items():
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        print(f"{name:<10} {places.shown(folder)}  ({size / 1e6:.1f} MB)")
+        print(f"{name:<10} {places.shown(folder)}  ({_megabytes(folder):.1f} MB)")
     made = "runs"
     if (places.root / ".venv").exists():
         made = "runs .venv"
     times = places.folder / "run.csv"
     print(f"Minutes of each notebook: {places.shown(times)}. To clean up: rm -rf {made}")
+
+
+def _megabytes(folder: Path) -> float:
+    """Return the size of the files below a folder, which others may change meanwhile."""
+    size = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += file.stat().st_size * file.is_file()
+    return size / 1e6

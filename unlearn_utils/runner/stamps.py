@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -30,26 +31,56 @@ def record(places: Places, notebook: Path, started_from: str, minutes: float) ->
         "outputs": outputs(places, notebook),
         "minutes": round(minutes, 3),
     }
-    paths.write_whole(places.stamp(notebook), json.dumps(made, indent=1))
+    places.write(places.stamp(notebook), json.dumps(made, indent=1))
 
 
 def unchanged(places: Places, notebook: Path) -> bool:
-    """Return whether the last execution had these inputs, and its outputs are still there."""
-    stamp = places.stamp(notebook)
-    if not stamp.exists():
+    """Return whether the last execution had these inputs, and its outputs are still there.
+
+    An output that is no longer what it wrote is set aside.
+    """
+    last = _recorded(places, places.stamp(notebook))
+    if last is None or last["inputs"] != inputs(places.profile, notebook):
         return False
-    last = json.loads(stamp.read_text())
-    same_inputs = last.get("inputs") == inputs(places.profile, notebook)
-    return same_inputs and last.get("outputs") == outputs(places, notebook)
+    here = outputs(places, notebook)
+    if last["outputs"] == here:
+        return True
+    _set_changed_aside(places, notebook, last["outputs"], here)
+    return False
+
+
+def _recorded(places: Places, stamp: Path) -> dict | None:
+    """Return what is recorded of an execution, if anything is; a damaged record is set aside."""
+    if not stamp.exists():
+        return None
+    try:
+        last = json.loads(stamp.read_text(encoding="utf-8"))
+        float(last["minutes"]), str(last["inputs"]), dict(last["outputs"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        places.set_aside(stamp, f"is no record of an execution ({error})")
+        return None
+    return last
+
+
+def _set_changed_aside(places: Places, notebook: Path, recorded: Mapping, here: Mapping) -> None:
+    """Set aside the outputs that are not as recorded; say which are lost."""
+    for path in _written(places, notebook):
+        own_source = path == notebook  # of the committed profile, which rewrites it
+        before = recorded.get(path.name, here[path.name])
+        if here[path.name] != before and not own_source:
+            places.set_aside(path, "is not what its notebook wrote")
+    for name in sorted(recorded.keys() - here.keys()):
+        print(f"{name} is gone; it is made again", file=sys.stderr)
 
 
 def summarise(places: Places) -> None:
     """Write `runs/PROFILE/run.csv`: minutes of each notebook's last execution, never the same."""
     lines = ["notebook,minutes"]
     for stamp in sorted((places.folder / "stamps").glob("*.json")):
-        minutes = json.loads(stamp.read_text())["minutes"]
-        lines.append(f"{stamp.stem},{minutes}")
-    paths.write_whole(places.folder / "run.csv", "\n".join(lines) + "\n")
+        last = _recorded(places, stamp)
+        if last:
+            lines.append(f"{stamp.stem},{last['minutes']}")
+    places.write(places.folder / "run.csv", "\n".join(lines) + "\n")
 
 
 def inputs(profile: str, notebook: Path) -> str:
@@ -77,14 +108,21 @@ def inputs(profile: str, notebook: Path) -> str:
 
 def outputs(places: Places, notebook: Path) -> dict[str, str]:
     """Return hashes of the executed notebook, its figures and tables, which carry its number."""
+    hashes = {}
+    for path in _written(places, notebook):
+        hash_of = notebook_hash if path.suffix == ".ipynb" else file_hash
+        hashes[path.name] = hash_of(path)
+    return hashes
+
+
+def _written(places: Places, notebook: Path) -> list[Path]:
+    """Return the outputs of a notebook that are there."""
     number = notebook.name[:2]
     figures = paths.figures_folder(places.profile)
     written = [*figures.glob(f"fig{number}_*"), *figures.glob(f"table{number}_*")]
-    hashes = {file.name: file_hash(file) for file in sorted(written)}
+    written = sorted(path for path in written if path.suffix != paths.ASIDE)
     executed = places.executed(notebook)
-    if executed.exists():
-        hashes[executed.name] = notebook_hash(executed)
-    return hashes
+    return [*written, executed] if executed.exists() else written
 
 
 def notebook_hash(path: Path) -> str:
@@ -94,7 +132,7 @@ def notebook_hash(path: Path) -> str:
     """
     try:
         notebook = notebooks.read(path)
-    except json.JSONDecodeError:
+    except ValueError:
         return file_hash(path)
     cells = []
     for cell in notebook["cells"]:
@@ -104,5 +142,5 @@ def notebook_hash(path: Path) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    return sha256(path.read_bytes()).hexdigest()
+    """Return the SHA-256 of a file, in hexadecimal; of a folder in its place there is none."""
+    return "" if path.is_dir() else sha256(path.read_bytes()).hexdigest()

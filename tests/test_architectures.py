@@ -1,0 +1,164 @@
+"""Whatever the architecture: perplexity before is that of plain transformers, after the new one's.
+
+A few kinds run here; `tests/all_architectures.sh` runs them all.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import KINDS, POSITIONS, config_of, model_of
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM
+from user_models import text, value
+
+from unlearn_utils.app import commands, memory_plan
+from unlearn_utils.app.settings import RunSettings
+from unlearn_utils.core import fused, methods
+from unlearn_utils.data import tokens
+from unlearn_utils.profiles import Unlearning
+
+# a cap of a name of its own, a scale, more than a head, no attention, experts, positions that begin
+# with those of padding, lengths of other names, a body of another name
+QUICK = ("recurrent_gemma", "granite", "bert", "mamba", "roberta", "mpt", "bloom", "llama4_text")
+QUICK_LORA = ("recurrent_gemma", "mamba2", "phimoe", "minicpm3")
+QUICK_PLANS = ("falcon_mamba", "gemma3n_text", "mixtral", "rwkv")
+
+AFTER_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+)
+UNBOUND = ("falcon_mamba", "mamba", "mamba2", "recurrent_gemma", "xlstm")
+SHARE = (0.2, 6)  # of what a backward pass keeps, what the plan says
+
+
+def every(quick):
+    """Return all kinds, those that are not quick behind the mark."""
+    marks = pytest.mark.architectures
+    return [pytest.param(kind, marks=() if kind in quick else marks) for kind in KINDS]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Return folders of documents of unequal lengths, some longer than a model reads."""
+    folders = {}
+    for name, lengths in (("forget", (1, 4, 6)), ("unseen", (2, 5))):
+        folders[name] = tmp_path_factory.mktemp(name)
+        for lines in lengths:
+            (folders[name] / f"{lines}.txt").write_text(text(name, lines, lines))
+    return folders
+
+
+def write(folder, kind, tokenizer, dtype=torch.float32):
+    """Write a tiny model with its tokenizer, and return the folder."""
+    model_of(kind, pad_token_id=tokenizer.pad_token_id).to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def unlearn(base, out, sets, *more):
+    """Unlearn, and return run.json and results.csv of the new model."""
+    given = ["unlearn", "--model", base, "--out", out, "--method", "gradient_ascent", *more]
+    for name, folder in sets.items():
+        given += [f"--{name}", folder]
+    assert commands.main(list(map(str, given))) == 0
+    return json.loads((out / "run.json").read_text()), pd.read_csv(out / "results.csv")
+
+
+def plain_perplexity(model, tokenizer, folder, context):
+    """Return the perplexity from the model's own logits, a chunk at a time."""
+    total, predicted = 0.0, 0
+    for file in sorted(folder.iterdir()):
+        ids = [tokenizer.bos_token_id, *tokenizer(file.read_text())["input_ids"]]
+        for start in range(0, len(ids), context):
+            chunk = torch.tensor(ids[start : start + context])
+            if len(chunk) < tokens.SHORTEST:
+                continue
+            with torch.no_grad():
+                logits = model(input_ids=chunk[None], use_cache=False).logits[0, :-1]
+            total += F.cross_entropy(logits.double(), chunk[1:], reduction="sum").item()
+            predicted += len(chunk) - 1
+    return math.exp(total / predicted)
+
+
+def check(results, model, name, tokenizer, sets, context):
+    """Check the perplexities of a model, which are called "before" or "after"."""
+    for split, folder in sets.items():
+        expected = plain_perplexity(model.eval(), tokenizer, folder, context)
+        found = value(results, name, split, "perplexity")
+        assert found == pytest.approx(expected, rel=1e-5), (name, split)
+
+
+def context_of(kind):
+    """Return how many tokens a chunk of a kind has."""
+    if kind in UNBOUND:
+        return 4096
+    return POSITIONS - 2 if kind in AFTER_PADDING else POSITIONS
+
+
+def load(folder):
+    """Return the model of a folder as transformers alone reads it, in float32."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", every(QUICK))
+def test_measured_as_transformers_does(kind, sets, tokenizer, tmp_path):
+    base = write(tmp_path / "base", kind, tokenizer)
+    out = tmp_path / "out"
+    record, results = unlearn(base, out, sets, "--learning-rate", 1e-3)
+    context = record["context"]
+    assert context == context_of(kind)
+    check(results, load(base), "before", tokenizer, sets, context)
+    check(results, load(out), "after", tokenizer, sets, context)
+    before, after = (value(results, name, "forget", "perplexity") for name in ("before", "after"))
+    assert after != pytest.approx(before, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", every(QUICK_LORA))
+def test_with_adapters_on_bfloat16_too(kind, sets, tokenizer, tmp_path):
+    """The weights stay in bfloat16 in memory, and are measured in float32."""
+    base = write(tmp_path / "base", kind, tokenizer, torch.bfloat16)
+    out = tmp_path / "out"
+    given = ("--lora", "rank=2", "--learning-rate", 1e-2, "--bf16")
+    record, results = unlearn(base, out, sets, *given)
+    check(results, load(base), "before", tokenizer, sets, record["context"])
+    adapted = AutoPeftModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    check(results, adapted, "after", tokenizer, sets, record["context"])
+    before, after = (value(results, name, "forget", "perplexity") for name in ("before", "after"))
+    assert after != pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", every(QUICK_PLANS))
+def test_the_plan_is_not_far_from_what_a_backward_pass_keeps(kind):
+    model = model_of(kind).train()
+    weights = {weight.data_ptr() for weight in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        fused.body_of(model)(input_ids=torch.randint(3, 300, (2, POSITIONS - 4)), use_cache=False)
+    method = methods.get_method("gradient_ascent")
+    settings = RunSettings(method, Unlearning(), 2, 0, lora=None, merge=False, bf16=False)
+    request = memory_plan.request_of(config_of(kind), settings, POSITIONS - 4, torch.float32)
+    head = 2 * 4 * request.vocabulary * request.hidden
+    share = (memory_plan.activations(request) - head) / sum(size for size, _ in kept.values())
+    assert SHARE[0] < share < SHARE[1]
+
+
+def test_the_table_is_large():
+    assert len(KINDS) >= 85
+    assert {*QUICK, *QUICK_LORA, *QUICK_PLANS, *AFTER_PADDING, *UNBOUND} <= set(KINDS)
+    assert Path(__file__).with_name("all_architectures.sh").exists()

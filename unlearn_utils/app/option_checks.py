@@ -1,0 +1,105 @@
+"""What options name, checked before anything heavy is imported: a typo costs no time."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from unlearn_utils.cache import paths
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+# ----------------------------------------------------------------------------------------- types
+
+
+def text(given: str) -> str:
+    """Return what an option was given.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, as an unset variable of a shell leaves it.
+    """
+    if not given.strip():
+        raise argparse.ArgumentTypeError(
+            "it is empty, as a variable of the shell is that is not set"
+        )
+    return given
+
+
+def path(given: str) -> Path:
+    """Return the path that an option was given. Raise as `text`: an empty one means the folder."""
+    return Path(text(given))
+
+
+# ------------------------------------------------------------------------------------- what is read
+
+
+def check_model(name: str) -> None:
+    """Check that a model's name is a folder, or may be one of the hub. Raise ValueError if not."""
+    if Path(name).is_dir():
+        check_encoding(name)
+        return
+    if Path(name).exists():
+        raise ValueError(
+            f"{name}: a file; name the folder, as save_pretrained writes it, or a model of the hub"
+        )
+    if not HUB_NAME.fullmatch(name):
+        raise ValueError(f"{name}: no such folder, and no name of a model of the hub (OWNER/NAME)")
+
+
+def check_encoding(name: str | Path) -> None:
+    """Check that a model's folder can be opened by safetensors and tokenizers.
+
+    Raises:
+        ValueError: its name is not UTF-8.
+    """
+    try:
+        str(name).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: the folder's name is not UTF-8, so safetensors cannot open it; rename it"
+        ) from error
+
+
+def check_documents(option: str, place: Path) -> None:
+    """Check that there is a file or folder. Raise ValueError if there is none."""
+    if not place.exists():
+        raise ValueError(f"{option} {place}: no such file or folder")
+
+
+# ---------------------------------------------------------------------------------- what is written
+
+
+def check_writable(option: str, place: Path) -> None:
+    """Check that a file or folder can be made.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    paths.check_folder(existing_folder(place.parent), f"{option} {place}")
+
+
+def existing_folder(folder: Path) -> Path:
+    """Return a folder, or, while it is not there, the nearest above it that is."""
+    return next(one for one in (folder, *folder.parents) if one.exists())
+
+
+def check_outside(option: str, place: Path, read: Mapping[str, Path]) -> None:
+    """Check that a place lies in no folder that is read, so that it stays as it is.
+
+    Args:
+        option: that names the place.
+        place: where something is written, without links.
+        read: by the option that names it.
+
+    Raises:
+        ValueError: it lies in one.
+    """
+    for other, folder in read.items():
+        if place.is_relative_to(os.path.realpath(folder)):
+            raise ValueError(
+                f"{option} {place}: must be outside of {other} {folder}, which is only read"
+            )

@@ -1,0 +1,81 @@
+"""How a process ends: at a signal, and when the process that it works for is gone.
+
+A run starts kernels and steps, and those start workers. A signal reaches the run alone, which ends
+what it has started. A run that is killed can end nothing: each of them sees that it is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Thread
+
+import psutil
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SECONDS_APART = 0.5  # between two looks at another process
+TRACKER = "resource_tracker"  # is in the command of what removes shared memory
+
+
+class Ended(SystemExit):
+    """A signal that ends this process, with the exit code that a shell gives it.
+
+    Attributes:
+        name: of the signal, such as SIGTERM.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
+
+
+@contextmanager
+def at_signals(first: Callable[[], None]) -> Iterator[None]:
+    """Raise `Ended` inside at SIGINT, SIGTERM or SIGHUP; those that follow are too late to matter.
+
+    What whoever started this process wants ignored stays ignored, as SIGHUP with nohup.
+
+    Args:
+        first: called before it is raised.
+    """
+    heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+
+    def end(number: int, _: object) -> None:
+        for one in heard:
+            signal.signal(one, signal.SIG_IGN)
+        first()
+        raise Ended(number)
+
+    before = {one: signal.signal(one, end) for one in heard}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def end_children() -> None:
+    """End all that this process has started, and what that has started.
+
+    What of Python removes shared memory is left alone: it ends last, by itself.
+    """
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if TRACKER not in " ".join(process.cmdline()):
+                process.kill()
+
+
+def end_with(pid: int) -> None:
+    """End this process, at once, when another one is gone: it has nobody left to work for."""
+    Thread(target=_watch, args=[pid], daemon=True).start()
+
+
+def _watch(pid: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        other = psutil.Process(pid)
+        while other.is_running() and other.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(SECONDS_APART)
+    os._exit(1)
