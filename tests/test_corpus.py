@@ -1,5 +1,6 @@
 """The embedded corpus, its manifest, a user's own folder, and how passages were cut and split."""
 
+import gzip
 import json
 import math
 import re
@@ -402,6 +403,23 @@ def test_a_folder_keeps_the_columns_that_it_has(tmp_path):
     assert found.column_names == list(corpus.COLUMNS)
 
 
+def test_what_of_a_folder_is_not_read_is_named(tmp_path):
+    """Hidden, empty, of another kind, or of no split; each row's text is as it was written."""
+    files = {
+        "law/forget/a.JSONL.gz": gzip.compress(b'\xef\xbb\xbf{"text": "one\xe2\x80\xa8two"}\n'),
+        "law/forget/.git/a.txt": "no",
+        "law/retain.txt": "kept",
+        "law/retain/b.txt": "",
+        "law/retain/c.pdf": "no",
+        "law/notes.txt": "no",
+    }
+    said = "1 empty .retain/b.txt., 1 hidden .forget/.git/., 1 of another kind .retain/c.pdf., 1 of"
+    with pytest.warns(UserWarning, match=f"law: 4 not read: {said} no split .notes.txt.$"):
+        found = corpus.load(write(tmp_path, files), "law")
+    assert found["forget"]["text"] == ["one\u2028two"]
+    assert found["retain"]["text"] == ["kept"]
+
+
 def test_the_general_domain_of_a_folder(tmp_path):
     found = corpus.load(
         write(
@@ -475,6 +493,12 @@ def test_an_empty_folder(tmp_path):
     (tmp_path / "law").mkdir()
     with pytest.raises(FileNotFoundError, match="no document found"):
         corpus.load(str(tmp_path), "law")
+
+
+def test_an_empty_source_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path, {"law/forget.txt": "one"}))
+    with pytest.raises(ValueError, match="no such folder"):
+        corpus.load("", "law")
 
 
 def test_a_source_that_is_neither_folder_nor_known_is_named():

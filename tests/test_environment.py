@@ -24,7 +24,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
 
-@pytest.mark.parametrize("line", PROJECT["dependencies"] + EXTRAS["downstream"] + EXTRAS["cluster"])
+IN_THE_LOCK = [
+    *PROJECT["dependencies"],
+    *EXTRAS["downstream"],
+    *EXTRAS["cluster"],
+    *EXTRAS["tests"],
+]
+
+
+@pytest.mark.parametrize("line", IN_THE_LOCK)
 def test_range_admits_the_pin(line):
     required = Requirement(line)
     assert required.specifier, "a range, not any version"

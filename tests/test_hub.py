@@ -17,7 +17,7 @@ import torch
 from unlearn_utils import __main__, profiles
 from unlearn_utils.cache import paths
 from unlearn_utils.core import efficiency, methods, tables
-from unlearn_utils.data import hub, tokens
+from unlearn_utils.data import corpus, hub, tokens
 from unlearn_utils.engine import downstream, evaluation, models
 from unlearn_utils.findings import (
     claims,
@@ -84,6 +84,19 @@ def test_members_are_forgotten_or_retained_and_non_members_unseen(mirror):
     assert len(split["forget"]) == len(split["approximate"]) == 24
     assert list(found) == ["arxiv", "github", "general"]
     assert {s: len(d) for s, d in found["general"].items()} == {"evaluation": 24, "retain": 48}
+
+
+def test_a_text_may_hold_what_some_take_for_line_ends(tmp_path, monkeypatch):
+    for side in ("train", "test"):
+        file = tmp_path / hub.MIMIR / "cache_100_200_1000_512" / side / "arxiv_ngram_13_0.8.jsonl"
+        file.parent.mkdir(parents=True)
+        rows = [f"{side}\u2028{number}\x85" for number in range(2)]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        file.write_text("".join(lines), encoding="utf-8")
+    monkeypatch.setenv(paths.HUB, str(tmp_path))
+    found = corpus.load(hub.MIMIR, "arxiv", pairs=1, retain=1, general=1, evaluation=1)
+    assert found["forget"]["text"] == ["train\u20280\x85"]
+    assert found["retain"]["text"] == ["train\u20281\x85"]
 
 
 def test_whole_documents_are_cut_into_chunks_that_keep_their_document(mirror):

@@ -96,10 +96,6 @@ def absent(place):
     place.documents["retain"] = place.folder / "none.txt"
 
 
-def empty_document(place):
-    (place.documents["forget"] / "d.txt").write_text("")
-
-
 def only_short_documents(place):
     place.documents["forget"] = place.folder / "short.txt"
     place.documents["forget"].write_text("ab")
@@ -227,7 +223,6 @@ MISTAKES = [
     (empty_folder, ["empty", "no document found", ".jsonl"]),
     (wrong_suffix, ["paper.pdf", "no document found", ".jsonl"]),
     (absent, ["none.txt", "no such file or folder"]),
-    (empty_document, ["d.txt", "0 tokens"]),
     (only_short_documents, ["--forget", "5 tokens"]),
     (in_both, ["--forget and --retain", "same.txt = ", "retain.jsonl:3", "remove"]),
     (unseen_in_forget, ["--forget and --unseen", "secret_plan.txt = ", "copy.txt"]),
@@ -312,8 +307,31 @@ def test_a_document_too_short_is_left_out_and_named(place, capsys):
     assert tiny not in forgotten
     assert len(forgotten) == 4
     card = (place.out / "README.md").read_text()
+    assert "- forget: 4 documents; too short, so left out: 1\n" in card
     assert tiny not in card
     assert all(digest in card for digest in forgotten)
+
+
+def test_what_is_not_read_is_named_in_the_plan_the_card_and_the_record(place, capsys):
+    forget = place.documents["forget"]
+    (forget / "empty.txt").write_text(" \n")
+    (forget / "page.html").write_text("<p>")
+    (forget / ".git").mkdir()
+    (forget / ".git" / "HEAD").write_text("ref")
+    (forget / "gone.md").symlink_to("nowhere.md")
+    assert place.run() == 0
+    said = (
+        "4 not read: 1 empty (empty.txt), 1 hidden (.git/), 1 linked to nothing (gone.md), 1 of "
+        "another kind (page.html)"
+    )
+    plan = capsys.readouterr().out
+    assert f"forget: 4 documents, 13 chunks of up to 32 tokens; {said}\n" in plan
+    card = (place.out / "README.md").read_text()
+    assert f"- forget: 4 documents; {said}\n- retain: 4 documents\n" in card
+    not_read = record(place.out)["not_read"]
+    names = [".git/", "gone.md", "page.html", "empty.txt"]
+    assert [one["name"] for one in not_read["forget"]] == names
+    assert not_read["retain"] == []
 
 
 def test_ascent_needs_no_retain_text(place):

@@ -21,11 +21,11 @@ import unlearn_utils
 from unlearn_utils.app import model_files
 from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import RunSettings
-from unlearn_utils.app.user_documents import Tables
+from unlearn_utils.app.user_documents import Documents, Tables
 from unlearn_utils.cache import paths
 from unlearn_utils.core import methods, tables
 from unlearn_utils.core.methods import Method
-from unlearn_utils.data import tokens
+from unlearn_utils.data import readers, tokens
 from unlearn_utils.engine import distributed
 
 License = Mapping[str, str | list[str]]  # what a card's front matter states of it
@@ -82,7 +82,7 @@ def results_table(parts: Sequence[pd.DataFrame], members: str) -> pd.DataFrame:
 def run_record(
     base: StoredModel,
     run: RunSettings,
-    documents: Tables,
+    documents: Mapping[str, Documents],
     chunks: Tables,
     context: int,
     changed: float | None,
@@ -90,8 +90,8 @@ def run_record(
 ) -> dict:
     """Return what run.json holds: origin, settings, hashes of each set's documents, versions.
 
-    It holds no path, for one may tell what was forgotten. A document so short that no chunk is left
-    of it counts as left out, not as forgotten.
+    It holds no path of a document, for one may tell what was forgotten. A document so short that no
+    chunk is left of it counts as left out, not as forgotten. What is no document is named.
 
     Args:
         base: the model that was made to unlearn.
@@ -114,13 +114,14 @@ def run_record(
         "history": history,
         "processes": distributed.process_state().num_processes,
     }
-    used, left_out = {}, {}
+    used, left_out, not_read = {}, {}, {}
     for name, table in chunks.items():
         used[name] = list(dict.fromkeys(table.family))
-    for name, table in documents.items():
-        left_out[name] = [digest for digest in table.sha256 if digest not in used[name]]
-    hashes = {"documents": used, "left_out": left_out}
-    return origin | recipe | settings | outcome | hashes | {"versions": versions()}
+    for name, found in documents.items():
+        left_out[name] = [digest for digest in found.sha256 if digest not in used[name]]
+        not_read[name] = [one._asdict() for one in found.unread]
+    texts = {"documents": used, "left_out": left_out, "not_read": not_read}
+    return origin | recipe | settings | outcome | texts | {"versions": versions()}
 
 
 def versions() -> dict[str, str]:
@@ -209,9 +210,6 @@ def model_card(
     origin = f"commit {record['commit']}" if record["commit"] else "a local folder"
     forgotten = record["documents"]["forget"]
     hashes = "\n".join(forgotten)
-    given = "\n".join(
-        f"- {name}: {len(digests)} documents" for name, digests in record["documents"].items()
-    )
     return f"""---
 {front_matter.to_yaml()}
 ---
@@ -236,7 +234,7 @@ Documents by the SHA-256 of their UTF-8 text; their text and names are not part 
 {method.title} (`{method.name}`). Minimised: {_describe_objective(method, record)}.
 {describe_means(method)} Texts given:
 
-{given}
+{_given_rows(record)}
 
 | setting | value | source |
 |---|---|---|
@@ -260,6 +258,21 @@ unseen ones (0.5: not at all).
 
 {LIMITS}
 """
+
+
+def _given_rows(record: Mapping) -> str:
+    """Return a row for each set: how many documents it has, and what was left out."""
+    rows = []
+    for name, digests in record["documents"].items():
+        row = f"- {name}: {len(digests)} documents"
+        short = record["left_out"][name]
+        if short:
+            row += f"; too short, so left out: {len(short)}"
+        unread = [readers.Unread(**one) for one in record["not_read"][name]]
+        if unread:
+            row += f"; {readers.describe_unread(unread)}"
+        rows.append(row)
+    return "\n".join(rows)
 
 
 def describe_weights(record: Mapping) -> str:

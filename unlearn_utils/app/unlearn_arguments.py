@@ -25,7 +25,8 @@ DEFAULTS = {"learning_rate": 2e-5, "epochs": 1, "batch": 4, "retain_weight": 1.0
 # the least and the most: beyond that, something is mistyped
 WHOLE_NUMBERS = {"epochs": (1, 1_000), "batch": (1, 1_000_000), "seed": (0, 2**32 - 1)}
 DOCUMENTS = (
-    "a .txt, .md, .py, .tex, .jsonl or .parquet file (column text or content), or a folder of them"
+    "a .txt, .md, .py, .tex, .jsonl or .parquet file (column text or content), also with .gz, or a "
+    "folder of them"
 )
 
 

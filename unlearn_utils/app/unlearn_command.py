@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from unlearn_utils.app.model_files import StoredModel
     from unlearn_utils.app.settings import RunSettings
-    from unlearn_utils.app.user_documents import Tables
+    from unlearn_utils.app.user_documents import Documents, Tables
 
 
 class Inputs(NamedTuple):
@@ -27,13 +28,14 @@ class Inputs(NamedTuple):
     Attributes:
         base: the model.
         tokenizer: of the model.
-        documents, chunks: of each set.
+        documents: of each set, with what of it was not read.
+        chunks: of each set.
         context: tokens of a chunk.
     """
 
     base: StoredModel
     tokenizer: PreTrainedTokenizerBase
-    documents: Tables
+    documents: Mapping[str, Documents]
     chunks: Tables
     context: int
 

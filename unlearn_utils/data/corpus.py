@@ -7,8 +7,8 @@ evaluation and retain.
 
 from __future__ import annotations
 
-import json
 import re
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -151,7 +151,7 @@ def load(source: str, domain: str, books: str = "", **sizes: int) -> DatasetDict
         return embedded(domain, **sizes)
     if domain == "books" and books:
         return sample(_from_folder(Path(books), domain), **sizes)
-    if Path(source).is_dir():
+    if source and Path(source).is_dir():  # an empty path would be the current folder
         return sample(_from_folder(Path(source), domain), **sizes)
     if source not in hub.DATASETS:
         known = ", ".join(hub.DATASETS)
@@ -248,18 +248,17 @@ def _json_texts(path: Path) -> list[str]:
             "in test"
         )
     texts = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.strip():
-            continue
-        row = json.loads(line)
-        texts.append(row if isinstance(row, str) else readers.text_row(row, path)["text"])
+    for name, row in readers.json_lines(path):
+        document = {"text": row} if isinstance(row, str) else row
+        texts.append(readers.text_row(document, name)["text"])
     return list(dict.fromkeys(texts))
 
 
 def _from_folder(folder: Path, domain: str) -> DatasetDict:
     """Return the splits of one domain below a folder, whole.
 
-    `forget.jsonl`, `forget-00000.parquet` and `forget/*.txt` all serve.
+    `forget.jsonl`, `forget-00000.parquet` and `forget/*.txt` all serve. A warning names what is not
+    read.
 
     Raises:
         FileNotFoundError: there is no such folder, or no document in it.
@@ -270,30 +269,33 @@ def _from_folder(folder: Path, domain: str) -> DatasetDict:
         raise FileNotFoundError(
             f"{root}: no such folder; expected {domain}/forget, {domain}/retain, ..."
         )
-    files = sorted(root.rglob("*"))
+    files, unread = readers.find_files(root)
+    names = SPLITS.get(domain, SPLITS["github"])
     splits = {}
-    for split in SPLITS.get(domain, SPLITS["github"]):
-        documents = []
-        for path in files:
-            if _belongs(path, root, split):
-                documents += readers.read_documents(path)
+    for split in names:
+        own = [path for path in files if _split_of(path, root) == split]
+        documents, empty = readers.read_files(own, root)
+        unread += empty
         if documents:
             splits[split] = _with_columns(Dataset.from_list(documents), split)
     if not splits:
         readable = ", ".join(readers.SUFFIXES)
         raise FileNotFoundError(f"{root}: no document found; readable are {readable}")
+    for path in files:
+        if _split_of(path, root) not in names:
+            unread.append(readers.Unread(readers.shown(path.relative_to(root)), "of no split"))
+    if unread:
+        warnings.warn(f"{root}: {readers.describe_unread(unread)}", stacklevel=3)
     return DatasetDict(splits)
 
 
-def _belongs(path: Path, root: Path, split: str) -> bool:
-    """Return whether a file below `root` holds documents of the split.
+def _split_of(path: Path, root: Path) -> str:
+    """Return the split that a file below `root` is of, if there is a split of that name.
 
-    Such are `forget/a.txt`, `forget.jsonl` and `forget-00000-of-00001.parquet`.
+    `forget/a.txt`, `forget.jsonl` and `forget-00000-of-00001.parquet` are of forget.
     """
-    if not path.is_file() or path.suffix not in readers.SUFFIXES:
-        return False
     top = path.relative_to(root).parts[0]
-    return re.split(r"[-.]", top)[0] == split
+    return re.split(r"[-.]", top)[0]
 
 
 def _with_columns(data: Dataset, split: str) -> Dataset:
