@@ -37,7 +37,10 @@ AFTER_PADDING = (
     "xlm-roberta-xl",
 )
 UNBOUND = ("falcon_mamba", "mamba", "mamba2", "recurrent_gemma", "xlstm")
-SHARE = (0.2, 6)  # of what a backward pass keeps, what the plan says
+# loaded in bfloat16, constants of theirs are rounded: a scale of embeddings, a table of positions
+ROUNDED = ("ctrl", "gemma2", "gemma3_text", "xglm")
+FLOAT32_ALONE = ("dbrx", "xlstm")  # in transformers they fail under autocast
+SHARE = (0.15, 7)  # of what a backward pass keeps, what the plan says
 
 
 def every(quick):
@@ -89,12 +92,12 @@ def plain_perplexity(model, tokenizer, folder, context):
     return math.exp(total / predicted)
 
 
-def check(results, model, name, tokenizer, sets, context):
+def check(results, model, name, tokenizer, sets, context, rel=1e-5):
     """Check the perplexities of a model, which are called "before" or "after"."""
     for split, folder in sets.items():
         expected = plain_perplexity(model.eval(), tokenizer, folder, context)
         found = value(results, name, split, "perplexity")
-        assert found == pytest.approx(expected, rel=1e-5), (name, split)
+        assert found == pytest.approx(expected, rel=rel), (name, split)
 
 
 def context_of(kind):
@@ -113,7 +116,10 @@ def load(folder):
 def test_measured_as_transformers_does(kind, sets, tokenizer, tmp_path):
     base = write(tmp_path / "base", kind, tokenizer)
     out = tmp_path / "out"
-    record, results = unlearn(base, out, sets, "--learning-rate", 1e-3)
+    given = ["--learning-rate", 1e-3]
+    if kind in FLOAT32_ALONE:
+        given.append("--float32")
+    record, results = unlearn(base, out, sets, *given)
     context = record["context"]
     assert context == context_of(kind)
     check(results, load(base), "before", tokenizer, sets, context)
@@ -127,11 +133,13 @@ def test_with_adapters_on_bfloat16_too(kind, sets, tokenizer, tmp_path):
     """The weights stay in bfloat16 in memory, and are measured in float32."""
     base = write(tmp_path / "base", kind, tokenizer, torch.bfloat16)
     out = tmp_path / "out"
-    given = ("--lora", "rank=2", "--learning-rate", 1e-2, "--bf16")
+    precision = "--float32" if kind in FLOAT32_ALONE else "--bf16"
+    given = ("--lora", "rank=2", "--learning-rate", 1e-2, precision)
     record, results = unlearn(base, out, sets, *given)
-    check(results, load(base), "before", tokenizer, sets, record["context"])
+    rel = 1e-4 if kind in ROUNDED else 1e-5
+    check(results, load(base), "before", tokenizer, sets, record["context"], rel)
     adapted = AutoPeftModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    check(results, adapted, "after", tokenizer, sets, record["context"])
+    check(results, adapted, "after", tokenizer, sets, record["context"], rel)
     before, after = (value(results, name, "forget", "perplexity") for name in ("before", "after"))
     assert after != pytest.approx(before, rel=1e-5)
 
@@ -160,5 +168,5 @@ def test_the_plan_is_not_far_from_what_a_backward_pass_keeps(kind):
 
 def test_the_table_is_large():
     assert len(KINDS) >= 85
-    assert {*QUICK, *QUICK_LORA, *QUICK_PLANS, *AFTER_PADDING, *UNBOUND} <= set(KINDS)
+    assert {*QUICK, *QUICK_LORA, *QUICK_PLANS, *AFTER_PADDING, *UNBOUND, *ROUNDED} <= set(KINDS)
     assert Path(__file__).with_name("all_architectures.sh").exists()

@@ -185,8 +185,9 @@ def _hits(head: fused.Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ..
 def widened(model: nn.Module) -> Iterator[None]:
     """Let a model compute in float32, inside, also where its weights have 16 bits in memory.
 
-    A layer's weights are widened while it runs, all others the whole time. So each of them, and its
-    result, is as if the model had been loaded in float32, for less memory.
+    A layer's weights are widened while it runs, all others the whole time. So the result is as if
+    the model had been loaded in float32, for less memory. Constants that loading rounded, such as
+    Gemma's scale of embeddings, stay as they are.
     """
     layers = architecture.decoder_layers(model)
     in_layers = set()
