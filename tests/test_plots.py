@@ -78,6 +78,13 @@ def test_panels_are_a_row():
     assert figure.get_size_inches().tolist() == [6, 2.7]
 
 
+def test_panels_of_two_rows_come_row_after_row():
+    figure, axes = plots.panels(3, width=2, height=1.5, rows=2)
+    assert len(axes) == 6
+    assert figure.get_size_inches().tolist() == [6, 3]
+    assert axes[2].get_position().y0 > axes[3].get_position().y0
+
+
 # ----------------------------------------------------------------------------------------- looks
 
 
