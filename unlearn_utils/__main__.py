@@ -192,7 +192,7 @@ def show_claims(options: argparse.Namespace) -> int:
     or without a study, it is the profile's alone.
     """
     from unlearn_utils.cache import paths
-    from unlearn_utils.findings import claims
+    from unlearn_utils.findings import claims, plots
     from unlearn_utils.runner.places import COMMITTED, Places
 
     profile = profiles.profile(options.profile)
@@ -200,8 +200,9 @@ def show_claims(options: argparse.Namespace) -> int:
     if not path.exists():
         raise FileNotFoundError(f"no {path}: execute ./run_all.sh {profile.name} --only 14 first")
     here = claims.stored(path)
-    study = claims.study_table() if profile.name == COMMITTED else None
-    table = claims.markdown(here) if study is None else claims.markdown(study, here)
+    table = claims.markdown(here)
+    if profile.name == COMMITTED and plots.is_committed(claims.TABLE):
+        table = claims.markdown(claims.study_table(), here)
     if options.readme:
         claims.write_into(paths.PROJECT / "README.md", table)
     else:

@@ -127,18 +127,27 @@ def is_committed(name: str) -> bool:
     return study_file(name).exists()
 
 
-def committed(name: str) -> pd.DataFrame:
-    """Return a table of the committed study, whatever `UNLEARN_FIGURES` says.
+def committed_file(name: str) -> Path:
+    """Return where the committed study has a table of that name.
 
     Raises:
-        FileNotFoundError: there is none of that name; the message says how it is made.
+        FileNotFoundError: it has none; the message says how it is made.
     """
     path = study_file(name)
     if not path.exists():
         raise FileNotFoundError(
             f"the committed study has no table {name} ({path}); ./run_all.sh study makes its tables"
         )
-    return pd.read_csv(path)
+    return path
+
+
+def committed(name: str) -> pd.DataFrame:
+    """Return a table of the committed study, whatever `UNLEARN_FIGURES` says.
+
+    Raises:
+        FileNotFoundError: as `committed_file`.
+    """
+    return pd.read_csv(committed_file(name))
 
 
 # ------------------------------------------------------------------------------- lines and points
