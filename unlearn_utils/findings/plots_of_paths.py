@@ -36,8 +36,9 @@ def profile_curves(data: pd.DataFrame, ax: Axes, banded: Collection[str]) -> Axe
 def plane(data: pd.DataFrame, points: pd.DataFrame, ax: Axes, truth: str = "retrained") -> Axes:
     """Draw damage to the domain (y) against the gap on the forget set (x); retraining is at 0, 0.
 
-    A line is a method's path from the target on. It ends, or has a gap, where not every replicate
-    has a value. Its band is where one further replicate is expected, as far as that is known.
+    A line is a method's path from the target on. It ends, or has a gap, where fewer than half of
+    the replicates have a value. Its band is where one further replicate is expected, as far as that
+    is known.
 
     Args:
         data: of one domain: method, forget gap, value, rerun_low, rerun_high, replicates.
@@ -48,7 +49,7 @@ def plane(data: pd.DataFrame, points: pd.DataFrame, ax: Axes, truth: str = "retr
     columns = ["forget gap", "value", "rerun_low", "rerun_high"]
     for method, part in data.groupby("method", sort=False):
         colour, marker = plots.method_style(method)
-        line = part[columns].where(part.replicates == data.replicates.max())
+        line = part[columns].where(2 * part.replicates >= data.replicates.max())
         style = {"color": colour, "marker": marker, "ms": 3, "markevery": 5, "lw": 1.2}
         ax.plot(line["forget gap"], line["value"], label=plots.readable(method), **style)
         band = {"color": colour, "alpha": 0.12, "lw": 0}
