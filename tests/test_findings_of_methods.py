@@ -71,8 +71,8 @@ def test_no_finding_is_left_to_be_written(path):
 
 @pytest.mark.parametrize("number", ["03", "04", "05", "06", "07", "08", "09"])
 def test_a_finding_says_whose_numbers_it_has(number):
-    said = "These are the committed study's numbers, means over six replicates; "
-    assert finding(number).endswith(f"{said}brackets are 95% intervals.")
+    said = "the committed study's numbers, means over its six replicates, or over those that reach"
+    assert finding(number).endswith(f"{said} the gap; brackets are 95% intervals.")
 
 
 def test_ascent_speeds_up():
