@@ -54,6 +54,11 @@ def of_study(name, **keys):
     return found.iloc[0]
 
 
+def claim(name):
+    """The study's row of a claim."""
+    return of_study("table14_claims", id=name)
+
+
 def of_laptop(name, **keys):
     """The numbers of the one expected row of the default profile with these keys."""
     wanted = {f"{column.replace('__', ' ')}={value}" for column, value in keys.items()}

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from committed import ROOT, interval, laptop, of_laptop, of_study, study, value, words
+from committed import ROOT, claim, interval, laptop, of_laptop, of_study, study, value, words
 
 from unlearn_utils import profiles
 from unlearn_utils.core import efficiency
@@ -39,11 +39,6 @@ HALF = "tune rate and steps to AUC 1/2"
 def stands(page, *parts):
     """Assert that the parts stand in a page, one after the other, whatever is between them."""
     assert re.search(".{0,200}?".join(map(re.escape, parts)), words(page)), parts
-
-
-def claim(name):
-    """The study's row of a claim."""
-    return of_study("table14_claims", id=name)
 
 
 def thousands(row):
@@ -514,9 +509,9 @@ def test_claim_c2_elsewhere(settings):
 
 
 def test_the_order_of_methods_elsewhere(settings):
+    table = study("table16_elsewhere")
     first, third, last = 0, 0, 0
     for axis, setting in settings:
-        table = study("table16_elsewhere")
         here = table[(table.axis == axis) & (table.setting == setting)]
         scores = here[here.measure == "score at the nearest step"].sort_values("value")
         order = scores.method.tolist()[::-1]

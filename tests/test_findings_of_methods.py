@@ -41,10 +41,10 @@ def against(number, less, domain, level, measure):
     return particular(number, less=less, **keys)
 
 
-def known_differences(number, less, measure, domains=DOMAINS):
+def known_differences(number, less, measure):
     """A difference's rows at the levels where both methods have a value, some on each domain."""
     found = []
-    for domain in domains:
+    for domain in DOMAINS:
         rows = [against(number, less, domain, level, measure) for level in LEVELS]
         known = [row for row in rows if not math.isnan(row["value"])]
         assert known, domain

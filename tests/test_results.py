@@ -5,9 +5,10 @@ import re
 
 import numpy as np
 import pandas as pd
-from committed import ROOT, STUDY, interval, laptop, of_study, study, words
+from committed import EXPECTED, ROOT, STUDY, claim, interval, laptop, of_study, study, words
 
 from unlearn_utils.core.methods import METHODS
+from unlearn_utils.findings import claims
 
 DOMAINS = ["arxiv", "books", "github"]
 RESULTS = "docs/results.md"
@@ -72,6 +73,41 @@ def test_a_run_of_the_default_profile_has_the_study_s_rows():
                 assert found["rerun_low"], (path.stem, key)
                 trained += 1
     assert trained > 1000
+
+
+# ------------------------------------------------------------------------------- what prose states
+
+INTERVAL = re.compile(r"[+-]?\d[\d.,]* \[[+-]?\d[\d.,]*, [+-]?\d[\d.,]*\]")
+PAGES = ("README.md", "docs/*.md", "notebooks/*.ipynb")
+
+
+def rounded(row):
+    """A committed number with its interval, in every way in which prose states one."""
+    for digits in (1, 2, 3, 4):
+        yield interval(row, digits)
+        yield interval(row, digits, "+")
+    if row["high"] < 5:  # a difference of log perplexity, stated as so many times
+        yield interval({name: np.exp(row[name]) for name in row}, 1)
+    shown = {name: f"{float(f'{row[name]:.3g}'):,.0f}" for name in row}
+    yield f"{shown['value']} [{shown['low']}, {shown['high']}]"
+
+
+def test_every_interval_in_prose_is_of_a_committed_table():
+    tables = [pd.read_csv(EXPECTED)]
+    tables += [frame for path, frame in tables_with_values() if path.parent == STUDY]
+    known = set()
+    for table in tables:
+        for row in table[["value", "low", "high"]].dropna().to_dict("records"):
+            known.update(rounded(row))
+    stated = 0
+    for pattern in PAGES:
+        for path in sorted(ROOT.glob(pattern)):
+            text = words(str(path.relative_to(ROOT)))
+            before, _, after = text.partition(claims.START)  # the table is of another test
+            for found in INTERVAL.findall(before + after.partition(claims.END)[2]):
+                assert found in known, (path.name, found)
+                stated += 1
+    assert stated > 150
 
 
 # ------------------------------------------------------------------------------------ the splits
@@ -180,11 +216,6 @@ def test_what_membership_inference_still_finds():
 # -------------------------------------------------------------------------------- hyperparameters
 
 
-def claim(name):
-    """The study's row of a claim."""
-    return of_study("table14_claims", id=name)
-
-
 def test_how_much_of_the_plane_works():
     page = words(RESULTS)
     keys = {"target_domain": "arxiv", "plane": "four kinds of text"}
@@ -226,6 +257,12 @@ def test_what_guidelines_cost():
         "table10_ranking", model="do nothing", target_domain="arxiv", measure="distance"
     )
     assert claim("C4c")["low"] > nothing["high"]
+    harmless = []
+    for method in (CLAIMED, "ascent_kl_in_distribution"):
+        keys = {"guideline": "usual rate, one epoch, nothing measured", "method": method}
+        harmless.append(of_study("table11_regret", **keys))
+    assert all(row["low"] < 0 < row["high"] for row in harmless)
+    assert f"choice: {interval(harmless[0])} and {interval(harmless[1])}." in page
     first = words("README.md")
     assert f"it ends {interval(claim('C4a'), 3)} nats farther" in first
     assert f"unmeasured, ends {interval(claim('C4c'))} farther" in first
