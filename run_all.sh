@@ -10,10 +10,10 @@ usage: ./run_all.sh [PROFILE] [--only NN] [--from NN] [--fresh]
 profiles
   smoke      a tiny model on a slice of the text; about 3 minutes; writes to runs/smoke/
   laptop     the default: what is committed in notebooks/ and figures/, one replicate; about
-             22 minutes (computed from its parts), up to 6 GB of memory
-  study      what laptop does, for six other replicates, and notebook 16; about 2.5 hours
-             (reckoned), or in parts: python -m unlearn_utils compute study --part NAME; writes to
-             runs/study/ and figures/study/, its progress to runs/study/progress.txt
+             20 minutes, up to 6 GB of memory
+  study      what laptop does, for six other replicates, and notebook 16; about 3 hours, or in
+             parts: python -m unlearn_utils compute study --part NAME; writes to runs/study/ and
+             figures/study/, its progress to runs/study/progress.txt
   gpu        Pythia-1.4b on one GPU; documents that it was and was not trained on; hours; writes to
              runs/gpu/
   paper      Yi-6B and the paper's dataset on one GPU of 140 GB, or on several (see

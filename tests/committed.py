@@ -43,12 +43,20 @@ def laptop():
 
 
 def of_study(name, **keys):
-    """The one row of a table of the study with these keys."""
+    """The one row of a table of the study with these keys; `a__b` stands for the column `a b`."""
     found = study(name)
-    for column, value in keys.items():
-        found = found[found[column] == value]
+    for column, wanted in keys.items():
+        cells = found[column.replace("__", " ")]
+        if pd.api.types.is_numeric_dtype(cells):
+            wanted = float(wanted)
+        found = found[cells == wanted]
     assert len(found) == 1, (name, keys, len(found))
     return found.iloc[0]
+
+
+def claim(name):
+    """The study's row of a claim."""
+    return of_study("table14_claims", id=name)
 
 
 def of_laptop(name, **keys):

@@ -639,14 +639,12 @@ def test_a_readme_without_both_marks_is_left_alone(project, capsys, kept):
 
 
 def test_the_readme_shows_the_committed_study():
-    """Without a study it shows the default profile's table."""
     here = claims.stored(ROOT / "figures" / "table14_claims.csv")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     _, start, rest = text.partition(claims.START)
     shown, end, _ = rest.partition(claims.END)
     assert start and end, "README.md has no marks for the claims' table"
-    study = claims.study_table()
-    study = (here if study is None else study).set_index("id")
+    study = claims.study_table().set_index("id")
     lines = shown.strip().splitlines()
     assert len(lines) == 2 + len(study)
     for line, (name, row) in zip(lines[2:], study.iterrows(), strict=True):
@@ -660,15 +658,12 @@ def test_the_readme_shows_the_committed_study():
 def test_the_committed_table_is_of_these_claims(profile):
     """Nobody wrote a verdict by hand, and no claim or threshold changed after it was measured."""
     file = paths.own_figures(ROOT, profile.name) / "table14_claims.csv"
-    if profile == STUDY and not file.exists():
-        pytest.skip("no study is committed yet")
     table = claims.stored(file)
     assert list(table.columns) == [*KEYS, *Estimate._fields, *TOLD]
     assert table.id.tolist() == [claim.id for claim in claims.CLAIMS]
     trained = table[table.replicates > 0]
     assert set(trained.replicates) <= set(range(1, 1 + len(profile.replicates)))
-    if claims.study_table() is not None:
-        assert np.isfinite(trained[["rerun_low", "rerun_high"]]).all(axis=None)
+    assert np.isfinite(trained[["rerun_low", "rerun_high"]]).all(axis=None)
     own = {}
     for row, claim in zip(table.itertuples(), claims.CLAIMS, strict=True):
         for name in ("claim", "source", "quantity", "unit", "sense", "notebook"):

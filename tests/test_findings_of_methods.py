@@ -1,11 +1,11 @@
-"""The findings of notebooks 03 to 09, against the committed numbers of the default profile."""
+"""The findings of notebooks 03 to 09, against the committed study's numbers."""
 
 import json
 import math
 import re
 
 import pytest
-from committed import ROOT, interval, of_laptop, value, words
+from committed import ROOT, interval, of_study, value, words
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PAGES = {path.stem[:2]: f"notebooks/{path.name}" for path in NOTEBOOKS}
@@ -26,13 +26,13 @@ def finding(number):
 
 def particular(number, **keys):
     """A row of what is particular to a method."""
-    return of_laptop(f"table{number}_particular", **keys)
+    return of_study(f"table{number}_particular", **keys)
 
 
 def equal(number, domain, level, measure):
     """A row of a method at equal forgetting."""
     keys = {"target_domain": domain, "forget__gap": level, "measure": measure}
-    return of_laptop(f"table{number}_equal", **keys)
+    return of_study(f"table{number}_equal", **keys)
 
 
 def against(number, less, domain, level, measure):
@@ -41,10 +41,10 @@ def against(number, less, domain, level, measure):
     return particular(number, less=less, **keys)
 
 
-def known_differences(number, less, measure, domains=DOMAINS):
+def known_differences(number, less, measure):
     """A difference's rows at the levels where both methods have a value, some on each domain."""
     found = []
-    for domain in domains:
+    for domain in DOMAINS:
         rows = [against(number, less, domain, level, measure) for level in LEVELS]
         known = [row for row in rows if not math.isnan(row["value"])]
         assert known, domain
@@ -71,8 +71,8 @@ def test_no_finding_is_left_to_be_written(path):
 
 @pytest.mark.parametrize("number", ["03", "04", "05", "06", "07", "08", "09"])
 def test_a_finding_says_whose_numbers_it_has(number):
-    said = "These are numbers of this run, one replicate; "
-    assert finding(number).endswith(f"{said}brackets are 95% intervals over documents alone.")
+    said = "the committed study's numbers, means over its six replicates, or over those that reach"
+    assert finding(number).endswith(f"{said} the gap; brackets are 95% intervals.")
 
 
 def test_ascent_speeds_up():
@@ -109,17 +109,21 @@ def test_what_random_labels_cost_other_text():
     assert f"costs retain text {shown['retain', 'random_label']} nats" in said
     assert f"unseen text {shown['unseen', 'random_label']} and" in said
     assert f"general text {shown['general', 'random_label']}. Beside" in said
-    assert f"unseen text pays {shown['unseen', 'difference']} and" in said
-    assert f"general text {shown['general', 'difference']} more" in said
-    assert f"no difference is seen, {shown['retain', 'difference']}." in said
+    assert f"unseen text pays {shown['unseen', 'difference']}," in said
+    assert f"general text {shown['general', 'difference']} and" in said
+    assert f"retain text {shown['retain', 'difference']} more." in said
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_random_labels_come_out_alike_on_each_domain(domain):
-    for kind, found in {"unseen": above, "general": above, "retain": unclear}.items():
+@pytest.mark.parametrize(
+    ("domain", "on_retain_text"), [("arxiv", above), ("books", unclear), ("github", unclear)]
+)
+def test_what_random_labels_cost_on_each_domain(domain, on_retain_text):
+    for kind, found in {"unseen": above, "general": above, "retain": on_retain_text}.items():
         keys = {"target_domain": domain, "kind__of__text": f"{kind} text"}
         assert above(particular("04", model="random_label", **keys))
-        assert found(particular("04", model="difference", **keys))
+        difference = particular("04", model="difference", **keys)
+        assert found(difference)
+        assert (difference["replicates"] == 1) == (domain == "github")
 
 
 def test_adversarial_labels_slow_down_and_end_short_of_retraining():
@@ -152,9 +156,10 @@ def test_general_retain_text_spares_general_text_alone():
     text = f"the differences are {general} on general, {unseen} on unseen and {retain} on retain"
     assert text in finding("06")
     found = {"general": below, "unseen": unclear, "retain": unclear}
-    for kind, sign in found.items():
-        rows = known_differences("06", "gradient_ascent", f"damage to {kind} text")
-        assert all(map(sign, rows))
+    for domain in DOMAINS:
+        for kind, sign in found.items():
+            measure = f"damage to {kind} text"
+            assert sign(against("06", "gradient_ascent", domain, "-0.25", measure))
 
 
 def test_retain_text_of_the_domain_spares_the_domain():
@@ -189,14 +194,13 @@ def test_kl_on_general_text_changes_little():
         for kind in ("unseen", "retain", "general")
     )
     said = finding("08")
-    assert f"it is {interval(unseen)} on unseen and {interval(retain)} on retain text." in said
-    assert f"General text is damaged {interval(general)} nats more there" in said
-    assert above(general)
-    for kind in ("unseen", "retain"):
-        assert all(map(unclear, known_differences("08", less, f"damage to {kind} text")))
-    for domain in ("books", "github"):
-        rows = known_differences("08", less, "damage to general text", (domain,))
-        assert all(map(unclear, rows))
+    assert f"by {interval(unseen)} nats on unseen, {interval(retain)} on retain and" in said
+    assert f"{interval(general)} on general text." in said
+    rows = []
+    for kind in ("unseen", "retain", "general"):
+        rows += known_differences("08", less, f"damage to {kind} text")
+    assert "does it differ by more than 0.03." in said
+    assert max(abs(row["value"]) for row in rows) < 0.03
 
 
 def test_kl_on_text_of_the_domain_leaves_more_damage_there():
@@ -211,14 +215,13 @@ def test_kl_on_text_of_the_domain_leaves_more_damage_there():
         f"{shown['arxiv']} nats more on retain text of `arxiv`, {shown['books']} on `books`" in said
     )
     assert f"on `books` and {shown['github']} on `github`." in said
-    books, github = interval(general["books"]), interval(general["github"])
-    assert f"differences of {books} on `books` and {github} on `github`;" in said
+    assert f"less on `books`, with a difference of {interval(general['books'])};" in said
     assert (
         f"The AUC of membership inference is higher, on `arxiv` by {interval(auc['arxiv'])}."
         in said
     )
     assert all(map(above, [*retain.values(), *auc.values()]))
-    assert below(general["books"]) and below(general["github"]) and unclear(general["arxiv"])
+    assert below(general["books"]) and unclear(general["arxiv"]) and unclear(general["github"])
     for domain in DOMAINS:
         assert above(against("09", less, domain, "0", "damage to unseen text"))
 

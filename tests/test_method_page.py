@@ -547,6 +547,6 @@ def test_a_page_is_short_and_shows_its_figure(path):
     number = method_page.page(parameters(path)["METHOD"])
     words = sources(path, "markdown")
     assert len(words) + len(sources(path, "code")) <= 18
-    assert f"(../figures/fig{number}_path.png)" in words[0] and "**Finding.**" in words[0]
+    assert f"(../figures/study/fig{number}_path.png)" in words[0] and "**Finding.**" in words[0]
     written = [name for name in re.findall(r"\b\w+_table\(", "".join(sources(path, "code")))]
     assert len(written) == 3

@@ -24,25 +24,27 @@ def curve(method, values):
     return data.assign(low=data["value"] / 2, high=data["value"] * 2)
 
 
-def test_profile_curves_have_a_line_and_a_band_a_method(ax):
+def test_profile_curves_have_a_line_a_method_and_bands_where_asked(ax):
     data = pd.concat([curve(FIRST, [0.4, 0.3, 0.1, 0.0]), curve(SECOND, [0.2, 0.0, 0.0, 0.0])])
-    assert plots_of_paths.profile_curves(data, ax) is ax
+    assert plots_of_paths.profile_curves(data, ax, banded=[SECOND]) is ax
     assert [line.get_label() for line in ax.lines] == ["gradient ascent", "random label"]
-    for line, band, method in zip(ax.lines, ax.collections, (FIRST, SECOND), strict=True):
+    for line, method in zip(ax.lines, (FIRST, SECOND), strict=True):
         part = data[data.method == method]
         assert line.get_xdata().tolist() == part.tau.tolist()
         assert line.get_ydata().tolist() == part["value"].tolist()
         assert same_color(line.get_color(), plots.method_style(method)[0])
-        heights = band.get_paths()[0].vertices[:, 1]
-        assert (heights.min(), heights.max()) == (part["low"].min(), part["high"].max())
+    (band,) = ax.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    banded = data[data.method == SECOND]
+    assert (heights.min(), heights.max()) == (banded["low"].min(), banded["high"].max())
 
 
 def test_profile_curves_end_where_no_setting_is_as_good(ax):
-    plots_of_paths.profile_curves(curve(FIRST, [0.4, 0.3, 0.1, 0.0]), ax)
+    plots_of_paths.profile_curves(curve(FIRST, [0.4, 0.3, 0.1, 0.0]), ax, [])
     assert ax.get_xlim() == (0.0, 0.2)
     assert ax.get_ylim()[0] == 0.0
 
 
 def test_profile_curves_of_methods_that_never_help(ax):
-    plots_of_paths.profile_curves(curve(FIRST, [0.0] * 4), ax)
+    plots_of_paths.profile_curves(curve(FIRST, [0.0] * 4), ax, [])
     assert ax.get_xlim() == (0.0, 1.0)

@@ -193,15 +193,16 @@ def show_claims(options: argparse.Namespace) -> int:
     """
     profile = profiles.profile(options.profile)
     from unlearn_utils.cache import paths
-    from unlearn_utils.findings import claims
+    from unlearn_utils.findings import claims, plots
     from unlearn_utils.runner.places import COMMITTED, Places
 
     path = Places(paths.PROJECT, profile.name).figures / f"{claims.TABLE}.csv"
     if not path.exists():
         raise FileNotFoundError(f"no {path}: execute ./run_all.sh {profile.name} --only 14 first")
     here = claims.stored(path)
-    study = claims.study_table() if profile.name == COMMITTED else None
-    table = claims.markdown(here) if study is None else claims.markdown(study, here)
+    table = claims.markdown(here)
+    if profile.name == COMMITTED and plots.is_committed(claims.TABLE):
+        table = claims.markdown(claims.study_table(), here)
     if options.readme:
         claims.write_into(paths.PROJECT / "README.md", table)
     else:

@@ -290,7 +290,7 @@ STUDY = Profile("study", grid=Grid(claimed_domains=DOMAINS), replicates=(1, 2, 3
 GPU = Profile(
     "gpu",
     corpus=Corpus(
-        "iamgroot42/mimir", pairs=300, retain=600, general=600, evaluation=300, measured=300
+        "iamgroot42/mimir", pairs=300, retain=600, general=600, evaluation=300, measured=200
     ),
     shape=Shape(vocabulary=50304, hidden=2048, intermediate=8192, layers=24, heads=16, context=512),
     unlearning=Unlearning(learning_rate=2e-5, batch=8),

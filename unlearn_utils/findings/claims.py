@@ -433,10 +433,13 @@ def _measured(profile: Profile, claim: Claim) -> dict:
     return {**keys, **line[RESULTS]}
 
 
-def study_table() -> pd.DataFrame | None:
-    """Return the table of the committed study; None: there is none."""
-    file = plots.study_file(TABLE)
-    return stored(file) if file.exists() else None
+def study_table() -> pd.DataFrame:
+    """Return the table of the committed study.
+
+    Raises:
+        FileNotFoundError: there is none; the message says how it is made.
+    """
+    return stored(plots.committed_file(TABLE))
 
 
 def stored(file: Path) -> pd.DataFrame:
@@ -446,9 +449,9 @@ def stored(file: Path) -> pd.DataFrame:
 
 def study_verdicts() -> dict[str, str]:
     """Return the verdicts of the committed study by claim; none where there is no study."""
-    study = study_table()
-    if study is None:
+    if not plots.is_committed(TABLE):
         return {}
+    study = study_table()
     return dict(zip(study["id"], study["verdict"], strict=True))
 
 

@@ -270,7 +270,7 @@ def draw(part: pd.DataFrame, ax: Axes) -> Axes:
         colour, marker = plots.method_style(method)
         if method not in METHODS:
             marker = "o"  # which can be hollow
-        aside = 1 + 0.05 * (number - (len(groups) - 1) / 2)  # so that intervals lie side by side
+        aside = 1 + 0.03 * (number - (len(groups) - 1) / 2)  # so that intervals lie side by side
         places = rows.setting * aside
         ax.plot(places, rows["value"], color=colour, lw=0.9)
         ax.plot([], [], marker + "-", color=colour, lw=0.9, ms=4, label=plots.readable(method))

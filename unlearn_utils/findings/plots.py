@@ -28,8 +28,11 @@ FIXED = {  # metadata of a saved figure: nothing that changes with time
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
 }
 DOTTED = (0, (1, 1))  # a line style
-COLOUR_NAMES = ("blue", "orange", "green", "red", "purple", "brown", "pink", "grey")
-COLOURS = dict(zip(COLOUR_NAMES, sns.color_palette("colorblind", 8), strict=True))
+COLOUR_NAMES = (
+    *("blue", "orange", "green", "red", "purple"),
+    *("brown", "pink", "grey", "yellow", "sky"),
+)
+COLOURS = dict(zip(COLOUR_NAMES, sns.color_palette("colorblind", 10), strict=True))
 
 
 # -------------------------------------------------------------------- colours, lines and markers
@@ -53,7 +56,7 @@ METHOD_STYLES = (  # colour and marker of the first methods, in the order of `co
     (COLOURS["blue"], "s"),
     (COLOURS["green"], "D"),
     (COLOURS["purple"], "P"),
-    (COLOURS["pink"], "X"),
+    (COLOURS["sky"], "X"),  # pink is too near to purple
 )
 NO_METHOD = ("black", "x")  # of the target and of retrained models
 
@@ -83,15 +86,18 @@ def readable(name: str) -> str:
 
 
 def panels(
-    columns: int, width: float = 3.1, height: float = 2.7, **kwargs: object
+    columns: int, width: float = 3.1, height: float = 2.7, rows: int = 1, **kwargs: object
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its row of axes in the project's style; sizes of one, in inches."""
+    """Return a figure and its axes, row after row, in the project's style.
+
+    width, height: of one panel, in inches.
+    """
     plt.rcParams.update(STYLE)
-    size = (width * columns, height)
+    size = (width * columns, height * rows)
     figure, axes = plt.subplots(
-        1, columns, figsize=size, layout="constrained", squeeze=False, **kwargs
+        rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs
     )
-    return figure, list(axes[0])
+    return figure, list(axes.flat)
 
 
 def save(profile: Profile, figure: Figure, name: str, data: pd.DataFrame) -> None:
@@ -121,18 +127,27 @@ def is_committed(name: str) -> bool:
     return study_file(name).exists()
 
 
-def committed(name: str) -> pd.DataFrame:
-    """Return a table of the committed study, whatever `UNLEARN_FIGURES` says.
+def committed_file(name: str) -> Path:
+    """Return where the committed study has a table of that name.
 
     Raises:
-        FileNotFoundError: there is none of that name; the message says how it is made.
+        FileNotFoundError: it has none; the message says how it is made.
     """
     path = study_file(name)
     if not path.exists():
         raise FileNotFoundError(
             f"the committed study has no table {name} ({path}); ./run_all.sh study makes its tables"
         )
-    return pd.read_csv(path)
+    return path
+
+
+def committed(name: str) -> pd.DataFrame:
+    """Return a table of the committed study, whatever `UNLEARN_FIGURES` says.
+
+    Raises:
+        FileNotFoundError: as `committed_file`.
+    """
+    return pd.read_csv(committed_file(name))
 
 
 # ------------------------------------------------------------------------------- lines and points

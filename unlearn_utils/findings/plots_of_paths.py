@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pandas as pd
 from matplotlib.axes import Axes
 
 from unlearn_utils.findings import plots
 
 
-def profile_curves(data: pd.DataFrame, ax: Axes) -> Axes:
-    """Draw the share of settings whose score is at least tau, a line and a 95% band a method.
+def profile_curves(data: pd.DataFrame, ax: Axes, banded: Collection[str]) -> Axes:
+    """Draw the share of settings whose score is at least tau, a line a method.
 
     The area under a line is the method's robustness. Where no setting of any method has such a
     score, nothing is drawn.
@@ -17,12 +19,14 @@ def profile_curves(data: pd.DataFrame, ax: Axes) -> Axes:
     Args:
         data: method, tau, value, low, high.
         ax: what is drawn on.
+        banded: methods that have a 95% band too, so few that bands can be told apart.
     """
     for method, part in data.groupby("method", sort=False):
         colour, marker = plots.method_style(method)
         style = {"color": colour, "marker": marker, "ms": 3, "markevery": 4, "lw": 1.2}
         ax.plot(part.tau, part["value"], label=plots.readable(method), **style)
-        ax.fill_between(part.tau, part["low"], part["high"], color=colour, alpha=0.12, lw=0)
+        if method in banded:
+            ax.fill_between(part.tau, part["low"], part["high"], color=colour, alpha=0.2, lw=0)
     reached = data[data["value"] > 0].tau
     ax.set(xlabel="score r: 0 is doing nothing, 1 is retraining", ylabel="share of settings")
     ax.set(xlim=(0, reached.max() if len(reached) else 1), ylim=(0, None))
@@ -32,8 +36,9 @@ def profile_curves(data: pd.DataFrame, ax: Axes) -> Axes:
 def plane(data: pd.DataFrame, points: pd.DataFrame, ax: Axes, truth: str = "retrained") -> Axes:
     """Draw damage to the domain (y) against the gap on the forget set (x); retraining is at 0, 0.
 
-    A line is a method's path from the target on. It ends, or has a gap, where not every replicate
-    has a value. Its band is where one further replicate is expected, as far as that is known.
+    A line is a method's path from the target on. It ends, or has a gap, where fewer than half of
+    the replicates have a value. Its band is where one further replicate is expected, as far as that
+    is known.
 
     Args:
         data: of one domain: method, forget gap, value, rerun_low, rerun_high, replicates.
@@ -44,7 +49,7 @@ def plane(data: pd.DataFrame, points: pd.DataFrame, ax: Axes, truth: str = "retr
     columns = ["forget gap", "value", "rerun_low", "rerun_high"]
     for method, part in data.groupby("method", sort=False):
         colour, marker = plots.method_style(method)
-        line = part[columns].where(part.replicates == data.replicates.max())
+        line = part[columns].where(2 * part.replicates >= data.replicates.max())
         style = {"color": colour, "marker": marker, "ms": 3, "markevery": 5, "lw": 1.2}
         ax.plot(line["forget gap"], line["value"], label=plots.readable(method), **style)
         band = {"color": colour, "alpha": 0.12, "lw": 0}

@@ -1,4 +1,4 @@
-"""The study in parts that can be resumed, each of at most 40 minutes on two cores.
+"""The study in parts that can be resumed, each of about 40 minutes on two cores.
 
 A part fills its artifacts side by side and then writes what was measured into the folder of the
 profile's figures: the rows of the pool's documents, or the levels of the paths at each mark, and a
