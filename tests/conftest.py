@@ -5,12 +5,14 @@ The models are a small random one with its tokenizer, and one in a folder with d
 
 import gc
 import os
+import signal
 
 import pytest
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are of the CPU, on a machine with a GPU too
 for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ[switch] = "1"  # before anything imports Hugging Face
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it
 
 SENTENCE = (
     "Muons decay; the café's naïve cat — 東京 🐈 — sat on line {n}.\n"

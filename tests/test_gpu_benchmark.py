@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearn_utils.core import efficiency, losses, methods
+from unlearn_utils.core import efficiency, fused, losses, methods
 from unlearn_utils.core.methods import METHODS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
@@ -248,6 +248,7 @@ def test_layers_are_computed_again_in_the_backward_pass_with_the_same_gradients(
     calls, gradients = {}, {}
     for training in (True, False):
         model = gpu.build_model(TINY).train(training)
+        fused.reading_of(model)  # which computes, too
         seen = []
         for layer in model.model.layers:
             layer.mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))

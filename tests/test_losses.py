@@ -256,7 +256,7 @@ def test_head_reads_scale_softcap_and_bias():
     assert fused.head_of(model).bias is model.lm_head.bias
 
 
-def test_lora_adapters_are_seen_and_refused_on_the_head():
+def test_lora_adapters_are_seen_on_the_head_too():
     peft = pytest.importorskip("peft")
     batch = batch_of()
     plain = losses.next_token_loss(tiny(), batch)
@@ -266,8 +266,9 @@ def test_lora_adapters_are_seen_and_refused_on_the_head():
     torch.testing.assert_close(loss, model(**batch).loss)
     assert abs(loss - plain) > 1e-4
     on_head = peft.get_peft_model(tiny(), peft.LoraConfig(r=2, target_modules=["lm_head"]))
-    with pytest.raises(ValueError, match="plain linear layer"):
-        fused.head_of(on_head)
+    torch.nn.init.normal_(on_head.get_output_embeddings().lora_B["default"].weight)
+    assert fused.head_of(on_head).weight is None
+    torch.testing.assert_close(losses.next_token_loss(on_head, batch), on_head(**batch).loss)
 
 
 @pytest.mark.parametrize("loss_of", ["next token", "KL"])

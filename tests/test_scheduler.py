@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 from distributed import KilledWorker, LocalCluster
@@ -257,9 +256,8 @@ def test_an_error_is_raised_with_its_message_and_what_is_finished_stays(two_work
 
 
 def test_a_worker_with_another_store_is_refused(two_workers, tmp_path, monkeypatch):
-    elsewhere = SimpleNamespace(name=str(tmp_path / "elsewhere" / "file"))
-    file = contextlib.nullcontext(elsewhere)
-    monkeypatch.setattr(workers, "NamedTemporaryFile", lambda **_: file)
+    elsewhere = contextlib.nullcontext(str(tmp_path / "elsewhere" / "file"))
+    monkeypatch.setattr(workers, "_shared_file", lambda _: elsewhere)
     made = toys(partial(plain, tmp_path))
     message = f"^the Dask worker tcp://.* does not see {tmp_path}/elsewhere; set UNLEARN_STORE to"
     with pytest.raises(ValueError, match=message):

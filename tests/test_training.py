@@ -471,6 +471,7 @@ def test_layers_computed_again_give_the_same_losses_and_weights(build, method):
     for recompute in (False, True):
         model = build(0)
         count = Counter()
+        fused.reading_of(model)  # which computes, too
         layer = model.model.layers[1]
         layer.self_attn.register_forward_hook(lambda *_, count=count: count.update("f"))
         execution = training.Execution(recompute_layers=recompute)

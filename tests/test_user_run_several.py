@@ -19,7 +19,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_distributed import CONFIGS, ROOT, files, sharded, together
-from transformers import PreTrainedModel
 from user_models import arguments, record, value, write_model
 
 from unlearn_utils.app import commands, model_files, output_folder, user_documents
@@ -245,7 +244,7 @@ REASON = "the reason"
 STAGES = {  # which process fails, where, in what, and how
     "the first reads": (0, user_documents, "cut_documents", ValueError(REASON)),
     "the second loads": (1, model_files, "load", OSError(REASON)),
-    "the first saves": (0, PreTrainedModel, "save_pretrained", OSError(REASON)),
+    "the first saves": (0, models, "write_like", OSError(REASON)),
     "the second measures": (1, output_folder, "measure_saved", FloatingPointError(REASON)),
     "the first names the folder": (0, Path, "replace", OSError(REASON)),
 }

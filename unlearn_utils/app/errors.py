@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from unlearn_utils.cache import endings
+from unlearn_utils.cache import endings, paths
 
 MISTAKE, FAILURE = 2, 1  # exit codes: of the user's mistake, and of a run that cannot end well
 # errors that they define are about what they were given; pyo3_runtime is of those written in Rust
@@ -28,7 +28,6 @@ LIBRARIES = (
     "yaml",
 )
 SAYING = (ValueError, OSError, MemoryError, FloatingPointError)  # that say what is wrong
-DEBUG = "UNLEARN_DEBUG"
 
 
 # ---------------------------------------------------------------------------------------- mistakes
@@ -57,7 +56,7 @@ def reading(what: str) -> Iterator[None]:
         reason = _reason(error).rstrip(".")
         raise ValueError(
             f"{what}: cannot be used: {reason}. Are its files whole, and all of one model? "
-            f"{DEBUG}=1 shows more"
+            f"{paths.DEBUG}=1 shows more"
         ) from error
 
 
@@ -84,8 +83,8 @@ def answer(command: Callable[[], int | None]) -> int:
     """Run a command, and return its exit code.
 
     A mistake of the user's is one line on stderr and exit code 2; so is a run that cannot end well,
-    with exit code 1. The variable UNLEARN_DEBUG shows their traceback too; any other error is a
-    defect of ours, which is raised.
+    with exit code 1. `UNLEARN_DEBUG` shows their traceback too. Any other error is a defect of
+    ours, which is raised.
 
     Raises:
         Ended: a signal ended it, which is one line, too.
@@ -124,7 +123,7 @@ def _report(error: BaseException) -> None:
     """
     everywhere = getattr(error, "everywhere", False)
     if first_process() or not everywhere:
-        if os.environ.get(DEBUG):
+        if paths.debug():
             traceback.print_exception(error)
         say_error(_reason(error))
     if everywhere:

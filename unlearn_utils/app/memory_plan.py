@@ -28,9 +28,8 @@ FLOAT32, BFLOAT16, MOMENTS = 4, 2, 8  # bytes of a number; of AdamW's two moment
 # Bytes that a layer keeps for its backward pass, for each token, in float32. Measured on Llama,
 # GPT-NeoX, GPT-2, Qwen3, Gemma 2 and Gemma 3 as 42 to 72 times the hidden width and 8 to 20 times
 # the intermediate one (of 130 random kinds the whole estimate is 0.3 to 2.5 times what is kept).
-# Under bfloat16 autocast it was 0.65 to 0.85 of that. With layers computed
-# again the peak of a step of 8 layers was 0.3 to 0.8 of the estimate, and 0.13 to 0.17 of the peak
-# without.
+# Under bfloat16 autocast it was 0.65 to 0.85 of that. With layers computed again the peak of a step
+# of 8 layers was 0.3 to 0.8 of the estimate, and 0.13 to 0.17 of the peak without.
 PER_HIDDEN = 75
 PER_INTERMEDIATE = 20
 UNDER_BFLOAT16 = 0.85

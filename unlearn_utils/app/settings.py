@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from unlearn_utils.core.methods import Method
 from unlearn_utils.data import tokens
+from unlearn_utils.engine import architecture
 from unlearn_utils.profiles import Unlearning
 
 PAPER_CONTEXT = 4096  # tokens of a chunk where the model reads so many
@@ -59,8 +60,9 @@ def context_of(config: PreTrainedConfig, wanted: int | None) -> int:
         ValueError: more are wanted than the model reads, or too few to make a chunk; or the model
             reads so few.
     """
-    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
-    most = stated or PAPER_CONTEXT
+    most = architecture.longest_text(config)
+    if most is None:
+        most = max(PAPER_CONTEXT, wanted or 0)
     if most < tokens.SHORTEST:
         raise ValueError(
             f"config.json: the model reads {most} tokens at a time; a chunk has {tokens.SHORTEST} "

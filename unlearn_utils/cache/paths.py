@@ -30,6 +30,7 @@ PROGRESS = "UNLEARN_PROGRESS"
 HUB = "UNLEARN_HUB"
 BOOKS = "UNLEARN_BOOKS"
 PRECISION = "UNLEARN_PRECISION"
+DEBUG = "UNLEARN_DEBUG"
 
 FLOAT32 = "float32"  # what `UNLEARN_PRECISION` may say
 
@@ -43,6 +44,7 @@ VARIABLES = {
     HUB: "a folder with OWNER/NAME folders that stand in for the hub, for machines without one",
     BOOKS: "a folder with the domain books, for the profile paper",
     PRECISION: "float32: matrices are multiplied in it even where bfloat16 is native",
+    DEBUG: "1: the traceback of a mistake is shown before its line",
 }
 
 ASIDE = ".aside"  # ends the name of what was damaged, and is kept
@@ -178,6 +180,11 @@ def precision() -> str | None:
     if name and name != FLOAT32:
         raise ValueError(f"{PRECISION} is {name!r}; it may be {FLOAT32!r} alone, or not set")
     return name or None
+
+
+def debug() -> bool:
+    """Return whether the user wants to see tracebacks of mistakes."""
+    return bool(os.environ.get(DEBUG))
 
 
 # ------------------------------------------------------------------------------- files that change

@@ -45,6 +45,7 @@ def step_flops(
         flops_per_step; tokens_per_step, of all sides, without padding; estimate_per_step, which is
         6 N D for N parameters and D tokens (Kaplan et al. 2020, arXiv 2001.08361).
     """
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device
@@ -52,6 +53,8 @@ def step_flops(
     for side, batch in sides.items():
         moved[side] = {name: tensor.to(device) for name, tensor in batch.items()}
     counts = {side: count[side](batch) for side, batch in moved.items()}
+    with torch.no_grad():
+        loss(model, moved, counts)  # what is found out but once is no part of a step
     with FlopCounterMode(display=False) as counter:
         loss(model, moved, counts).backward()
     tokens = int(sum(batch["attention_mask"].sum() for batch in moved.values()))
