@@ -127,11 +127,11 @@ def longest_text(config: PreTrainedConfig) -> int | None:
         ValueError: as `empty_model`.
     """
     text = config.get_text_config()
-    stated = [most_of(getattr(text, name, None)) for name in LENGTHS]
-    known = [length for length in stated if length > 0]
+    stated = [getattr(text, name, None) for name in LENGTHS]
+    known = [length for length in stated if length not in (None, -1)]  # -1: no bound, as XLNet's
     if not known:
         return None
-    most = known[0]
+    most = most_of(known[0])
     model = empty_model(config)
     words = model.get_input_embeddings()
     for table in model.modules():
