@@ -23,7 +23,6 @@ from unlearn_utils.engine import distributed, models, weight_files
 
 BEFORE_WEIGHTS = (*hub.BESIDE_WEIGHTS, "README.md")  # what is read of a hub repository first
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")  # files of which a tokenizer has one
-HEAD_TOLERANCE = 0.02  # of the logits' norm
 
 
 class StoredModel(NamedTuple):
@@ -169,29 +168,15 @@ def load(stored: StoredModel, dtype: torch.dtype = torch.float32) -> nn.Module:
     dtype: the type of the weights in memory.
 
     Raises:
-        ValueError: weights are missing or damaged, adapters do not fit, or the model's logits are
-            not those that the losses compute from hidden states and head.
+        ValueError: weights are missing or damaged, adapters do not fit, or the model is no causal
+            language model.
     """
     model = models.load(stored.folder, dtype, stored.name)
     if stored.adapters:
         model = adapter_files.put_on(model, stored.adapters)
-    check_head(model.to(distributed.process_state().device).eval(), stored.name)
+    model = model.to(distributed.process_state().device).eval()
+    try:
+        fused.reading_of(model)
+    except ValueError as error:
+        raise ValueError(f"{stored.name}: {error}") from error
     return model
-
-
-@torch.no_grad()
-def check_head(model: nn.Module, name: str) -> None:
-    """Check that the losses, which read hidden states and head apart, see the model's own logits.
-
-    A model that diverged, whose logits are no numbers, passes: it is measured, and found out.
-
-    Raises:
-        ValueError: they do not; the message has the model's name.
-    """
-    ids = torch.arange(8, device=model.device)[None]
-    own = model(input_ids=ids).logits.float()
-    ours = fused.head_logits(fused.hidden_states(model, ids), fused.head_of(model))
-    if (ours - own).norm() > HEAD_TOLERANCE * own.norm():
-        raise ValueError(
-            f"{name}: its output head is none that this package knows (linear, scaled, soft-capped)"
-        )
