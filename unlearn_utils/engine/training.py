@@ -300,8 +300,7 @@ def pretrain(
     named = names if names is not None else [str(number) for number in range(len(documents))]
     order = hashed_orders(named, recipe.epochs, seed)
     steps = steps_of(len(order), recipe.batch, 1)
-    rates = recipe.muon_learning_rate, recipe.adamw_learning_rate
-    optimizer = optimizers.muon_and_adamw(model, *rates)
+    optimizer = optimizers.of_pretraining(model, recipe)
     warmup = round(recipe.warmup * steps)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
     objective = Objective(model, pretraining_goal())

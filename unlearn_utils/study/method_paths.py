@@ -360,5 +360,10 @@ def make_all(runs: Sequence[Run], what: str = "paths") -> list[Artifact]:
 
 
 def keeps(run: Run) -> bool:
-    """Return whether a path keeps weights: those of the methods' own notebooks do."""
+    """Return whether a path keeps weights: those of the methods' own notebooks do.
+
+    Of a base, which is large, those of the first replicate do.
+    """
+    if run.profile.base and run.replicate != run.profile.replicates[0]:
+        return False
     return run == usual_run(run.profile, run.replicate, run.target_domain, run.method)

@@ -24,7 +24,7 @@ import pandas as pd
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads, side_by_side
 from unlearn_utils.core import membership
-from unlearn_utils.data import hub
+from unlearn_utils.data import base_models, hub
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study import selection
 from unlearn_utils.study.study_documents import (
@@ -117,7 +117,9 @@ def pairs(profile: Profile, target_domain: str, replicate: int) -> list[Pair]:
 
 
 def trained_model(profile: Profile, member: Member) -> Artifact:
-    """Return a model trained from scratch on every retain set and the member's forget sets.
+    """Return a model trained on every retain set and the member's forget sets.
+
+    It is trained from nothing, or on from the profile's base.
 
     Args:
         profile: documents, shape and recipe.
@@ -125,7 +127,8 @@ def trained_model(profile: Profile, member: Member) -> Artifact:
 
     Returns:
         An artifact that holds weights, config and history.parquet; where the model has seen a
-        forget set also the weights at the shares `KEPT` of its steps, in folders of their own.
+        forget set also the weights at the shares `KEPT` of its steps, in folders of their own. Of a
+        base, which is large, there are none of these, and weights are rounded to its type.
 
     Raises:
         ValueError: the profile's model is published.
@@ -143,6 +146,9 @@ def trained_model(profile: Profile, member: Member) -> Artifact:
         "seed": member.seed(profile.domains),
         "kept": list(KEPT),
     }
+    if profile.base:
+        settings["kept"] = []
+        settings["base"] = base_models.base_model(profile.base).path.name
     make = partial(_make_trained_model, profile, member)
     return Artifact("pretrained", VERSIONS["pretrained"], settings, make)
 
@@ -152,11 +158,17 @@ def _make_trained_model(profile: Profile, member: Member, folder: Path) -> dict:
 
     documents = tokenized(profile, training_parts(profile, member.seen))
     seed = member.seed(profile.domains)
-    model = models.build(profile.shape, tokenizer(profile), seed)
+    stored_as = None
+    if profile.base:
+        start = base_models.base_model(profile.base).folder()
+        stored_as = models.stored_dtype(start)
+        model = models.load(start)
+    else:
+        model = models.build(profile.shape, tokenizer(profile), seed)
     recipe = profile.pretraining
     steps = training.steps_of(len(documents), recipe.batch, recipe.epochs)
     marks = {}
-    if member.seen:
+    if member.seen and not profile.base:
         marks = {round(share * steps): kept_folder(folder, share) for share in KEPT}
 
     def keep(step: int, model: nn.Module) -> None:
@@ -174,7 +186,7 @@ def _make_trained_model(profile: Profile, member: Member, folder: Path) -> dict:
             names=list(documents.domain + "/" + documents.id),
         )
     seconds = time.perf_counter() - start
-    models.save(model, folder)
+    models.save(model, folder, stored_as)
     table = pd.DataFrame(history).assign(seen=member.name, replicate=member.replicate)
     table.to_parquet(folder / "history.parquet")
     return {

@@ -16,7 +16,7 @@ import pandas as pd
 from datasets import DatasetDict
 
 from unlearn_utils.cache.store import Artifact
-from unlearn_utils.data import corpus, hub
+from unlearn_utils.data import base_models, corpus, hub
 from unlearn_utils.profiles import Profile
 
 if TYPE_CHECKING:
@@ -139,12 +139,14 @@ def tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
     return models.load_tokenizer(tokenizer_artifact(profile).folder())
 
 
-def tokenizer_artifact(profile: Profile) -> Artifact:
-    """Return the stored tokenizer: a byte-level BPE, trained on retain text only.
+def tokenizer_artifact(profile: Profile) -> Artifact | hub.Snapshot:
+    """Return the stored tokenizer: a byte-level BPE, trained on retain text only; or the base's.
 
     It is found or trained without importing torch. Where a forget set was resized it is the one
     of before, so that losses compare.
     """
+    if profile.base:
+        return base_models.base_model(profile.base)
     profile = replace(profile, corpus=replace(profile.corpus, resized=None))
     settings = {"data": fingerprint(profile), "vocabulary": profile.shape.vocabulary}
     return Artifact("tokenizer", 1, settings, partial(_make_tokenizer, profile))
