@@ -14,6 +14,10 @@ profiles
   study      what laptop does, for six other replicates, and notebook 16; about 3 hours, or in
              parts: python -m unlearn_utils compute study --part NAME; writes to runs/study/ and
              figures/study/, its progress to runs/study/progress.txt
+  published  a published model of 135 million parameters, trained on with and without a forget set;
+             notebook 17; about 90 minutes, up to 10 GB of memory; it downloads 0.1 to 0.3 GB once:
+             python -m unlearn_utils fetch published; writes to runs/published/ and
+             figures/published/
   gpu        Pythia-1.4b on one GPU; documents that it was and was not trained on; hours; writes to
              runs/gpu/
   paper      Yi-6B and the paper's dataset on one GPU of 140 GB, or on several (see
@@ -63,8 +67,8 @@ while (($#)); do
     esac
 done
 case $profile in
-smoke | laptop | study | gpu | paper) ;;
-*) refuse "unknown profile $profile; there are smoke, laptop, study, gpu, paper" ;;
+smoke | laptop | study | published | gpu | paper) ;;
+*) refuse "unknown profile $profile; there are smoke, laptop, study, published, gpu, paper" ;;
 esac
 
 source ./environment.sh

@@ -50,7 +50,12 @@ def _add_run(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _add_fetch_and_compute(subparsers: argparse._SubParsersAction) -> None:
-    of_the_hub = [name for name, profile in profiles.PROFILES.items() if profile.hub]
+    of_the_hub, in_parts = [], []
+    for name, profile in profiles.PROFILES.items():
+        if profile.hub or profile.base:
+            of_the_hub.append(name)
+        if profile.parts:
+            in_parts.append(name)
     fetch = subparsers.add_parser(
         "fetch",
         help="download the model and the data of a profile, to go on without a connection",
@@ -61,11 +66,11 @@ def _add_fetch_and_compute(subparsers: argparse._SubParsersAction) -> None:
     compute = subparsers.add_parser(
         "compute",
         help="train what a profile's notebooks need; in several processes with accelerate launch, "
-        "but for study, which has parts",
+        f"but for {' and '.join(in_parts)}, which have parts",
     )
-    compute.add_argument("profile", help=listed([profiles.STUDY.name, *of_the_hub]))
+    compute.add_argument("profile", help=listed(dict.fromkeys([*in_parts, *of_the_hub])))
     compute.add_argument(
-        "--part", metavar="NAME", help="only this part of study; a wrong name lists them all"
+        "--part", metavar="NAME", help="only this part; a wrong name lists them all"
     )
     compute.set_defaults(check=check_compute, call=compute_profile)
 
@@ -163,8 +168,8 @@ def fetch_profile(options: argparse.Namespace) -> int:
 def check_compute(options: argparse.Namespace) -> None:
     """Check the profile's name, and that it has parts if one is asked for. Raise ValueError."""
     profile = profiles.profile(options.profile)
-    if options.part and profile.name != profiles.STUDY.name:
-        raise ValueError(f"the profile {profile.name} has no parts; {profiles.STUDY.name} has")
+    if options.part and not profile.parts:
+        raise ValueError(f"the profile {profile.name} has no parts; leave --part out")
 
 
 def compute_profile(options: argparse.Namespace) -> None:
@@ -179,7 +184,7 @@ def compute_profile(options: argparse.Namespace) -> None:
 
     check_compute(options)
     profile = profiles.profile(options.profile)
-    if profile.name == profiles.STUDY.name:
+    if profile.parts:
         parts.compute(profile, options.part)
     else:
         everything.compute(profile)

@@ -279,7 +279,9 @@ class Profile:
         hub: a published model in the place of one that is trained here; then `shape` is its own and
             `pretraining` is not used.
         base: a published model that every model is trained on from, by `pretraining`; then `shape`
-            is its own, and None is trained from nothing.
+            is its own. None: every model is trained from nothing.
+        parts: in which it is computed, by their names in `study.parts`; none if it is small.
+        notebooks: numbers of those that are executed; none: all.
         tasks: of lm-evaluation-harness, for utility downstream.
     """
 
@@ -297,6 +299,8 @@ class Profile:
     hub: Hub | None = None
     base: Base | None = None
     tasks: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    notebooks: tuple[str, ...] = ()
 
     @property
     def truth(self) -> str:
@@ -328,9 +332,14 @@ SMOKE = Profile(
 LAPTOP = Profile("laptop")
 
 # What `laptop` does once, six times over: each replicate has models of its own.
-STUDY = Profile("study", grid=Grid(claimed_domains=DOMAINS), replicates=(1, 2, 3, 4, 5, 6))
+STUDY = Profile(
+    "study",
+    grid=Grid(claimed_domains=DOMAINS),
+    replicates=(1, 2, 3, 4, 5, 6),
+    parts=("pool", "claim", "methods", "released", "exposures", "sizes", "shares"),
+)
 
-# SmolLM2-135M (arXiv 2502.02737), trained on with and without the forget set of one domain. A step of
+# SmolLM2-135M (arXiv 2502.02737), trained on with and without one domain's forget set. A step of
 # unlearning takes about 9 seconds of a core, a mark 30, so there are fewer documents than on a
 # laptop, and shorter ones. Learning rates: not stated for this size; the training's is a usual one
 # for training such a model on, which memorises visibly in two epochs, and the middle one of
@@ -345,6 +354,7 @@ PUBLISHED = Profile(
         learning_rates=(5e-6, 1e-5, 2e-5),
         epochs=2,
         usual_epochs=3,
+        domains=(),
         chosen_on=6,
         retain_documents=(),
     ),
@@ -362,6 +372,8 @@ PUBLISHED = Profile(
             holds="SmolLM2-135M-Instruct, from 4-bit weights",
         ),
     ),
+    parts=("pool", "claim", "methods"),
+    notebooks=("17",),
 )
 
 # Pythia-1.4b (arXiv 2304.01373; 143,000 steps of 2,097,152 tokens) and MIMIR's known members and

@@ -328,13 +328,13 @@ def fewer_retain_runs(profile: Profile, replicate: int) -> list[Run]:
 
     They are on the first domain of the grid, at the profile's own rate.
     """
-    domain = profile.grid.domains[0]
     runs = []
     for method in METHODS.values():
-        if method.retain is DESCENT:
-            usual = usual_run(profile, replicate, domain, method.name)
-            for number in profile.grid.retain_documents:
-                runs.append(replace(usual, retain_documents=number))
+        if method.retain is not DESCENT:
+            continue
+        for number in profile.grid.retain_documents:
+            usual = usual_run(profile, replicate, profile.grid.domains[0], method.name)
+            runs.append(replace(usual, retain_documents=number))
     return runs
 
 
