@@ -405,6 +405,15 @@ def test_general_text_may_rise_by_less_than_the_bound_over_the_target_s():
     assert robustness.BOUND == 0.10
 
 
+def test_the_command_bounds_retain_text_too():
+    """What rules chose before is as it was: general text alone is bounded for them."""
+    here = with_general(cells_by_hand([-0.8, -0.2, -0.1], [-0.8, -0.2, -0.1]), 0, 0, 0)
+    here.gaps[SELECTION][..., 2] = [-0.8, -0.8, -0.8 + np.log(1.11)]
+    assert choose(PROXY, here) == [2]
+    assert choose(robustness.RULES["as the command tune chooses"], here) == [1]
+    assert list(robustness.RULES)[:-1] == list(robustness.GUIDELINES)
+
+
 def test_auc_of_one_half_is_a_goal():
     here = cells_by_hand([-0.8, -0.2, -0.1], [-0.8, -0.2, -0.1], auc=[0.9, 0.52, 0.4])
     here = with_general(here, 0, 0, 0)
@@ -476,7 +485,7 @@ def test_regrets_by_method_and_their_mean(by_hand):
     by_hand.setattr(robustness, "BOUND", 9.0)
     found = robustness.regrets(PROFILE)
     assert set(asked) == {("arxiv", 1, SELECTION), ("arxiv", 2, SELECTION)}
-    assert list(found) == list(robustness.GUIDELINES)
+    assert list(found) == list(robustness.RULES)
     tuned = found["tune rate and steps to the proxy"]
     assert list(tuned) == [*METHODS, "mean"]
     assert tuned[CLAIMED] == pytest.approx(np.array([[0.2], [0.0]]))
@@ -490,7 +499,7 @@ def test_regret_table(by_hand):
     found = robustness.regret_table(PROFILE)
     assert list(found)[:3] == ["guideline", "method", "value"]
     assert not found[["guideline", "method"]].duplicated().any()
-    assert len(found) == len(robustness.GUIDELINES) * (len(METHODS) + 1)
+    assert len(found) == len(robustness.RULES) * (len(METHODS) + 1)
     assert set(found.n) == {5} and set(found.replicates) == {2}
 
 
@@ -608,7 +617,7 @@ def test_a_tiny_grid_from_training_to_tables(by_hand, monkeypatch, tmp_path):
     assert claim[MAIN_PLANE, "robustness"] == pytest.approx(over)
 
     regret = robustness.regret_table(TINY)
-    assert len(regret) == len(robustness.GUIDELINES) * (len(few) + 1)
+    assert len(regret) == len(robustness.RULES) * (len(few) + 1)
     assert regret["value"].notna().all()
     of_one_rate = robustness.rate_table(TINY)
     assert len(of_one_rate) == len(few) * 2 * 2

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from unlearn_utils.core import distances
+from unlearn_utils.core import distances, tuning
 from unlearn_utils.core.arrays import Floats
-from unlearn_utils.core.distances import FORGET, GENERAL, Path, Scores
+from unlearn_utils.core.distances import FORGET, GENERAL, RETAIN, Path, Scores
 from unlearn_utils.core.replicates import SHARE
 from unlearn_utils.findings import draws
 from unlearn_utils.findings.draws import Drawn
@@ -297,20 +297,24 @@ class Guideline(NamedTuple):
     Attributes:
         goal: "proxy", "auc", or None: nothing is measured.
         fixed: what is not tuned but as usual, of "rate" and "epochs".
+        bounded: the kinds of text whose perplexity may not rise by more than `BOUND`.
     """
 
     goal: str | None
     fixed: tuple[str, ...] = ()
+    bounded: tuple[int, ...] = (GENERAL,)
 
 
-# General perplexity may rise by this share over the target's when a rule chooses. The paper states
-# none: a round number that was chosen before any run.
-BOUND = 0.10
-GUIDELINES = {
+BOUND = tuning.BOUND
+GUIDELINES = {  # claims are made of these
     "tune rate and steps to the proxy": Guideline("proxy"),
     "tune steps alone to the proxy, usual rate": Guideline("proxy", ("rate",)),
     "usual rate, one epoch, nothing measured": Guideline(None, ("rate", "epochs")),
     "tune rate and steps to AUC 1/2": Guideline("auc"),
+}
+RULES = {
+    **GUIDELINES,
+    "as the command tune chooses": Guideline("proxy", bounded=(RETAIN, GENERAL)),
 }
 
 
@@ -342,8 +346,8 @@ def cells(rates: Sequence[Drawn]) -> Cells:
 def chosen(profile: Profile, guideline: Guideline, here: Cells, proxy: Floats) -> np.ndarray:
     """Return the cell that a rule chooses in each draw, on the selection half: (draws,).
 
-    It keeps general perplexity within `BOUND` of the target's. The target itself may be chosen,
-    where anything is measured.
+    It keeps the perplexity of what it bounds within `BOUND` of the target's. The target itself may
+    be chosen, where anything is measured.
 
     Args:
         profile: says which rate is usual.
@@ -362,9 +366,9 @@ def chosen(profile: Profile, guideline: Guideline, here: Cells, proxy: Floats) -
     missed = np.abs(gaps[..., FORGET] - proxy[:, None])
     if guideline.goal == "auc":
         missed = np.abs(here.auc[selection.SELECTION] - 0.5)
-    rise = gaps[..., GENERAL] - here.target[selection.SELECTION][:, None, GENERAL]
-    allowed = fits & (rise < np.log1p(BOUND))
-    return np.argmin(np.where(allowed, missed, np.inf), axis=1)
+    bounded = list(guideline.bounded)
+    rises = gaps[..., bounded] - here.target[selection.SELECTION][:, None, bounded]
+    return tuning.chosen(missed, rises, fits, BOUND)
 
 
 def regret(profile: Profile, guideline: Guideline, here: Cells, proxy: Floats) -> Floats:
@@ -387,12 +391,12 @@ def regrets(profile: Profile) -> dict[str, dict[str, Floats]]:
     They are on the first domain of the grid. By method "mean" it is the mean over methods.
     """
     domain = profile.grid.domains[0]
-    found: dict[str, dict[str, Floats]] = {name: {} for name in GUIDELINES}
+    found: dict[str, dict[str, Floats]] = {name: {} for name in RULES}
     for where, method in method_paths.grid_places(profile):
         if where != domain:
             continue
         by_replicate = [cells(rates) for rates in grid_of(profile, domain, method)]
-        for name, guideline in GUIDELINES.items():
+        for name, guideline in RULES.items():
             lost = []
             for replicate, here in zip(profile.replicates, by_replicate, strict=True):
                 proxy = draws.proxy_gap(profile, domain, replicate, selection.SELECTION)

@@ -22,7 +22,7 @@ import pandas as pd
 
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads, side_by_side
-from unlearn_utils.core import distances
+from unlearn_utils.core import distances, tuning
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.core.methods import DESCENT, METHODS
 from unlearn_utils.profiles import Profile
@@ -226,17 +226,8 @@ class _Looks:
 
 
 def next_glance(before: tuple[int, float], now: tuple[int, float]) -> int:
-    """Return the step of the next glance.
-
-    It is where half of `MOVED` is covered at the last pace, but at most a quarter of the steps on.
-
-    before, now: the step of a glance, and log perplexity then.
-    """
-    pace = abs(now[1] - before[1]) / (now[0] - before[0])
-    furthest = max(1, now[0] // 4)
-    if not pace * furthest > MOVED / 2:
-        return now[0] + furthest
-    return now[0] + max(1, int(MOVED / 2 / pace))
+    """Return the step of the next glance, as `tuning.next_glance` for marks `MOVED` apart."""
+    return tuning.next_glance(before, now, MOVED)
 
 
 def _looks(run: Run, keep: bool, stored_as: torch.dtype) -> _Looks:
