@@ -13,7 +13,9 @@ EDGE = math.log1p(tuning.BOUND)
 
 def choose(missed, *rises, fits=None):
     """Return the choices where each text rises so: (settings,) each, in one draw."""
-    return tuning.chosen(np.array([missed]), np.stack(rises, axis=-1)[None], fits).tolist()
+    return tuning.chosen(
+        np.array([missed]), np.stack(rises, axis=-1)[None], tuning.BOUND, fits
+    ).tolist()
 
 
 # ------------------------------------------------------------------------------------ the choice
@@ -45,7 +47,7 @@ def test_the_choice_is_among_what_fits_and_the_first_of_equals():
 
 def test_each_draw_chooses_by_itself():
     missed = np.array([[0.8, 0.3, 0.1], [0.8, 0.1, 0.3]])
-    assert tuning.chosen(missed, np.zeros((2, 3, 1))).tolist() == [2, 1]
+    assert tuning.chosen(missed, np.zeros((2, 3, 1)), tuning.BOUND).tolist() == [2, 1]
 
 
 # -------------------------------------------------------------------------------------- the pace
@@ -129,4 +131,4 @@ def test_the_choice_is_the_one_that_the_study_made_before_bit_by_bit():
     fits = generator.random(9) < 0.7
     allowed = fits & (rise < np.log1p(0.10))
     expected = np.argmin(np.where(allowed, missed, np.inf), axis=1)
-    assert (tuning.chosen(missed, rise[..., None], fits) == expected).all()
+    assert (tuning.chosen(missed, rise[..., None], tuning.BOUND, fits) == expected).all()

@@ -42,6 +42,7 @@ SOURCES = {  # of each default: where it comes from
     "seed": "ours",
     "lora": "ours: every weight is trained",
 }
+TUNED = {"learning_rate": "chosen, see below", "epochs": "the most of a path"}  # of `tune`
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")
 COUNTED = {"tokens": "predicted tokens", "sequences": "sequences"}  # of a term, in words
 LIMITS = """\
@@ -243,7 +244,7 @@ Documents by the SHA-256 of their UTF-8 text; their text and names are not part 
 {len(record["history"])} steps of AdamW without weight decay. \
 Documents are cut into chunks of {record["context"]} tokens;
 a last chunk under {tokens.SHORTEST} tokens is dropped, as the released code does.
-
+{_tuning_section(record)}
 ## Measurements
 
 Before and after. Forget: the very text that was trained on; retain: the text to be kept; \
@@ -257,6 +258,31 @@ unseen ones (0.5: not at all).
 ## Limits
 
 {LIMITS}
+"""
+
+
+def _tuning_section(record: Mapping) -> str:
+    """Return how rate and step were chosen, and what that cost; nothing where both were given."""
+    found = record.get("tuning")
+    if found is None:
+        return ""
+    bounded = " and ".join(found["bounded"])
+    bound = (
+        f"Perplexity of {bounded} text rose by less than {found['bound']:.0%}. " if bounded else ""
+    )
+    read = ", ".join(f"{number} {name}" for name, number in found["documents_read"].items())
+    return f"""
+## How learning rate and step were chosen
+
+No retrained model was needed. The {found["goal"]}. {bound}\
+Of {found["paths"]} paths (paths.csv, paths.png) the mark nearest to the goal was taken, \
+by half of the documents; the other half reports. Documents read on the way: {read}.
+
+{found["verdict"][0].upper() + found["verdict"][1:]}.
+
+Cost, tuning included: {found["steps_of_paths"]} steps, forward and backward passes over about \
+{found["training_passes_tokens"]:,} tokens, \
+{6 * found["parameters"] * found["training_passes_tokens"]:.2g} FLOPs (6 a parameter and token).
 """
 
 
@@ -313,6 +339,8 @@ def _setting_rows(record: Mapping, chosen: Sequence[str]) -> str:
     rows = []
     for name, source in SOURCES.items():
         said = "given" if name in chosen else source
+        if name in TUNED and "tuning" in record:
+            said = TUNED[name]
         rows.append(f"| {name} | {_setting_text(record[name])} | {said} |")
     return "\n".join(rows)
 

@@ -1,4 +1,4 @@
-"""Commands for a user's own documents and models: unlearn, evaluate, compare, methods.
+"""Commands for a user's own documents and models: unlearn, tune, evaluate, compare, methods.
 
 Imports are lazy, so that `--help` is instant.
 """
@@ -12,6 +12,7 @@ from unlearn_utils.app import (
     errors,
     evaluate_command,
     terminal,
+    tune_command,
     unlearn_arguments,
     unlearn_command,
 )
@@ -28,6 +29,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     unlearn_arguments.add_arguments(unlearn)
     unlearn.set_defaults(check=unlearn_arguments.check_options, call=unlearn_command.unlearn)
+
+    tune = commands.add_parser(
+        "tune", help="find the learning rate and the steps of unlearn; writes the best new model"
+    )
+    tune_command.add_arguments(tune)
+    tune.set_defaults(check=tune_command.check_options, call=tune_command.tune)
 
     evaluate = commands.add_parser(
         "evaluate", help="a model on documents, or on tasks, alone or against another"

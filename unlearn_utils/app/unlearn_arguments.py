@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEFAULTS = {"learning_rate": 2e-5, "epochs": 1, "batch": 4, "retain_weight": 1.0}
 # the least and the most: beyond that, something is mistyped
 WHOLE_NUMBERS = {"epochs": (1, 1_000), "batch": (1, 1_000_000), "seed": (0, 2**32 - 1)}
+GOALS = ("unseen", "auc")  # as in `engine.tuning`, which imports torch
 DOCUMENTS = (
     "a .txt, .md, .py, .tex, .jsonl or .parquet file (column text or content), also with .gz, or a "
     "folder of them"
@@ -35,12 +36,28 @@ DOCUMENTS = (
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `unlearn`."""
-    _add_model_and_documents(command)
-    _add_recipe(command)
-    _add_execution(command)
+    add_model_and_documents(command)
+    command.add_argument(
+        "--learning-rate", type=float, help="default: 2e-5, as the paper's released code"
+    )
+    command.add_argument("--epochs", type=int, help="default: 1, as the paper's released code")
+    add_sizes(command)
+    add_execution(command)
+    command.add_argument(
+        "--checkpoints",
+        type=option_checks.path,
+        metavar="DIR",
+        help="a folder outside --out, to go on from after a kill",
+    )
+    command.add_argument(
+        "--until",
+        choices=GOALS,
+        help="end at a goal and keep the best step: unseen, the perplexity that --unseen had "
+        "before; auc, 1/2 for forget against --unseen",
+    )
 
 
-def _add_model_and_documents(command: argparse.ArgumentParser) -> None:
+def add_model_and_documents(command: argparse.ArgumentParser) -> None:
     """Add what is unlearned from what, how, and where the new model goes."""
     command.add_argument(
         "--model",
@@ -69,6 +86,12 @@ def _add_model_and_documents(command: argparse.ArgumentParser) -> None:
         help="documents like the forgotten ones that the model has not seen",
     )
     command.add_argument(
+        "--general",
+        type=option_checks.path,
+        metavar="PATH",
+        help="other text, which is measured and never trained on",
+    )
+    command.add_argument(
         "--method", required=True, metavar="NAME", help="see: python -m unlearn_utils methods"
     )
     command.add_argument(
@@ -80,12 +103,8 @@ def _add_model_and_documents(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_recipe(command: argparse.ArgumentParser) -> None:
-    """Add rates, sizes and the seed."""
-    command.add_argument(
-        "--learning-rate", type=float, help="default: 2e-5, as the paper's released code"
-    )
-    command.add_argument("--epochs", type=int, help="default: 1, as the paper's released code")
+def add_sizes(command: argparse.ArgumentParser) -> None:
+    """Add sizes, weights and the seed."""
     command.add_argument(
         "--batch",
         type=int,
@@ -105,7 +124,7 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, help="default: 0")
 
 
-def _add_execution(command: argparse.ArgumentParser) -> None:
+def add_execution(command: argparse.ArgumentParser) -> None:
     """Add adapters, and what costs time or memory."""
     command.add_argument(
         "--lora",
@@ -116,12 +135,6 @@ def _add_execution(command: argparse.ArgumentParser) -> None:
         "--gradient-checkpointing",
         action="store_true",
         help="less memory, about a third more time",
-    )
-    command.add_argument(
-        "--checkpoints",
-        type=option_checks.path,
-        metavar="DIR",
-        help="a folder outside --out, to go on from after a kill",
     )
     command.add_argument(
         "--merge",
@@ -160,11 +173,24 @@ def check_options(options: argparse.Namespace) -> None:
             f"--retain is missing: {method.name} has a retain term; give text that the model shall "
             "keep"
         )
+    if options.until is not None:
+        check_goal(options, "--until")
+        if options.checkpoints is not None:
+            raise ValueError("--checkpoints: a run with --until keeps none; leave one of them out")
     option_checks.check_model(options.model)
     for option, path in _read(options).items():
         option_checks.check_documents(option, path)
     check_out(options)
     checkpoints_folder(options)
+
+
+def check_goal(options: argparse.Namespace, what: str) -> None:
+    """Check that there is something to take a goal from. Raise ValueError if not."""
+    if options.unseen is None:
+        raise ValueError(
+            f"--unseen is missing: {what} takes its goal from it; give documents like the "
+            "forgotten ones that the model was never trained on"
+        )
 
 
 def check_numbers(options: argparse.Namespace) -> None:
@@ -224,7 +250,7 @@ def checkpoints_folder(options: argparse.Namespace) -> Path | None:
 def _read(options: argparse.Namespace) -> dict[str, Path]:
     """Return the files and folders that are read, by the option that names them."""
     found = {}
-    for name in ("forget", "retain", "unseen"):
+    for name in ("forget", "retain", "unseen", "general"):
         path = getattr(options, name)
         if path is not None:
             found[f"--{name}"] = path

@@ -42,9 +42,12 @@ class Inputs(NamedTuple):
 
 def unlearn(options: argparse.Namespace) -> None:
     """Check everything, plan the memory, train, measure before and after, write the new model."""
-    from unlearn_utils.app import cards, output_folder
+    from unlearn_utils.app import cards, output_folder, tune_command
     from unlearn_utils.engine import distributed
 
+    if options.until is not None:
+        tune_command.unlearn_until(options)
+        return
     with distributed.raise_together():
         unlearn_arguments.check_options(options)
         run = unlearn_arguments.run_settings(options)
@@ -92,7 +95,7 @@ def prepare(
     from unlearn_utils.app import settings, user_documents, user_run
     from unlearn_utils.engine import distributed
 
-    paths = {"forget": options.forget, "retain": options.retain, "unseen": options.unseen}
+    paths = {name: getattr(options, name) for name in ("forget", "retain", "unseen", "general")}
     documents = distributed.on_main_process(lambda: user_documents.read_sets(paths))
     with distributed.raise_together():
         base, config, tokenizer = user_run.find(options.model, options.revision)

@@ -18,6 +18,7 @@ from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import RunSettings
 from unlearn_utils.app.user_documents import Tables
 from unlearn_utils.engine import distributed, evaluation, models, training
+from unlearn_utils.engine.trainer import Watch
 
 # when memory ends, and what to do about it
 IN_LOADING = "loading the model: use a machine or GPU with more memory"
@@ -71,6 +72,14 @@ def load(stored: StoredModel, dtype: torch.dtype = torch.float32) -> nn.Module:
         return model_files.load(stored, dtype)
 
 
+def load_to_train(base: StoredModel, run: RunSettings) -> nn.Module:
+    """Return a model as a run begins with it, with adapters if it has some. Raise as `load`."""
+    model = load(base, settings.weight_dtype(run, model_files.stored_dtype(base)))
+    if run.lora is not None:
+        model = lora_adapters.add_adapters(model, run.lora, run.seed, base)
+    return model
+
+
 # ----------------------------------------------------------------------------- measure and unlearn
 
 
@@ -120,7 +129,7 @@ def unlearn(
     chunks: Tables,
     run: RunSettings,
     tokenizer: PreTrainedTokenizerBase,
-    watch: Callable[[int, nn.Module], None],
+    watch: Watch,
     checkpoints: Path | None = None,
 ) -> list[dict]:
     """Unlearn in place and return the history of `training.unlearn`.

@@ -35,7 +35,7 @@ DIVERGED = "diverged"
 
 
 def chosen(
-    missed: Floats, rises: Floats, fits: np.ndarray | None = None, bound: float = BOUND
+    missed: Floats, rises: Floats, bound: float, fits: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the setting that misses the goal least within the bound, in each draw: (draws,).
 
@@ -44,8 +44,8 @@ def chosen(
     Args:
         missed: by how much the goal is missed: (draws, settings).
         rises: of log perplexity over the model before unlearning: (draws, settings, texts).
+        bound: perplexity rises by less than this share, such as `BOUND`.
         fits: settings that come into question: (settings,); None: all.
-        bound: perplexity rises by less than this share.
     """
     allowed = within(rises, bound)
     if fits is not None:
@@ -53,7 +53,7 @@ def chosen(
     return np.argmin(np.where(allowed, missed, np.inf), axis=1)
 
 
-def within(rises: Floats, bound: float = BOUND) -> np.ndarray:
+def within(rises: Floats, bound: float) -> np.ndarray:
     """Return whether all texts rise by less than the bound: (...) of (..., texts)."""
     return (rises < np.log1p(bound)).all(-1)
 

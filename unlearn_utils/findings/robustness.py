@@ -368,7 +368,7 @@ def chosen(profile: Profile, guideline: Guideline, here: Cells, proxy: Floats) -
         missed = np.abs(here.auc[selection.SELECTION] - 0.5)
     bounded = list(guideline.bounded)
     rises = gaps[..., bounded] - here.target[selection.SELECTION][:, None, bounded]
-    return tuning.chosen(missed, rises, fits, BOUND)
+    return tuning.chosen(missed, rises, BOUND, fits)
 
 
 def regret(profile: Profile, guideline: Guideline, here: Cells, proxy: Floats) -> Floats:
