@@ -185,7 +185,7 @@ def test_adapters_and_the_goal_of_an_auc(trained, sets, tmp_path, wide_bound):
     searched = line("tune", trained, sets, out, "--method", "ascent_kl_in_distribution", *given)
     assert commands.main(searched) == 0
     best = pd.read_csv(out / "paths.csv").query("chosen").iloc[0]
-    assert 0 < best.step and abs(best.auc_selection - 0.5) == pytest.approx(best.missed)
+    assert best.step > 0 and abs(best.auc_selection - 0.5) == pytest.approx(best.missed)
     assert (out / "adapter_model.safetensors").exists()
 
 

@@ -273,9 +273,9 @@ def prepare(
     with_half = before.assign(half=chunks.half.to_numpy())
     documents = searching.read_on_the_way(chunks)
     read = searching.read_on_the_way(with_half)
-    aim = searching.goal_of(goal, with_half, read)
+    aim, pace = searching.goals_of(goal, with_half, read)
     start = searching.mark_of(read, aim, 0, None)
-    setting = searching.Setting(documents, aim, start, inputs.tokenizer.pad_token_id, steps)
+    setting = searching.Setting(documents, aim, pace, start, inputs.tokenizer.pad_token_id, steps)
     of_step = seconds_of_step(inputs, run, documents, seconds, steps)
     search = Search(inputs, run, names, ladder, setting, before, request.parameters, of_step)
     terminal.say("\n".join(plan(search, searching.doubt(with_half))))
@@ -312,10 +312,11 @@ def plan(search: Search, doubt: float) -> list[str]:
 
     aim, steps = search.setting.goal, search.setting.steps
     most = len(search.methods) * len(search.rates)
+    shown = ", ".join(f"{rate:g}" for rate in search.rates)
     lines = [
         tuning_report.goal_in_words(aim),
-        f"paths: {len(search.methods)} methods, up to {len(search.rates)} rates from "
-        f"{search.rates[0]:g}, each ended early; at most {most} paths of {steps} steps, "
+        f"paths: {', '.join(search.methods)}; learning rates {shown}, as far as needed, each path "
+        f"ended early; at most {most} paths of {steps} steps, "
         f"{minutes(most * steps * search.seconds_of_step)} (an estimate)",
     ]
     if aim.name == "unseen" and 2 * doubt > aim.value - aim.start:

@@ -60,8 +60,8 @@ def path_in_words(setting: Setting, found: Found) -> str:
     """Return how a path went."""
     ended = found.ended or "all its steps"
     line = f"{found.method} at {found.rate:g}: {ended} after {found.step} of {setting.steps} steps"
-    if found.ended != tuning.DIVERGED:
-        line += f", {found.way:.0%} of the way"
+    if found.marks:
+        line += f", {found.marks[-1]['way']:.0%} of the way"
     return line
 
 

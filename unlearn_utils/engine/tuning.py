@@ -115,8 +115,10 @@ class Goal:
         return (value - self.start) / (self.value - self.start)
 
 
-def goal_of(name: str, before: pd.DataFrame, read: pd.DataFrame) -> Goal:
-    """Return the goal of that name.
+def goals_of(name: str, before: pd.DataFrame, read: pd.DataFrame) -> tuple[Goal, Goal]:
+    """Return the goal of that name, and the one of level, which says how fast a path is.
+
+    An AUC says nothing of that: it stays where it is as long as every document is told.
 
     Args:
         name: one of `GOALS`.
@@ -126,23 +128,23 @@ def goal_of(name: str, before: pd.DataFrame, read: pd.DataFrame) -> Goal:
     Raises:
         ValueError: it is reached before unlearning.
     """
-    if name == AUC:
-        found = Goal(AUC, 0.5, area(read, SELECTION))
-        if found.start <= found.value:
-            raise ValueError(
-                f"the goal is reached before unlearning: the AUC of forget against unseen "
-                f"documents is {found.start:.2f}, so nothing tells them apart; are they of text "
-                "that the model was trained on?"
-            )
-        return found
-    found = Goal(UNSEEN, level(before, "unseen", SELECTION), level(read, "forget", SELECTION))
-    if found.value <= found.start:
+    of_level = Goal(UNSEEN, level(before, "unseen", SELECTION), level(read, "forget", SELECTION))
+    if of_level.value <= of_level.start:
         raise ValueError(
-            f"the goal is reached before unlearning: perplexity of the forget documents is "
-            f"{math.exp(found.start):.4g}, of the unseen ones {math.exp(found.value):.4g}, so "
-            "nothing is to be forgotten; are they of text that the model was trained on?"
+            "the goal is reached before unlearning: perplexity of the forget documents is "
+            f"{math.exp(of_level.start):.4g}, of the unseen ones {math.exp(of_level.value):.4g}, "
+            "so nothing is to be forgotten; are they of text that the model was trained on?"
         )
-    return found
+    if name == UNSEEN:
+        return of_level, of_level
+    found = Goal(AUC, 0.5, area(read, SELECTION))
+    if found.start <= found.value:
+        raise ValueError(
+            "the goal is reached before unlearning: the AUC of forget against unseen documents is "
+            f"{found.start:.2f}, so nothing tells them apart; are they of text that the model was "
+            "trained on?"
+        )
+    return found, of_level
 
 
 def doubt(before: pd.DataFrame) -> float:
@@ -162,6 +164,7 @@ class Setting:
     Attributes:
         documents: that are read on the way, as token ids, with their half.
         goal: of the search.
+        pace: the goal of level, by which a path is judged on its way.
         start: the mark before the first step.
         pad_id: the token that pads.
         steps: of a path that does not end early.
@@ -169,6 +172,7 @@ class Setting:
 
     documents: pd.DataFrame
     goal: Goal
+    pace: Goal
     start: Mapping
     pad_id: int
     steps: int
@@ -206,7 +210,12 @@ class Walk:
         marks: so far.
         ended: how, as `core.tuning` says; None: it did not.
         tokens_read: at marks and glances.
-        step, way: where it is.
+        step: the last.
+        way: of `Setting.pace`, at the last glance.
+        due: the step of the next glance.
+        least: by which the best mark misses the goal.
+        glanced: step and way of the last glance.
+        way_at_mark: the way at the last mark.
     """
 
     setting: Setting
@@ -232,17 +241,18 @@ class Walk:
         self.step = step
         if step < self.due and step < total:
             return False
-        value = self.setting.goal.measured(self._read(model, self._at_a_glance()))
+        value = self.setting.pace.measured(self._read(model, self._at_a_glance()))
         if not math.isfinite(value):
             self.ended = tuning.DIVERGED
             return True
-        self.way = self.setting.goal.way(value)
+        self.way = self.setting.pace.way(value)
         self.due = tuning.next_glance(self.glanced, (step, self.way), 1 / MARKS)
         self.glanced = (step, self.way)
         slow = tuning.too_slow(self.way, step, total)
         still = abs(self.way - self.way_at_mark) < 1 / MARKS
         if still and self.way < 1 and step < total and not slow:
             return False
+        self.way_at_mark = self.way
         self._look(step, model)
         if self.ended is None and slow and step < total:
             self.ended = tuning.TOO_SLOW
@@ -256,7 +266,6 @@ class Walk:
             return
         mark = mark_of(rows, self.setting.goal, step, self.setting.start)
         self.marks.append(mark)
-        self.way_at_mark = mark["way"]
         self.seen(mark)
         if mark["within_bound"] and mark["missed"] < self.least:
             self.least = mark["missed"]
@@ -273,10 +282,9 @@ class Walk:
         return rows
 
     def _at_a_glance(self) -> pd.DataFrame:
-        """Return the documents by which the goal is measured."""
+        """Return the documents by which the pace is measured."""
         documents = self.setting.documents
-        names = ["forget"] if self.setting.goal.name == UNSEEN else ["forget", "unseen"]
-        return documents[(documents.half == SELECTION) & documents.split.isin(names)]
+        return documents[(documents.half == SELECTION) & (documents.split == "forget")]
 
 
 def keep(model: nn.Module, file: Path) -> None:
@@ -307,7 +315,8 @@ class Found:
         method: its name.
         rate: its learning rate.
         ended: how, as `core.tuning` says; None: with its last step.
-        step, way: the last.
+        step: the last.
+        way: of `Setting.pace`, at the last glance.
         marks: of `mark_of`.
         history: of `training.unlearn`.
         tokens_read: at marks and glances.
