@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearn_utils.app import option_checks, terminal, unlearn_arguments
-from unlearn_utils.core import methods, tuning
+from unlearn_utils.core import methods
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,6 +123,8 @@ def methods_of(options: argparse.Namespace) -> list[str]:
 
 def tune(options: argparse.Namespace) -> None:
     """Search over rates, and write the model of the best path at its best step."""
+    from unlearn_utils.core import tuning
+
     check_options(options)
     ladder = options.learning_rates or list(tuning.LADDER)
     run(options, methods_of(options), ladder, options.goal)
@@ -350,8 +352,7 @@ def begin(folder: Path, search: Search) -> None:
         **settings,
         "rates": list(search.rates),
         "goal": search.setting.goal.name,
-        "model": inputs.base.commit or str(inputs.base.folder),
-        "start": search.setting.start,
+        "model": weights_as_they_lie(inputs.base.folder),
         "context": inputs.context,
         "documents": {name: list(table.id) for name, table in inputs.chunks.items()},
         "versions": cards.versions(),
@@ -372,6 +373,15 @@ def begin(folder: Path, search: Search) -> None:
         )
     done = len(list(folder.glob("*.json"))) - 1
     terminal.say(f"goes on after {done} finished paths of {folder}")
+
+
+def weights_as_they_lie(folder: Path) -> dict[str, list[int]]:
+    """Return size and time of each file of a model's weights, for they are too large to hash."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        status = file.stat()
+        found[file.name] = [status.st_size, status.st_mtime_ns]
+    return found
 
 
 def walk(search: Search, folder: Path) -> list[Found]:

@@ -247,6 +247,8 @@ class Walk:
             return True
         self.way = self.setting.pace.way(value)
         self.due = tuning.next_glance(self.glanced, (step, self.way), 1 / MARKS)
+        if self.way * 2**tuning.POWER < 1 / MARKS:  # in twice the steps no mark will be due
+            self.due = max(self.due, 2 * step)
         self.glanced = (step, self.way)
         slow = tuning.too_slow(self.way, step, total)
         still = abs(self.way - self.way_at_mark) < 1 / MARKS
