@@ -118,15 +118,19 @@ def table(setting: Setting, every: Sequence[Found], chosen: Chosen | None) -> pd
 
 
 def draw(setting: Setting, every: Sequence[Found], chosen: Chosen, file: Path) -> None:
-    """Draw the goal's measure over steps of each path, and below what other text loses."""
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    """Draw the goal's measure over steps of each path, and below what other text loses.
+
+    Paths that never came to where a first mark would be due are left out.
+    """
+    figure = Figure(figsize=(9, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     column, of_level = "forget_selection", np.exp
     if setting.goal.name == AUC:
         column, of_level = "auc_selection", np.asarray
     colours = matplotlib.color_sequences["tab10"]
-    names = list(dict.fromkeys(found.method for found in every))
-    for number, found in enumerate(every):
+    moved = [one for one in every if one is chosen[0] or one.way > 1 / searching.MARKS]
+    names = list(dict.fromkeys(found.method for found in moved))
+    for number, found in enumerate(moved):
         marks = [setting.start, *found.marks]
         steps = [mark["step"] for mark in marks]
         style = {
@@ -145,11 +149,10 @@ def draw(setting: Setting, every: Sequence[Found], chosen: Chosen, file: Path) -
     above.set_ylabel("AUC" if setting.goal.name == AUC else "perplexity, forget")
     if setting.goal.name != AUC:
         above.set_yscale("log")
-    below.set_ylabel("most that retain or general loses, %")
-    below.set_xlabel("step; dashed: goal and bound; star: chosen")
-    below.set_xscale("symlog", linthresh=1)
+    below.set_ylabel("rise of other text, %")
+    below.set_xlabel("step (dashed: goal and bound; star: chosen)")
     below.set_ylim(-20, 50)
-    above.legend(fontsize="x-small")
+    figure.legend(*above.get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
     figure.savefig(file, dpi=150, metadata={"Software": None})
 
 
