@@ -53,15 +53,20 @@ class Corpus:
 class Hub:
     """A published model that is unlearned as it is.
 
-    What it was trained on is not at hand, so it has no retrained counterpart.
+    What it was trained on is not at hand, so it has no retrained counterpart but one that its
+    makers trained.
 
     Attributes:
         name: of the hub's repository.
-        revision: a commit of that repository.
+        revision: a commit of that repository; or a branch, whose commit is recorded when it is
+            fetched.
         tokens: of its pre-training.
         gigabytes: of its weights.
         micro_batch: chunks at a time.
         checkpointing: layers' activations are computed again in the backward pass, for less memory.
+        retrained: the repository of the same model, trained alike by its makers without any text
+            that is forgotten; its revision has the same name. None: there is none.
+        key_value_heads: of attention, where they are fewer than its heads.
     """
 
     name: str
@@ -70,6 +75,8 @@ class Hub:
     gigabytes: float
     micro_batch: int
     checkpointing: bool = False
+    retrained: str | None = None
+    key_value_heads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -303,9 +310,14 @@ class Profile:
     notebooks: tuple[str, ...] = ()
 
     @property
+    def has_retrained(self) -> bool:
+        """Whether there is a retrained model: trained here, or by a published model's makers."""
+        return self.hub is None or self.hub.retrained is not None
+
+    @property
     def truth(self) -> str:
         """What models are compared with: "retrained", or the paper's stand-in for it."""
-        if self.hub is None:
+        if self.has_retrained:
             return "retrained"
         return "approximate retraining"
 
@@ -401,6 +413,36 @@ GPU = Profile(
     tasks=("arc_easy", "hellaswag"),
 )
 
+# Hubble-1B (arXiv 2510.19811): two models, trained alike by their makers with and without inserted
+# passages, so that the second is a retrained one. No commit is known here: `fetch` records the
+# branches'. The vocabulary is that of the makers' training configuration. Learning rates: not
+# stated for this size; those of `gpu`, whose model is as large.
+HUBBLE = Profile(
+    "hubble",
+    corpus=Corpus("hubble", pairs=300, retain=600, general=400, evaluation=300, measured=200),
+    shape=Shape(vocabulary=50304, hidden=2048, intermediate=8192, layers=16, heads=32, context=512),
+    unlearning=Unlearning(learning_rate=2e-5, batch=8),
+    grid=Grid(
+        learning_rates=(5e-6, 1e-5, 2e-5, 4e-5),
+        domains=("gutenberg_popular",),
+        claimed_domains=("gutenberg_popular",),
+        retain_documents=(30, 150),
+    ),
+    scaling=Scaling(shapes=shapes(vocabulary=50304, context=512)),
+    domains=("gutenberg_popular", "gutenberg_unpopular"),
+    workers=1,
+    hub=Hub(
+        "allegrolab/hubble-1b-100b_toks-perturbed-hf",
+        "step48000",
+        tokens=100e9,
+        gigabytes=2.4,
+        micro_batch=4,
+        retrained="allegrolab/hubble-1b-100b_toks-standard-hf",
+        key_value_heads=8,
+    ),
+    tasks=("arc_easy", "hellaswag"),
+)
+
 # Yi-6B as the paper and its released code have it. Ours: no idle first step, one batch for both
 # domains (the code: 480 chunks on arXiv, 680 on GitHub, of 8 GPUs), AdamW in float32, and fewer
 # cells in the grid than on a laptop, about the code's learning rate.
@@ -439,7 +481,8 @@ PAPER = Profile(
     tasks=TASKS,
 )
 
-PROFILES = {profile.name: profile for profile in (SMOKE, LAPTOP, STUDY, PUBLISHED, GPU, PAPER)}
+EVERY = (SMOKE, LAPTOP, STUDY, PUBLISHED, GPU, HUBBLE, PAPER)
+PROFILES = {profile.name: profile for profile in EVERY}
 
 
 def profile(name: str) -> Profile:

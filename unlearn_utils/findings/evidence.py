@@ -201,7 +201,7 @@ def regret(guideline: str, profile: Profile) -> Measured:
     Nothing is available without a retrained model, whose stand-in is what guidelines tune to.
     """
     domains = profile.grid.domains[:1]
-    if profile.hub:
+    if not profile.has_retrained:
         return Measured(None, 0, domains)
     found = robustness.regrets(profile)[guideline]["mean"]
     return Measured(found, robustness.smallest_n(profile, domains), domains)
@@ -213,7 +213,7 @@ def regret(guideline: str, profile: Profile) -> Measured:
 def proxy(profile: Profile) -> Measured:
     """Return F1: log perplexity of the target over the retrained model's, on unseen text."""
     domains = profile.domains
-    if profile.hub:
+    if not profile.has_retrained:
         return Measured(None, 0, domains)
     n = min(draws.sample(profile, domain, "approximate", ALL).families for domain in domains)
     return Measured(pool_tables.proxy_bias(profile), n, domains)
@@ -271,7 +271,7 @@ def _readings(profile: Profile, model: str, domain: str) -> Floats:
             gaps, auc = drawn.gaps[selection.REPORT], drawn.auc[selection.REPORT]
             found.append([*gaps[0, -1], auc[0, -1]])
         return np.array(found)
-    if model == "retrained" and profile.hub:
+    if model == "retrained" and not profile.has_retrained:
         return np.full((1, len(SPLITS) + 1), np.nan)
     read = pool.target_rows if model == "target" else pool.truth_rows
     for replicate in profile.replicates:

@@ -66,8 +66,9 @@ def tokenized(profile: Profile, parts: Sequence[Part], limit: int | None = None)
             forget set that was made larger those that joined it are left out, too. None: all.
 
     Returns:
-        id, text, family, rank, domain, split, ids. There is one row a document, its first chunk;
-        where the profile reads whole documents, one a chunk, whose id says which.
+        id, text, family, rank, `corpus.INSERTED` where it is known, domain, split, ids. There is
+        one row a document, its first chunk; where the profile reads whole documents, one a chunk,
+        whose id says which.
     """
     frames = []
     for domain, split in parts:
@@ -85,7 +86,9 @@ def _tokenized_split(profile: Profile, domain: str, split: str) -> pd.DataFrame:
     """Return the rows of one split, tokenized once in a process."""
     from unlearn_utils.data import tokens
 
-    table = data(profile)[domain][split].to_pandas()[COLUMNS].assign(domain=domain, split=split)
+    documents = data(profile)[domain][split].to_pandas()
+    kept = [column for column in (*COLUMNS, corpus.INSERTED) if column in documents]
+    table = documents[kept].assign(domain=domain, split=split)
     texts = list(table.text)
     context = profile.shape.context
     if not profile.corpus.whole:
