@@ -562,6 +562,10 @@ def of_a_layer_that_is_not_there(base, folder):
     change_adapter_config(target_modules=["c_attn"])(base, folder)
 
 
+def base_is_gone(base, folder):
+    change_adapter_config(base_model_name_or_path=str(folder / "gone"))(base, folder)
+
+
 def adapters_of_adapters(base, folder):
     write_adapters(base, folder / "first", lora())
     change_adapter_config(base_model_name_or_path=str(folder / "first"))(base, folder)
@@ -590,6 +594,7 @@ REFUSED_ADAPTERS = [
     (half_of_them, ["do not fit", "layers.1"]),
     (more_than_the_config_says, ["do not fit", "v_proj"]),
     (of_a_layer_that_is_not_there, ["do not fit", "c_attn"]),
+    (base_is_gone, ["adapters of", "gone, and there is no such folder"]),
     (adapters_of_adapters, ["holds adapters itself"]),
     (adapters_of_themselves, ["holds adapters itself"]),
 ]
@@ -618,6 +623,19 @@ def test_pickled_adapters_beside_safetensors_are_left_alone(llama, tmp_path, mon
     torch.save({"a": torch.ones(1)}, tmp_path / "adapter_model.bin")
     monkeypatch.setattr(torch, "load", refuse)
     torch.testing.assert_close(logits(read_model(tmp_path), IDS), logits(theirs, IDS))
+
+
+def test_weights_that_a_pass_changes_are_read_as_they_are_stored(tokenizer, tmp_path):
+    """RWKV divides those of its later layers, when it does not train."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "rescale_every": 1, "context_length": 64}
+    model = make("rwkv", **sizes, vocab_size=VOCABULARY, tie_word_embeddings=False, **SPECIAL)
+    base = write(model, tmp_path / "base", tokenizer)
+    stored = model_files.find(str(base))
+    expected = weights(base)
+    for name, value in model_files.read(stored).state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    loaded = model_files.load(stored).state_dict()
+    assert any(not torch.equal(loaded[name], value) for name, value in expected.items())
 
 
 # ------------------------------------------------------------------------------ what LoRA adapts

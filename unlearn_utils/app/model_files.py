@@ -69,6 +69,8 @@ def find(
         return StoredModel(name, folder)
     config = adapter_files.config_of(folder)
     base = Path(config.base_model_name_or_path)
+    if base.is_absolute() and not base.is_dir():
+        raise ValueError(f"{name}: adapters of {base}, and there is no such folder")
     if (base / CONFIG_NAME).exists():
         raise ValueError(f"{name}: adapters of {base}, which holds adapters itself; merge those")
     if base.is_dir():
@@ -168,15 +170,25 @@ def load(stored: StoredModel, dtype: torch.dtype = torch.float32) -> nn.Module:
     dtype: the type of the weights in memory.
 
     Raises:
-        ValueError: weights are missing or damaged, adapters do not fit, or the model is no causal
-            language model.
+        ValueError: as `read`, or the model is no causal language model.
     """
-    model = models.load(stored.folder, dtype, stored.name)
-    if stored.adapters:
-        model = adapter_files.put_on(model, stored.adapters)
-    model = model.to(distributed.process_state().device).eval()
+    model = read(stored, dtype)
     try:
         fused.reading_of(model)
     except ValueError as error:
         raise ValueError(f"{stored.name}: {error}") from error
     return model
+
+
+def read(stored: StoredModel, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return the model as `load`, with its weights as they are stored.
+
+    `load` looks at what the model gives, and RWKV divides weights when it is called.
+
+    Raises:
+        ValueError: weights are missing or damaged, or adapters do not fit.
+    """
+    model = models.load(stored.folder, dtype, stored.name)
+    if stored.adapters:
+        model = adapter_files.put_on(model, stored.adapters)
+    return model.to(distributed.process_state().device).eval()

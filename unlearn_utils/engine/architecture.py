@@ -21,6 +21,7 @@ LENGTHS = (
     "model_max_length",
     "n_positions",
     "n_ctx",
+    "max_target_positions",
 )
 ROUTED = ("top_k", "num_experts_per_tok")  # what modules call the experts that a token goes through
 
