@@ -213,9 +213,7 @@ def _by_head(model: nn.Module, given: Mapping, own: Tensor, embeddings: int) -> 
     if not isinstance(layer, nn.Linear):
         return None
     states = getattr(body_of(model)(**given), "last_hidden_state", None)
-    if states is None:
-        return None
-    if (states.shape[-1], own.shape[-1]) != (layer.in_features, layer.out_features):
+    if states is None or states.shape[-1] != layer.in_features:
         return None
     one_token = given | {"input_ids": given["input_ids"][:1, :1]}
     between = _between(model, layer, one_token)
