@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from unlearn_utils.app import adapter_files
+from unlearn_utils.app import adapter_files, errors
 from unlearn_utils.core import fused
 from unlearn_utils.data import hub
 from unlearn_utils.engine import distributed, models, weight_files
@@ -146,10 +146,8 @@ def tokenizer_of(stored: StoredModel) -> PreTrainedTokenizerBase:
         )
     for file in files:
         weight_files.refuse_pointer(file)
-    try:
+    with errors.reading(f"{stored.name}: its tokenizer"):
         return models.load_tokenizer(stored.folder)
-    except Exception as error:  # the tokenizers package raises nothing narrower
-        raise ValueError(f"{stored.name}: its tokenizer cannot be read: {error!r}") from error
 
 
 def stored_dtype(stored: StoredModel) -> torch.dtype:
