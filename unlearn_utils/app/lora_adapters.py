@@ -13,6 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import Conv1D, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import ModelOutput
 
 from unlearn_utils.app.model_files import StoredModel
@@ -59,7 +61,7 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     The head is left alone; so are what reads images or sounds, routers and others that compute more
     than a product, the last product of Mamba and its kin, whose kernels do not call that layer, and
-    what peft takes for experts by its name.
+    what peft takes for experts by its name, or would call otherwise when it reads adapters.
     """
     text = set(model.base_model.get_decoder().modules())
     for part in model.modules():
@@ -75,7 +77,14 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
             found[name] = layer
     config = LoraConfig(target_modules=list(found))
     convert_peft_config_for_transformers(config, model, conversions=None)
-    return {name: layer for name, layer in found.items() if name in config.target_modules}
+    conversions = get_model_conversion_mapping(model)
+    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+    adapted = {}
+    for name, layer in found.items():
+        read_as, _ = rename_source_key(f"{name}.weight", renamings, [])
+        if name in config.target_modules and read_as == f"{name}.weight":
+            adapted[name] = layer
+    return adapted
 
 
 def _is_product(layer: nn.Module) -> bool:
