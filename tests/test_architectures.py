@@ -149,6 +149,16 @@ def test_measured_as_transformers_does(kind, sets, tokenizer, tmp_path):
     assert after != pytest.approx(before, rel=1e-4)
 
 
+def test_what_does_not_train_in_bfloat16_says_so(sets, tokenizer, tmp_path, capsys):
+    base = write(tmp_path / "base", "dbrx", tokenizer)
+    given = ["unlearn", "--model", base, "--out", tmp_path / "out", "--method", "gradient_ascent"]
+    given += ["--forget", sets["forget"], "--bf16", "--context", "32"]
+    assert commands.main(list(map(str, given))) == 2
+    assert capsys.readouterr().err == (
+        "error: this kind of model does not train in bfloat16: add --float32. Nothing was written\n"
+    )
+
+
 @pytest.mark.parametrize("kind", every(QUICK_LORA))
 def test_with_adapters_on_bfloat16_too(kind, sets, tokenizer, tmp_path):
     """The weights stay in bfloat16 in memory, and are measured in float32."""
