@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -76,7 +77,7 @@ def start(project: Path, options: Sequence[str]) -> subprocess.Popen:
 
 
 def survivors(project: Path, seconds: float) -> list[str]:
-    """Return the commands of a run's processes that are still there after so many seconds."""
+    """Return the commands of a run's processes that are there after so many seconds; kill them."""
     store = variables(project)[paths.STORE]
     end = time.time() + seconds
     while True:
@@ -84,12 +85,16 @@ def survivors(project: Path, seconds: float) -> list[str]:
         for process in psutil.process_iter():
             try:
                 if process.environ().get(paths.STORE) == store:
-                    found.append(" ".join(process.cmdline())[:80])
+                    found.append((process, " ".join(process.cmdline())[:80]))
             except psutil.Error:
                 continue  # it has ended, or is another user's
         if not found or time.time() > end:
-            return found
+            break
         time.sleep(0.2)
+    for process, _ in found:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    return [command for _, command in found]
 
 
 def results(project: Path) -> dict[str, str]:
@@ -167,8 +172,6 @@ def ended_well(
     run.send_signal(number)
     left = survivors(project, within)
     wrong = [f"{what}: still there: {command}" for command in left]
-    if left:
-        run.kill()
     _, err = run.communicate()
     lines = [line for line in err.splitlines() if line]
     if run.returncode not in (-number, 128 + number):  # a shell says the same of both
