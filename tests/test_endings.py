@@ -82,7 +82,7 @@ from unlearn_utils.cache import endings
 sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
 grandchild = f"import subprocess; subprocess.run({sleep})"
 child = subprocess.Popen([sys.executable, "-c", grandchild])
-tracker = subprocess.Popen([*sleep, "resource_tracker"])
+tracker = subprocess.Popen([*sleep, "resource_tracker import main"])
 endings.end_children()
 print(child.wait(), tracker.poll())
 tracker.kill()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from unlearn_utils import profiles
 from unlearn_utils.app import commands, errors, terminal
+from unlearn_utils.cache import paths
 
 # ---------------------------------------------------------------------------------------- options
 
@@ -111,8 +112,15 @@ def _add_notebook(subparsers: argparse._SubParsersAction) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command, and return the exit code, as `errors.answer`."""
+    """Run one command, and return the exit code, as `errors.answer`; variables are looked at before.
+
+    Of several processes the first does that, for all have the same.
+    """
     options = parser().parse_args(arguments)
+    if errors.first_process():
+        code = errors.answer(paths.check)
+        if code:
+            return code
     if "call" in options:
         return commands.run(options)
     return errors.answer(lambda: options.project_command(options))
@@ -126,7 +134,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_notebooks(options: argparse.Namespace) -> int:
     """Execute the notebooks of a profile."""
-    from unlearn_utils.cache import paths
     from unlearn_utils.runner import profile_run
 
     root = paths.PROJECT
@@ -161,7 +168,14 @@ def fetch_profile(options: argparse.Namespace) -> int:
 
 
 def check_compute(options: argparse.Namespace) -> None:
-    """Check the profile's name, and that it has parts if one is asked for. Raise ValueError."""
+    """Check the profile's name, that it has parts if one is asked for, and the scheduler.
+
+    Raises:
+        ValueError: one of them is not as it should be.
+    """
+    from unlearn_utils.cache import workers
+
+    workers.check_scheduler()
     profile = profiles.profile(options.profile)
     if options.part and profile.name != profiles.STUDY.name:
         raise ValueError(f"the profile {profile.name} has no parts; {profiles.STUDY.name} has")
@@ -192,7 +206,6 @@ def show_claims(options: argparse.Namespace) -> int:
     or without a study, it is the profile's alone.
     """
     profile = profiles.profile(options.profile)
-    from unlearn_utils.cache import paths
     from unlearn_utils.findings import claims, plots
     from unlearn_utils.runner.places import COMMITTED, Places
 
@@ -212,7 +225,6 @@ def show_claims(options: argparse.Namespace) -> int:
 
 def expect_tables(options: argparse.Namespace) -> int:
     """Make the present tables the committed values."""
-    from unlearn_utils.cache import paths
     from unlearn_utils.runner import expected
 
     expected.expect(paths.PROJECT)

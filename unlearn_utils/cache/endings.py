@@ -17,7 +17,7 @@ import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SECONDS_APART = 0.5  # between two looks at another process
-TRACKER = "resource_tracker"  # is in the command of what removes shared memory
+TRACKER = "resource_tracker import main"  # is in the command of what removes shared memory
 
 
 class Ended(SystemExit):

@@ -79,6 +79,8 @@ def execute(places: Places, notebook: Path, label: str) -> int:
 
     connection = places.connections / f"kernel-{notebook.stem}.json"  # else it lies in /tmp
     running = places.running(notebook)
+    for path in (running, connection, places.failed(notebook)):
+        places.make_way(path.parent)
     for path in (running, connection):
         path.parent.mkdir(parents=True, exist_ok=True)
     parameters = {}
