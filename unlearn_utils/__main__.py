@@ -112,9 +112,9 @@ def _add_notebook(subparsers: argparse._SubParsersAction) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command, and return the exit code, as `errors.answer`; variables are looked at before.
+    """Run one command, and return the exit code, as `errors.answer`.
 
-    Of several processes the first does that, for all have the same.
+    Variables are looked at before: by the first of several processes, for all have the same.
     """
     options = parser().parse_args(arguments)
     if errors.first_process():
