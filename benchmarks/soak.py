@@ -33,6 +33,7 @@ from unlearn_utils.cache import paths
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 COPIED = ("notebooks", "unlearn_utils", "figures", "tests", "requirements.lock", "pyproject.toml")
 NEVER_THE_SAME = ("cost.json", "run.csv", "progress.txt", "seconds")  # begin their names
+TIMED = ("12_efficiency.ipynb", "timed")  # parts of the paths of what has seconds in it
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 Wrong = list[str]  # what should not have been, a line each
@@ -102,7 +103,7 @@ def results(project: Path) -> dict[str, str]:
     found = {}
     for path in sorted((project / "runs").rglob("*")):
         name = path.relative_to(project).as_posix()
-        own = path.suffix == ".lock" or {"stamps", "kernels"} & set(path.parts)
+        own = path.suffix == ".lock" or {"stamps", "kernels", *TIMED} & set(path.parts)
         if path.is_file() and not own and not path.name.startswith(NEVER_THE_SAME):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
@@ -113,6 +114,7 @@ def leftovers(project: Path) -> list[str]:
     runs = project / "runs"
     found = [*runs.rglob("*.part"), *runs.rglob(".*.part"), *runs.rglob("*.aside")]
     found += [*runs.glob("smoke/running/*"), *runs.glob("smoke/kernels/runtime/*")]
+    found += runs.glob(f"store/{paths.SCRATCH}.*")
     return [str(path.relative_to(project)) for path in found]
 
 

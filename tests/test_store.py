@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -406,6 +407,20 @@ def test_the_sweep_removes_what_nobody_is_at(folder):
         assert store.sweep() == [shared, left]
         assert busy.exists() and used.exists() and own.exists()
     assert entry.exists() and not left.exists() and not shared.exists()
+
+
+def test_the_sweep_removes_scratch_folders_of_processes_that_are_gone(folder):
+    """Not those of processes that are there, or of another machine that shares the store."""
+    script = "from unlearn_utils.cache import paths; print(paths.scratch_folder().name, flush=True)"
+    script += "; import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    left = Path(killed.stdout.strip())
+    own = paths.scratch_folder()
+    elsewhere = left.with_name("scratch.elsewhere.1.x")
+    elsewhere.mkdir()
+    assert left.is_dir() and store.sweep() == [left]
+    assert not left.exists() and Path(own.name).is_dir() and elsewhere.is_dir()
+    own.cleanup()
 
 
 # -------------------------------------------------------------------------------------- profiles

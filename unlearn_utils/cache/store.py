@@ -206,6 +206,9 @@ def sweep() -> list[Path]:
         with suppress(Timeout), FileLock(lock, timeout=0):  # else somebody is at it
             paths.remove(left)
             removed.append(left)
+    for scratch in paths.abandoned_scratch():
+        paths.remove(scratch)
+        removed.append(scratch)
     return removed
 
 
