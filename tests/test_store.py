@@ -184,17 +184,17 @@ def test_a_file_in_the_place_of_all_entries_of_a_name_is_set_aside(folder, capsy
     assert line.startswith(f"{folder / 'toy'}: it is a file; {store.AGAIN}")
 
 
-def test_a_folder_in_the_place_of_a_lock_is_set_aside(folder, capsys):
+def test_what_is_in_the_place_of_a_lock_is_set_aside(folder, capsys):
     entry = artifact(x=1).path
     lock, part = entry.with_name(f"{entry.name}.lock"), entry.with_name(f"{entry.name}.part")
     for made in (lock, part):
         made.mkdir(parents=True)
     assert store.sweep() == [part] and lock.is_file()
     lock.unlink()
-    lock.mkdir()
+    lock.symlink_to(lock.name)
     assert artifact(x=1).folder() and artifact(x=1).done()
     first, second = capsys.readouterr().out.splitlines()
-    assert first == second and first.startswith(f"{lock}: it is a folder; {store.AGAIN}")
+    assert first == second and first.startswith(f"{lock}: it is a folder or a link; {store.AGAIN}")
 
 
 def swap(one, other):
@@ -411,8 +411,8 @@ def test_the_sweep_removes_what_nobody_is_at(folder):
 
 def test_the_sweep_removes_scratch_folders_of_processes_that_are_gone(folder):
     """Not those of processes that are there, or of another machine that shares the store."""
-    script = "from unlearn_utils.cache import paths; print(paths.scratch_folder().name, flush=True)"
-    script += "; import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    script = "import os; from unlearn_utils.cache import paths; own = paths.scratch_folder()"
+    script += "; print(own.name, flush=True); os.kill(os.getpid(), 9)"
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     left = Path(killed.stdout.strip())
     own = paths.scratch_folder()

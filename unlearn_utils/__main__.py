@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unlearn_utils import profiles
 from unlearn_utils.app import commands, errors, terminal
-from unlearn_utils.cache import paths
+from unlearn_utils.cache import endings, paths
 
 # ---------------------------------------------------------------------------------------- options
 
@@ -122,6 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         if code:
             return code
     if "call" in options:
+        endings.end_with_launcher()
         return commands.run(options)
     return errors.answer(lambda: options.project_command(options))
 

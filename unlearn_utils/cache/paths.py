@@ -241,6 +241,11 @@ def abandoned_parts(folder: Path) -> list[Path]:
     return found
 
 
+def is_no_file(path: Path) -> bool:
+    """Return whether something else than a file is in its place, such as a folder or a link."""
+    return os.path.lexists(path) and (path.is_symlink() or not path.is_file())
+
+
 def set_aside(path: Path) -> Path:
     """Move a damaged file or folder to `NAME.aside` beside it, in the place of an older one.
 

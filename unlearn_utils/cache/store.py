@@ -173,10 +173,10 @@ def _make_parent(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> Path:
-    """Return the file that is locked while an entry is made; a folder in its place is set aside."""
+    """Return the file that is locked while an entry is made; what else is there is set aside."""
     lock = folder.with_name(f"{folder.name}.lock")
-    if lock.is_dir():
-        progress.tell(_said(lock, "it is a folder"))
+    if paths.is_no_file(lock):
+        progress.tell(_said(lock, "it is a folder or a link"))
         paths.set_aside(lock)
     return lock
 

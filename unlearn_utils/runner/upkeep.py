@@ -33,8 +33,8 @@ def check(places: Places) -> None:
 @contextmanager
 def alone(places: Places) -> Iterator[None]:
     """Keep other runs of the profile out, inside; wait for one that is there."""
-    if places.lock.is_dir():
-        places.set_aside(places.lock, "is a folder")
+    if paths.is_no_file(places.lock):
+        places.set_aside(places.lock, "is a folder or a link")
     lock = FileLock(places.lock)
     try:
         lock.acquire(timeout=0)
