@@ -124,7 +124,7 @@ def clone(tmp_path):
     tools.mkdir()
     for name in ("environment.sh", "requirements.lock"):
         shutil.copy(ROOT / name, folder)
-    for name in ("bash", "dirname", "df", "awk", "mkdir", "cp", "cmp", "grep", "tail", "cat"):
+    for name in ("bash", "dirname", "df", "awk", "mkdir", "cp", "cmp", "grep", "tail", "tr", "cat"):
         (tools / name).symlink_to(shutil.which(name))
 
     def tool(name, script):
@@ -188,6 +188,16 @@ def test_failed_installation_names_its_log_and_is_repeated(clone):
         code, out, err = environment()
         assert code == 1 and out.startswith("Installing the environment")
         assert err == f"error: the installation failed: ERROR: no network (log: {log})"
+
+
+def test_a_file_with_another_hash_is_named(clone):
+    """pip says which it is in the line below the error."""
+    _, tool, environment = clone
+    said = r"ERROR: THEY DO NOT MATCH\\n    one==1.0 from https://a.b/one.whl\\n"
+    tool("python3", fake_python("3.11", venv=f'printf "{said}"; exit 1'))
+    code, _, err = environment()
+    assert code == 1 and "\n" not in err
+    assert "failed: ERROR: THEY DO NOT MATCH one==1.0 from https://a.b/one.whl (log: " in err
 
 
 def test_installation_is_made_once_and_again_when_the_lock_changes(clone):

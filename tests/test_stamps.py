@@ -171,6 +171,7 @@ DAMAGED = {
     "something else": '{"a": 1}',
     "a list": "[]",
     "a number": "3",
+    "deep": "[" * 100_000,
     "nothing": "",
     "bytes": b"\xff\xfe",
     "wrong minutes": '{"inputs": "x", "outputs": {}, "minutes": "long"}',

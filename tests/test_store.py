@@ -147,6 +147,7 @@ BOOKKEEPING = {
     "cost cut short": ("cost.json", lambda f: (f / "cost.json").write_text('{"seconds": 1')),
     "cost of something else": ("cost.json", lambda f: (f / "cost.json").write_text('{"a": 1}')),
     "a list": ("cost.json", lambda f: (f / "cost.json").write_text("[1]")),
+    "deep": ("cost.json", lambda f: (f / "cost.json").write_text("[" * 100_000)),
     "cost is gone": ("cost.json", lambda f: (f / "cost.json").unlink()),
     "cost is a folder": ("cost.json", lambda f: as_folder(f / "cost.json")),
     "checksums are gone": ("checksums.json", lambda f: (f / "checksums.json").unlink()),

@@ -230,7 +230,7 @@ def _read(path: Path) -> dict:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is no JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} is no object of JSON")

@@ -25,7 +25,7 @@ def read(path: Path) -> dict:
     back = f"git may have it: git checkout -- {path}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no notebook ({error}); {back}") from error
     if not _has_cells(content):
         raise ValueError(f"{path} is no notebook (it has no cells); {back}")

@@ -56,7 +56,7 @@ def _recorded(places: Places, stamp: Path) -> dict | None:
     try:
         last = json.loads(stamp.read_text(encoding="utf-8"))
         float(last["minutes"]), str(last["inputs"]), {**last["outputs"]}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         places.set_aside(stamp, f"is no record of an execution ({error})")
         return None
     return last
