@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from architectures import KINDS, POSITIONS, config_of, model_of
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
-from user_models import text, value
+from user_models import kept_for_backward, text, value
 
 from unlearn_utils.app import commands, lora_adapters, memory_plan, model_files
 from unlearn_utils.app.settings import LoraSettings, RunSettings
@@ -178,22 +178,13 @@ def test_with_adapters_on_bfloat16_too(kind, sets, tokenizer, tmp_path):
 @pytest.mark.parametrize("kind", every(QUICK_PLANS))
 def test_the_plan_is_not_far_from_what_a_backward_pass_keeps(kind):
     model = model_of(kind).train()
-    weights = {weight.data_ptr() for weight in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with kept_for_backward(model) as kept:
         fused.body_of(model)(input_ids=torch.randint(3, 300, (2, POSITIONS - 4)), use_cache=False)
     method = methods.get_method("gradient_ascent")
     settings = RunSettings(method, Unlearning(), 2, 0, lora=None, merge=False, bf16=False)
     request = memory_plan.request_of(config_of(kind), settings, POSITIONS - 4, torch.float32)
     head = 2 * 4 * request.vocabulary * request.hidden
-    share = (memory_plan.activations(request) - head) / sum(size for size, _ in kept.values())
+    share = (memory_plan.activations(request) - head) / sum(kept.values())
     assert SHARE[0] < share < SHARE[1]
 
 

@@ -79,7 +79,10 @@ def end_with(pid: int, gently: bool = False) -> None:
 
 
 def end_with_launcher() -> None:
-    """End with `accelerate launch` or torchrun, if it started this process: killed, it leaves it."""
+    """End this process with `accelerate launch` or torchrun, if one started it.
+
+    Either, when it is killed, leaves its processes.
+    """
     if any(name in os.environ for name in LAUNCHED):
         end_with(os.getppid(), gently=True)
 
