@@ -73,7 +73,7 @@ make_venv() {
     step "$base" -m venv --clear "$root/.venv" >"$log" 2>&1 &&
         step "${pip[@]}" --no-deps --require-hashes -r "$root/requirements.hashes" >>"$log" 2>&1 &&
         step "${pip[@]}" -r "$root/requirements.lock" -e "$root" >>"$log" 2>&1 || # torch, whose build differs between machines
-        fail "the installation failed: $(grep -i error "$log" | tail -n 1) (log: $log)"
+        fail "the installation failed: $(grep -iA 1 error "$log" | tail -n 2 | tr -s '\n ' ' ')(log: $log)" # a line more names the file
     cp "$root/requirements.lock" "$root/.venv/installed.lock" # last: an interrupted installation is repeated
 }
 

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -32,6 +33,7 @@ from unlearn_utils.cache import paths
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 COPIED = ("notebooks", "unlearn_utils", "figures", "tests", "requirements.lock", "pyproject.toml")
 NEVER_THE_SAME = ("cost.json", "run.csv", "progress.txt", "seconds")  # begin their names
+TIMED = ("12_efficiency.ipynb", "timed")  # parts of the paths of what has seconds in it
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 Wrong = list[str]  # what should not have been, a line each
@@ -76,7 +78,7 @@ def start(project: Path, options: Sequence[str]) -> subprocess.Popen:
 
 
 def survivors(project: Path, seconds: float) -> list[str]:
-    """Return the commands of a run's processes that are still there after so many seconds."""
+    """Return the commands of a run's processes that are there after so many seconds; kill them."""
     store = variables(project)[paths.STORE]
     end = time.time() + seconds
     while True:
@@ -84,12 +86,16 @@ def survivors(project: Path, seconds: float) -> list[str]:
         for process in psutil.process_iter():
             try:
                 if process.environ().get(paths.STORE) == store:
-                    found.append(" ".join(process.cmdline())[:80])
+                    found.append((process, " ".join(process.cmdline())[:80]))
             except psutil.Error:
                 continue  # it has ended, or is another user's
         if not found or time.time() > end:
-            return found
+            break
         time.sleep(0.2)
+    for process, _ in found:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    return [command for _, command in found]
 
 
 def results(project: Path) -> dict[str, str]:
@@ -97,7 +103,7 @@ def results(project: Path) -> dict[str, str]:
     found = {}
     for path in sorted((project / "runs").rglob("*")):
         name = path.relative_to(project).as_posix()
-        own = path.suffix == ".lock" or {"stamps", "kernels"} & set(path.parts)
+        own = path.suffix == ".lock" or {"stamps", "kernels", *TIMED} & set(path.parts)
         if path.is_file() and not own and not path.name.startswith(NEVER_THE_SAME):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
@@ -108,6 +114,7 @@ def leftovers(project: Path) -> list[str]:
     runs = project / "runs"
     found = [*runs.rglob("*.part"), *runs.rglob(".*.part"), *runs.rglob("*.aside")]
     found += [*runs.glob("smoke/running/*"), *runs.glob("smoke/kernels/runtime/*")]
+    found += runs.glob(f"store/{paths.SCRATCH}.*")
     return [str(path.relative_to(project)) for path in found]
 
 
@@ -167,8 +174,6 @@ def ended_well(
     run.send_signal(number)
     left = survivors(project, within)
     wrong = [f"{what}: still there: {command}" for command in left]
-    if left:
-        run.kill()
     _, err = run.communicate()
     lines = [line for line in err.splitlines() if line]
     if run.returncode not in (-number, 128 + number):  # a shell says the same of both

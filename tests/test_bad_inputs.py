@@ -257,6 +257,7 @@ CONFIGS = [
     config(["model", "17"], hidden_size=17),
     config(["model", "num_hidden_layers"], num_hidden_layers="2"),
     config(["model", "weights"], num_hidden_layers=3),
+    config(["config.json", "1000000 layers"], num_hidden_layers=1_000_000),
     config(["model", "ZeroDivisionError"], num_attention_heads=0),
     config(["model", "(3)"], num_attention_heads=3),
     config(["model", "ZeroDivisionError"], num_key_value_heads=0),

@@ -82,7 +82,7 @@ from unlearn_utils.cache import endings
 sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
 grandchild = f"import subprocess; subprocess.run({sleep})"
 child = subprocess.Popen([sys.executable, "-c", grandchild])
-tracker = subprocess.Popen([*sleep, "resource_tracker"])
+tracker = subprocess.Popen([*sleep, "resource_tracker import main"])
 endings.end_children()
 print(child.wait(), tracker.poll())
 tracker.kill()
@@ -118,6 +118,60 @@ def test_a_process_ends_if_the_other_was_gone_before():
     other = start("pass")
     other.wait()
     assert start(WATCHER, other.pid).wait(timeout=60) == 1
+
+
+LAUNCHER = """
+import os, subprocess, sys
+from pathlib import Path
+launched = os.environ | {sys.argv[1]: "x"}
+child = subprocess.Popen([sys.executable, "-c", *sys.argv[2:]], env=launched)
+print(child.pid, flush=True)
+child.wait()
+"""
+LAUNCHED = """
+import sys, time
+from pathlib import Path
+from unlearn_utils.cache import endings
+file = Path(sys.argv[1])
+with endings.at_signals(lambda: None):
+    endings.end_with_launcher()
+    file.write_text("there")
+    try:
+        time.sleep(600)
+    finally:
+        file.unlink()
+"""
+
+
+@pytest.mark.parametrize("variable", endings.LAUNCHED)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_a_launcher_started_puts_away_what_it_holds_and_ends_with_it(
+    variable, number, tmp_path
+):
+    launcher = start(LAUNCHER, variable, LAUNCHED, tmp_path / "file")
+    pid = int(launcher.stdout.readline())
+    wait_for(tmp_path / "file")
+    launcher.send_signal(number)
+    launcher.communicate(timeout=60)
+    assert not end_of([pid])
+    assert not (tmp_path / "file").exists()
+
+
+STUCK = """
+import signal, sys, time
+from unlearn_utils.cache import endings
+signal.signal(signal.SIGTERM, lambda *_: None)  # as deaf as what waits in a library
+endings.end_with(int(sys.argv[1]), gently=True)
+time.sleep(600)
+"""
+
+
+def test_what_does_not_put_it_away_ends_too():
+    other = start("import time; time.sleep(600)")
+    stuck = start(STUCK, other.pid)
+    other.kill()
+    assert stuck.wait(timeout=60) == 1
+    other.wait()
 
 
 WORKERS = """

@@ -225,6 +225,7 @@ def test_damaged_committed_values_are_named(committed, content):
     assert line.endswith(f"git checkout -- {expected.EXPECTED}")
 
 
+OF_CLAIMS = {"other columns": "verdict,study\nsupported,supported\n"}
 TABLES = {
     "nothing": "",
     "cut short": "domain,value,low,high\nbooks,0.2,0.",
@@ -247,7 +248,7 @@ def test_a_damaged_table_is_named_and_the_others_are_compared(committed, content
     assert third == "All 2 exact values are equal."
 
 
-@pytest.mark.parametrize("content", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("content", (TABLES | OF_CLAIMS).values(), ids=TABLES | OF_CLAIMS)
 def test_a_damaged_table_of_claims_is_named(project, content):
     root, write = project
     write("table14_claims", "")

@@ -126,6 +126,7 @@ def strings(path):
     return found
 
 
+POOLS = ("Parallel", "ProcessPoolExecutor", "Pool")
 NAMED = {
     "core/methods.py",  # the table
     "study/method_paths.py",  # the two methods of claim C2, as constants
@@ -137,6 +138,18 @@ def test_a_method_or_a_term_is_named_in_the_table_and_where_a_claim_is_about_it(
     found = {path.relative_to(PACKAGE).as_posix(): strings(path) for path in FILES}
     assert {place: lines for place, lines in found.items() if lines and place not in NAMED} == {}
     assert all(found[place] for place in NAMED)
+
+
+def test_every_pool_of_processes_ends_with_the_one_that_started_it():
+    """A child of a fork server waits for ever when its parent was killed."""
+    pools = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(POOLS):
+                pools[path.relative_to(PACKAGE).as_posix()] = path.read_text(encoding="utf-8")
+    assert {*pools} == {"cache/workers.py", "study/costs.py"}
+    for text in pools.values():
+        assert re.search(r"initializer\W+endings\.end_with\b", text)
 
 
 def test_the_variables_are_named_in_one_module():

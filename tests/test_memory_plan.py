@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
-from user_models import KINDS, random_model
+from user_models import KINDS, kept_for_backward, random_model
 
 from unlearn_utils.app import memory_plan, settings
 from unlearn_utils.app.settings import LoraSettings, RunSettings
@@ -244,19 +244,10 @@ def test_activations_are_near_what_a_backward_pass_keeps(kind):
     """At least as much, and no more than two and a half times."""
     config = wider(kind)
     model = AutoModelForCausalLM.from_config(config).train()
-    weights = {parameter.data_ptr() for parameter in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with kept_for_backward(model) as kept:
         states = fused.hidden_states(model, torch.randint(0, 300, (2, 128)))
     assert states.requires_grad
-    found = sum(size for size, _ in kept.values())
+    found = sum(kept.values())
     request = memory_plan.request_of(config, run(micro_batch=2), 128, torch.float32)
     head = 2 * 4 * 300 * 64 + 4 * 4 * 256 * 300
     assert found <= memory_plan.activations(request) - head <= 2.5 * found

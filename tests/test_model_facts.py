@@ -18,6 +18,7 @@ from transformers import (
     OPTConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    WhisperConfig,
     XLNetConfig,
 )
 from user_models import POSITIONS, SMALL
@@ -215,6 +216,7 @@ def test_no_label_is_a_token_that_the_tokenizer_has_not(method):
         (RobertaConfig(max_position_embeddings=130, pad_token_id=1), 128),
         (BertConfig(max_position_embeddings=128), 128),
         (OPTConfig(max_position_embeddings=128), 128),
+        (WhisperConfig(max_target_positions=96), 96),
         (BloomConfig(hidden_size=32, n_head=4, n_layer=1), None),
         (MambaConfig(), None),
         (XLNetConfig(), None),

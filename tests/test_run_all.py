@@ -124,7 +124,7 @@ def clone(tmp_path):
     tools.mkdir()
     for name in ("environment.sh", "requirements.lock"):
         shutil.copy(ROOT / name, folder)
-    for name in ("bash", "dirname", "df", "awk", "mkdir", "cp", "cmp", "grep", "tail", "cat"):
+    for name in ("bash", "dirname", "df", "awk", "mkdir", "cp", "cmp", "grep", "tail", "tr", "cat"):
         (tools / name).symlink_to(shutil.which(name))
 
     def tool(name, script):
@@ -188,6 +188,16 @@ def test_failed_installation_names_its_log_and_is_repeated(clone):
         code, out, err = environment()
         assert code == 1 and out.startswith("Installing the environment")
         assert err == f"error: the installation failed: ERROR: no network (log: {log})"
+
+
+def test_a_file_with_another_hash_is_named(clone):
+    """pip says which it is in the line below the error."""
+    _, tool, environment = clone
+    said = r"ERROR: THEY DO NOT MATCH\\n    one==1.0 from https://a.b/one.whl\\n"
+    tool("python3", fake_python("3.11", venv=f'printf "{said}"; exit 1'))
+    code, _, err = environment()
+    assert code == 1 and "\n" not in err
+    assert "failed: ERROR: THEY DO NOT MATCH one==1.0 from https://a.b/one.whl (log: " in err
 
 
 def test_installation_is_made_once_and_again_when_the_lock_changes(clone):
@@ -581,6 +591,23 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(two):
         profile_run.run(two, "laptop")
 
 
+def test_files_in_the_place_of_a_run_s_folders_are_set_aside(tmp_path, capsys):
+    add(tmp_path, "01_one", "print(1)")
+    places = Places(tmp_path, "smoke")
+    for name in ["stamps", "running", "failed", "figures", "kernels"]:
+        (places.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (places.folder / name).write_text("a file")
+    places.lock.mkdir()
+    assert profile_run.run(tmp_path, "smoke") == 0
+    said = capsys.readouterr().err.splitlines()
+    named = sorted(line.split()[0] for line in said if "; it is made again, and " in line)
+    made = ["failed", "figures", "kernels", "run.lock", "running", "stamps"]
+    assert named == [f"runs/smoke/{name}" for name in made] and len(said) == len(named)
+    assert (places.folder / "stamps.aside").read_text() == "a file"
+    assert profile_run.run(tmp_path, "smoke") == 0
+    assert "unchanged" in capsys.readouterr().out
+
+
 def test_a_step_that_was_killed_is_named(capsys):
     killed = SimpleNamespace(returncode=-signal.SIGKILL)
     assert step.exit_code(killed, "01_one.ipynb") == 1
@@ -595,6 +622,12 @@ def test_what_was_found_damaged_is_said_once_at_the_end(tmp_path, capsys):
     places.write(places.progress, f"1 of 2 toys are there\n{found}\n{found}\n")
     upkeep.say_damaged(places)
     assert capsys.readouterr() == ("", f"{found}\n")
+    places.progress.write_bytes(b"\xff\n" + found.encode())
+    upkeep.say_damaged(places)
+    assert capsys.readouterr() == ("", f"{found}\n")
+    places.progress.unlink()
+    upkeep.say_damaged(places)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -562,6 +562,10 @@ def of_a_layer_that_is_not_there(base, folder):
     change_adapter_config(target_modules=["c_attn"])(base, folder)
 
 
+def base_is_gone(base, folder):
+    change_adapter_config(base_model_name_or_path=str(folder / "gone"))(base, folder)
+
+
 def adapters_of_adapters(base, folder):
     write_adapters(base, folder / "first", lora())
     change_adapter_config(base_model_name_or_path=str(folder / "first"))(base, folder)
@@ -590,6 +594,7 @@ REFUSED_ADAPTERS = [
     (half_of_them, ["do not fit", "layers.1"]),
     (more_than_the_config_says, ["do not fit", "v_proj"]),
     (of_a_layer_that_is_not_there, ["do not fit", "c_attn"]),
+    (base_is_gone, ["adapters of", "gone, and there is no such folder"]),
     (adapters_of_adapters, ["holds adapters itself"]),
     (adapters_of_themselves, ["holds adapters itself"]),
 ]
@@ -620,6 +625,25 @@ def test_pickled_adapters_beside_safetensors_are_left_alone(llama, tmp_path, mon
     torch.testing.assert_close(logits(read_model(tmp_path), IDS), logits(theirs, IDS))
 
 
+def test_weights_that_a_pass_changes_are_kept_as_they_are_stored(documents, tokenizer, tmp_path):
+    """RWKV divides those of its later layers, when it does not train."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "rescale_every": 1, "context_length": 64}
+    model = make("rwkv", **sizes, vocab_size=VOCABULARY, tie_word_embeddings=False, **SPECIAL)
+    base = write(model, tmp_path / "base", tokenizer)
+    stored = model_files.find(str(base))
+    expected = weights(base)
+    for name, value in model_files.read(stored).state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    loaded = model_files.load(stored).state_dict()
+    assert any(not torch.equal(loaded[name], value) for name, value in expected.items())
+
+    out = tmp_path / "out"
+    given = ("gradient_ascent", "--learning-rate", 1e-3, "--lora", "rank=2", "--merge")
+    unlearn(base, forget_alone(documents), out, *given)
+    for name, value in weights(out).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0.05)
+
+
 # ------------------------------------------------------------------------------ what LoRA adapts
 
 STATE_SPACE = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
@@ -627,6 +651,11 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 ADAPTED = {  # kind -> its settings, layers that are adapted, and some that are left
     "phimoe": (GROUPED | EXPERTS, {"q_proj", "k_proj", "v_proj", "o_proj"}, "mlp.router.weight"),
     "glm4_moe": (GROUPED | MIXED, {"q_proj", "k_proj", "v_proj", "o_proj"}, "experts.gate_up_proj"),
+    "laguna": (  # a renaming of transformers' takes its shared experts for others
+        GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+        {"q_proj", "k_proj", "v_proj", "o_proj", "g_proj", "gate_proj", "up_proj", "down_proj"},
+        "shared_experts.down_proj",
+    ),
     "falcon": (
         TEXT | {"new_decoder_architecture": False},
         {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},

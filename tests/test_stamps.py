@@ -171,10 +171,13 @@ DAMAGED = {
     "something else": '{"a": 1}',
     "a list": "[]",
     "a number": "3",
+    "deep": "[" * 100_000,
     "nothing": "",
     "bytes": b"\xff\xfe",
     "wrong minutes": '{"inputs": "x", "outputs": {}, "minutes": "long"}',
     "wrong outputs": '{"inputs": "x", "outputs": 7, "minutes": 1}',
+    "no outputs": '{"inputs": "x", "outputs": [], "minutes": 1}',
+    "outputs are words": '{"inputs": "x", "outputs": "", "minutes": 1}',
     "a folder": None,
 }
 
@@ -194,6 +197,18 @@ def test_a_damaged_record_is_named_and_set_aside(root, content, capsys):
     assert "made again" in said and said.count("\n") == 1
     assert stamp.with_name("03.json.aside").exists()
     assert not unchanged(root) and capsys.readouterr().err == ""
+
+
+def test_a_record_cut_at_any_length_is_set_aside(root, capsys):
+    stamp = root / "runs" / "smoke" / "stamps" / "03.json"
+    whole = stamp.read_bytes()
+    for length in range(len(whole)):
+        stamp.write_bytes(whole[:length])
+        assert not unchanged(root)
+        assert capsys.readouterr().err.startswith("runs/smoke/stamps/03.json is no record")
+        assert stamp.with_name("03.json.aside").read_bytes() == whole[:length]
+    stamp.write_bytes(whole)
+    assert unchanged(root)
 
 
 def test_a_changed_output_is_named_and_set_aside(root, capsys):

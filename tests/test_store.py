@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -146,6 +147,7 @@ BOOKKEEPING = {
     "cost cut short": ("cost.json", lambda f: (f / "cost.json").write_text('{"seconds": 1')),
     "cost of something else": ("cost.json", lambda f: (f / "cost.json").write_text('{"a": 1}')),
     "a list": ("cost.json", lambda f: (f / "cost.json").write_text("[1]")),
+    "deep": ("cost.json", lambda f: (f / "cost.json").write_text("[" * 100_000)),
     "cost is gone": ("cost.json", lambda f: (f / "cost.json").unlink()),
     "cost is a folder": ("cost.json", lambda f: as_folder(f / "cost.json")),
     "checksums are gone": ("checksums.json", lambda f: (f / "checksums.json").unlink()),
@@ -172,6 +174,28 @@ def test_whatever_is_damaged_is_named_set_aside_and_made_again(named, damage, ca
     aside = found.with_name(f"{found.name}.aside")
     assert sorted(path.name for path in aside.glob("*")) == damaged
     assert artifact(x=1).done() and capsys.readouterr().out == ""
+
+
+def test_a_file_in_the_place_of_all_entries_of_a_name_is_set_aside(folder, capsys):
+    folder.mkdir(exist_ok=True)
+    (folder / "toy").write_text("a file")
+    assert artifact(x=1).folder() and artifact(x=1).done()
+    assert (folder / "toy.aside").read_text() == "a file"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{folder / 'toy'}: it is a file; {store.AGAIN}")
+
+
+def test_what_is_in_the_place_of_a_lock_is_set_aside(folder, capsys):
+    entry = artifact(x=1).path
+    lock, part = entry.with_name(f"{entry.name}.lock"), entry.with_name(f"{entry.name}.part")
+    for made in (lock, part):
+        made.mkdir(parents=True)
+    assert store.sweep() == [part] and lock.is_file()
+    lock.unlink()
+    lock.symlink_to(lock.name)
+    assert artifact(x=1).folder() and artifact(x=1).done()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second and first.startswith(f"{lock}: it is a folder or a link; {store.AGAIN}")
 
 
 def swap(one, other):
@@ -373,16 +397,31 @@ def test_what_cannot_be_written_to_its_end_leaves_nothing(folder, monkeypatch):
 
 def test_the_sweep_removes_what_nobody_is_at(folder):
     entry = artifact(x=1).folder()
-    left, busy = folder / "toy" / "1234.part", folder / "toy" / "5678.part"
-    for part in (left, busy):
-        part.mkdir()
+    left, busy = (folder / "toy" / f"{digit * 16}.part" for digit in "0f")
+    own = folder / "Downloads" / "film.part"  # the store is a folder that the user has, too
+    for part in (left, busy, own):
+        part.mkdir(parents=True)
         (part / "half").write_text("half")
     shared, used = folder / f"{store.SHARED}1", folder / f"{store.SHARED}2"
     shared.touch()
     with FileLock(busy.with_suffix(".lock")), FileLock(used):
         assert store.sweep() == [shared, left]
-        assert busy.exists() and used.exists()
+        assert busy.exists() and used.exists() and own.exists()
     assert entry.exists() and not left.exists() and not shared.exists()
+
+
+def test_the_sweep_removes_scratch_folders_of_processes_that_are_gone(folder):
+    """Not those of processes that are there, or of another machine that shares the store."""
+    script = "import os; from unlearn_utils.cache import paths; own = paths.scratch_folder()"
+    script += "; print(own.name, flush=True); os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    left = Path(killed.stdout.strip())
+    own = paths.scratch_folder()
+    elsewhere = left.with_name("scratch.elsewhere.1.x")
+    elsewhere.mkdir()
+    assert left.is_dir() and store.sweep() == [left]
+    assert not left.exists() and Path(own.name).is_dir() and elsewhere.is_dir()
+    own.cleanup()
 
 
 # -------------------------------------------------------------------------------------- profiles

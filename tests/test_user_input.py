@@ -235,7 +235,7 @@ MISTAKES = [
     (whole_numbers, ["model.safetensors", "I8", "BF16"]),
     (no_tokenizer, ["model", "no tokenizer", "tokenizer.json"]),
     (half_a_tokenizer, ["model", "no tokenizer", "tokenizer.json"]),
-    (damaged_tokenizer, ["model", "tokenizer cannot be read"]),
+    (damaged_tokenizer, ["model", "its tokenizer: cannot be used"]),
     (wrong_tokenizer, ["secret_plan.txt", "300 embeddings", "not its tokenizer?"]),
     (no_model, ["none", "no such folder"]),
     (a_revision, ["--revision", "is a folder"]),

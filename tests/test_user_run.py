@@ -125,15 +125,6 @@ def test_softcapped_attention_is_kept(tokenizer, tmp_path):
     assert model_files.load(base).config._attn_implementation == "eager"
 
 
-def test_a_head_that_is_not_understood_is_refused(llama, monkeypatch):
-    base = model_files.find(str(llama))
-    model_files.load(base)
-    real = model_files.fused.head_of
-    monkeypatch.setattr(model_files.fused, "head_of", lambda model: real(model)._replace(scale=1.5))
-    with pytest.raises(ValueError, match="output head"):
-        model_files.load(base)
-
-
 # ----------------------------------------------------------------------------------------- padding
 
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from unlearn_utils import __main__
 from unlearn_utils.cache import paths
 
 
@@ -46,6 +47,30 @@ def test_what_cannot_be_followed_is_refused_by_name(name, value, monkeypatch):
     with pytest.raises(ValueError, match=f"^{name}.*{value}") as refused:
         paths.check()
     assert "\n" not in str(refused.value)
+
+
+COMMANDS = [
+    ["run", "smoke"],
+    ["compute", "study"],
+    ["unlearn", "--model", "m", "--forget", "f", "--method", "gradient_ascent", "--out", "o"],
+    ["claims"],
+    ["fetch", "gpu"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_every_command_refuses_it_in_one_line(command, monkeypatch, capsys):
+    monkeypatch.setenv(paths.STORE, "/proc/nowhere")
+    assert __main__.main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: UNLEARN_STORE=/proc/nowhere: ") and said.count("\n") == 1
+
+
+def test_a_scheduler_that_does_not_answer_is_named_before_anything_is_computed(monkeypatch, capsys):
+    monkeypatch.setenv(paths.SCHEDULER, "garbage")
+    assert __main__.main(["compute", "study"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: UNLEARN_SCHEDULER=garbage: ") and said.count("\n") == 1
 
 
 def test_what_can_be_followed_is_not(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Models and documents as a user has them, and the command line that a user gives."""
 
 import json
+from contextlib import contextmanager
 
 import pandas as pd
 import torch
@@ -150,3 +151,23 @@ def value(results, model, split, measure):
     """Return one value of a table of results."""
     keys = ["model", "split", "measure"]
     return results.set_index(keys).loc[(model, split, measure), "value"]
+
+
+@contextmanager
+def kept_for_backward(model):
+    """Yield the bytes of each storage that is kept for the backward pass, inside, but for weights.
+
+    The tensors are held, so that no address comes twice.
+    """
+    weights = {weight.data_ptr() for weight in model.parameters()}
+    held, sizes = [], {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield sizes

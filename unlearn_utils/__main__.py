@@ -9,6 +9,7 @@ from pathlib import Path
 
 from unlearn_utils import profiles
 from unlearn_utils.app import commands, errors, terminal
+from unlearn_utils.cache import endings, paths
 
 # ---------------------------------------------------------------------------------------- options
 
@@ -116,9 +117,17 @@ def _add_notebook(subparsers: argparse._SubParsersAction) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command, and return the exit code, as `errors.answer`."""
+    """Run one command, and return the exit code, as `errors.answer`.
+
+    Variables are looked at before: by the first of several processes, for all have the same.
+    """
     options = parser().parse_args(arguments)
+    if errors.first_process():
+        code = errors.answer(paths.check)
+        if code:
+            return code
     if "call" in options:
+        endings.end_with_launcher()
         return commands.run(options)
     return errors.answer(lambda: options.project_command(options))
 
@@ -131,7 +140,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_notebooks(options: argparse.Namespace) -> int:
     """Execute the notebooks of a profile."""
-    from unlearn_utils.cache import paths
     from unlearn_utils.runner import profile_run
 
     root = paths.PROJECT
@@ -166,7 +174,14 @@ def fetch_profile(options: argparse.Namespace) -> int:
 
 
 def check_compute(options: argparse.Namespace) -> None:
-    """Check the profile's name, and that it has parts if one is asked for. Raise ValueError."""
+    """Check the profile's name, that it has parts if one is asked for, and the scheduler.
+
+    Raises:
+        ValueError: one of them is not as it should be.
+    """
+    from unlearn_utils.cache import workers
+
+    workers.check_scheduler()
     profile = profiles.profile(options.profile)
     if options.part and not profile.parts:
         raise ValueError(f"the profile {profile.name} has no parts; leave --part out")
@@ -197,7 +212,6 @@ def show_claims(options: argparse.Namespace) -> int:
     or without a study, it is the profile's alone.
     """
     profile = profiles.profile(options.profile)
-    from unlearn_utils.cache import paths
     from unlearn_utils.findings import claims, plots
     from unlearn_utils.runner.places import COMMITTED, Places
 
@@ -217,7 +231,6 @@ def show_claims(options: argparse.Namespace) -> int:
 
 def expect_tables(options: argparse.Namespace) -> int:
     """Make the present tables the committed values."""
-    from unlearn_utils.cache import paths
     from unlearn_utils.runner import expected
 
     expected.expect(paths.PROJECT)

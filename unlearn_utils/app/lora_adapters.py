@@ -5,16 +5,21 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import Conv1D, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.utils import ModelOutput
 
 from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import LoraSettings
+from unlearn_utils.core import fused
 
 SHOWN = 5  # names in a message; the rest is a number
 
@@ -56,7 +61,7 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     The head is left alone; so are what reads images or sounds, routers and others that compute more
     than a product, the last product of Mamba and its kin, whose kernels do not call that layer, and
-    what peft takes for experts by its name.
+    what peft takes for experts by its name, or would call otherwise when it reads adapters.
     """
     text = set(model.base_model.get_decoder().modules())
     for part in model.modules():
@@ -72,7 +77,14 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
             found[name] = layer
     config = LoraConfig(target_modules=list(found))
     convert_peft_config_for_transformers(config, model, conversions=None)
-    return {name: layer for name, layer in found.items() if name in config.target_modules}
+    conversions = get_model_conversion_mapping(model)
+    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+    adapted = {}
+    for name, layer in found.items():
+        read_as, _ = rename_source_key(f"{name}.weight", renamings, [])
+        if name in config.target_modules and read_as == f"{name}.weight":
+            adapted[name] = layer
+    return adapted
 
 
 def _is_product(layer: nn.Module) -> bool:
@@ -110,14 +122,16 @@ class WithoutAdapters(nn.Module):
 
     So it is a reference for KL without a second copy of the weights. It answers what `core.fused`
     and `engine.training` ask of a reference: `base_model`, `get_output_embeddings`, `config`,
-    `device`.
+    `device`, and the model's own call.
     """
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__()
         self.adapted = [model]  # in a list: not a part of this module
         self.config = model.config
-        self.base_model = self.forward
+        plain = model.get_base_model()
+        self.forward = partial(self._read, plain)
+        self.base_model = partial(self._read, fused.body_of(plain))
 
     @property
     def device(self) -> torch.device:
@@ -129,14 +143,12 @@ class WithoutAdapters(nn.Module):
         return self.adapted[0].get_base_model().get_output_embeddings()
 
     @torch.no_grad()
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None, use_cache: bool
-    ) -> BaseModelOutput:
-        """Return the body's output, without dropout."""
+    def _read(self, part: Callable[..., ModelOutput], **given: object) -> ModelOutput:
+        """Return what a part of the model gives, without adapters and without dropout."""
         model = self.adapted[0]
         training = model.training
         with model.disable_adapter():
-            body = model.eval().get_base_model().base_model
-            output = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+            model.eval()
+            output = part(**given)
         model.train(training)
         return output

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from unlearn_utils.app import adapter_files
+from unlearn_utils.app import adapter_files, errors
 from unlearn_utils.core import fused
 from unlearn_utils.data import hub
 from unlearn_utils.engine import distributed, models, weight_files
@@ -69,6 +69,8 @@ def find(
         return StoredModel(name, folder)
     config = adapter_files.config_of(folder)
     base = Path(config.base_model_name_or_path)
+    if base.is_absolute() and not base.is_dir():
+        raise ValueError(f"{name}: adapters of {base}, and there is no such folder")
     if (base / CONFIG_NAME).exists():
         raise ValueError(f"{name}: adapters of {base}, which holds adapters itself; merge those")
     if base.is_dir():
@@ -144,10 +146,8 @@ def tokenizer_of(stored: StoredModel) -> PreTrainedTokenizerBase:
         )
     for file in files:
         weight_files.refuse_pointer(file)
-    try:
+    with errors.reading(f"{stored.name}: its tokenizer"):
         return models.load_tokenizer(stored.folder)
-    except Exception as error:  # the tokenizers package raises nothing narrower
-        raise ValueError(f"{stored.name}: its tokenizer cannot be read: {error!r}") from error
 
 
 def stored_dtype(stored: StoredModel) -> torch.dtype:
@@ -168,15 +168,25 @@ def load(stored: StoredModel, dtype: torch.dtype = torch.float32) -> nn.Module:
     dtype: the type of the weights in memory.
 
     Raises:
-        ValueError: weights are missing or damaged, adapters do not fit, or the model is no causal
-            language model.
+        ValueError: as `read`, or the model is no causal language model.
     """
-    model = models.load(stored.folder, dtype, stored.name)
-    if stored.adapters:
-        model = adapter_files.put_on(model, stored.adapters)
-    model = model.to(distributed.process_state().device).eval()
+    model = read(stored, dtype)
     try:
         fused.reading_of(model)
     except ValueError as error:
         raise ValueError(f"{stored.name}: {error}") from error
     return model
+
+
+def read(stored: StoredModel, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return the model as `load`, with its weights as they are stored.
+
+    `load` looks at what the model gives, and RWKV divides weights when it is called.
+
+    Raises:
+        ValueError: weights are missing or damaged, or adapters do not fit.
+    """
+    model = models.load(stored.folder, dtype, stored.name)
+    if stored.adapters:
+        model = adapter_files.put_on(model, stored.adapters)
+    return model.to(distributed.process_state().device).eval()

@@ -103,7 +103,7 @@ def complete_model(base: StoredModel, merge: bool, folder: Path) -> float | None
         _copy(PROCESSOR, base.folder, folder)
         return None
     if merge:  # in float32: rounded once, at the end
-        merged = model_files.load(base._replace(adapters=folder)).merge_and_unload()
+        merged = model_files.read(base._replace(adapters=folder)).merge_and_unload()
         models.write_like(merged, merged.state_dict(), base.folder, folder)
         for file in adapters:
             file.unlink()
@@ -115,7 +115,8 @@ def _copy(patterns: Sequence[str], source: Path, folder: Path) -> None:
     """Copy files of these names into a folder, byte for byte."""
     for pattern in patterns:
         for file in source.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
 
 
 def _changed_share(base: StoredModel, folder: Path) -> float:
@@ -150,7 +151,7 @@ def measure_saved(
         FloatingPointError: a probability is not finite, so that the run diverged.
     """
     dtype = settings.weight_dtype(run, model_files.stored_dtype(base))
-    model = model_files.load(model_files.find(str(folder)), dtype)
+    model = user_run.load(model_files.find(str(folder)), dtype)
     rows = user_run.measure(model, chunks, tokenizer)
     if not np.isfinite(rows.nll).all():
         raise FloatingPointError(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from unlearn_utils.app import errors
 from unlearn_utils.data import readers, sources, tokens
 from unlearn_utils.data.readers import Unread
 
@@ -101,7 +102,8 @@ def cut_documents(
     rows = []
     named = zip(documents.name, documents.text, documents.sha256, strict=True)
     for name, text, digest in named:
-        (ids,) = tokens.encode_whole(tokenizer, [text])
+        with errors.reading(f"{name}, read with the model's tokenizer"):
+            (ids,) = tokens.encode_whole(tokenizer, [text])
         highest = max(ids, default=0)
         if highest >= embeddings:
             raise ValueError(

@@ -140,6 +140,7 @@ def unlearn(
 
     Raises:
         MemoryError: training runs out of memory; the message says what to lower.
+        ValueError: the model does not compute in bfloat16.
     """
     forget = list(chunks["forget"].ids)
     retain = list(chunks["retain"].ids) if "retain" in chunks else []
@@ -163,7 +164,7 @@ def unlearn(
             checkpoints=checkpoints,
             recompute_layers=run.gradient_checkpointing,
         )
-        with models.matmul_precision(run.bf16):
+        with models.matmul_precision(run.bf16), _explained_precision():
             return training.unlearn(model, job, execution)
 
 
@@ -191,6 +192,19 @@ def _explained_memory(said: str) -> Iterator[None]:
         if not on_gpu and "DefaultCPUAllocator" not in str(error):
             raise
         raise MemoryError(f"out of memory in {said}. Nothing was written") from error
+
+
+@contextmanager
+def _explained_precision() -> Iterator[None]:
+    """Raise ValueError where a kind of model does not compute in bfloat16, inside."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "BFloat16" not in str(error):
+            raise
+        raise ValueError(
+            "this kind of model does not train in bfloat16: add --float32. Nothing was written"
+        ) from error
 
 
 def measure(model: nn.Module, chunks: Tables, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:

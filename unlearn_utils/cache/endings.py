@@ -17,7 +17,9 @@ import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SECONDS_APART = 0.5  # between two looks at another process
-TRACKER = "resource_tracker"  # is in the command of what removes shared memory
+SECONDS_TO_END = 3  # that a process has which puts away what it holds
+LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # what launchers set
+TRACKER = "resource_tracker import main"  # is in the command of what removes shared memory
 
 
 class Ended(SystemExit):
@@ -68,14 +70,29 @@ def end_children() -> None:
                 process.kill()
 
 
-def end_with(pid: int) -> None:
-    """End this process, at once, when another one is gone: it has nobody left to work for."""
-    Thread(target=_watch, args=[pid], daemon=True).start()
+def end_with(pid: int, gently: bool = False) -> None:
+    """End this process when another one is gone: it has nobody left to work for.
+
+    gently: by SIGTERM, so that it can put away what it holds; else at once.
+    """
+    Thread(target=_watch, args=[pid, gently], daemon=True).start()
 
 
-def _watch(pid: int) -> None:
+def end_with_launcher() -> None:
+    """End this process with `accelerate launch` or torchrun, if one started it.
+
+    Either, when it is killed, leaves its processes.
+    """
+    if any(name in os.environ for name in LAUNCHED):
+        end_with(os.getppid(), gently=True)
+
+
+def _watch(pid: int, gently: bool) -> None:
     with suppress(psutil.NoSuchProcess):
         other = psutil.Process(pid)
         while other.is_running() and other.status() != psutil.STATUS_ZOMBIE:
             time.sleep(SECONDS_APART)
+    if gently:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SECONDS_TO_END)
     os._exit(1)

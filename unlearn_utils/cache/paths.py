@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import psutil
 
@@ -49,6 +50,7 @@ VARIABLES = {
 
 ASIDE = ".aside"  # ends the name of what was damaged, and is kept
 PART = ".part"  # ends the name of what is not yet whole
+SCRATCH = "scratch"  # begins the name of a folder that goes with a process
 
 
 # ----------------------------------------------------------------------------- what variables say
@@ -210,6 +212,27 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def scratch_folder() -> TemporaryDirectory:
+    """Return a new folder in the store, which goes with this process.
+
+    If that is killed, the next run removes it.
+    """
+    store_folder().mkdir(parents=True, exist_ok=True)
+    prefix = f"{SCRATCH}.{platform.node()}.{os.getpid()}."
+    return TemporaryDirectory(prefix=prefix, dir=store_folder())
+
+
+def abandoned_scratch() -> list[Path]:
+    """Return the scratch folders of processes of this machine that are gone."""
+    own = f"{SCRATCH}.{platform.node()}."
+    found = []
+    for path in sorted(store_folder().glob(f"{SCRATCH}.*")):
+        pid = path.name.removeprefix(own).partition(".")[0]
+        if path.name.startswith(own) and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            found.append(path)
+    return found
+
+
 def abandoned_parts(folder: Path) -> list[Path]:
     """Return what `whole` was writing in a folder, or below it, when it was killed."""
     found = []
@@ -218,6 +241,11 @@ def abandoned_parts(folder: Path) -> list[Path]:
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             found.append(path)
     return found
+
+
+def is_no_file(path: Path) -> bool:
+    """Return whether something else than a file is in its place, such as a folder or a link."""
+    return os.path.lexists(path) and (path.is_symlink() or not path.is_file())
 
 
 def set_aside(path: Path) -> Path:

@@ -29,6 +29,7 @@ CHECKSUMS = "checksums.json"
 COST = "cost.json"
 SETTINGS = "settings.json"
 SIDE_FILES = (CHECKSUMS, COST)  # not part of what an entry promises
+KEY = 16 * "[0-9a-f]"  # how an entry is named
 SHARED = ".shared-"  # begins the name of a file that shows that two machines see one store
 AGAIN = "it is computed again"  # is said of what is damaged
 
@@ -88,10 +89,10 @@ class Artifact:
         folder = self.path
         if self._fault() is None:
             return
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(folder)
         timeout = -1 if wait else 0
         try:
-            with FileLock(f"{folder}.lock", timeout=timeout):
+            with FileLock(_lock(folder), timeout=timeout):
                 fault = self._fault()
                 if fault:
                     progress.tell(fault)
@@ -115,7 +116,7 @@ class Artifact:
                 self._check(folder)
                 _intact[folder] = look
         except (OSError, ValueError) as error:
-            return f"{folder}: {error}; {AGAIN}, and {folder.name}{paths.ASIDE} is what was there"
+            return _said(folder, str(error))
         return None
 
     def _check(self, folder: Path) -> None:
@@ -162,6 +163,29 @@ class Artifact:
         _intact[folder] = _look(folder)
 
 
+def _make_parent(folder: Path) -> None:
+    """Make the folder of all entries of a name; a file in its place is set aside."""
+    parent = folder.parent
+    if os.path.lexists(parent) and not parent.is_dir():
+        progress.tell(_said(parent, "it is a file"))
+        paths.set_aside(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+
+
+def _lock(folder: Path) -> Path:
+    """Return the file that is locked while an entry is made; what else is there is set aside."""
+    lock = folder.with_name(f"{folder.name}.lock")
+    if paths.is_no_file(lock):
+        progress.tell(_said(lock, "it is a folder or a link"))
+        paths.set_aside(lock)
+    return lock
+
+
+def _said(path: Path, fault: str) -> str:
+    """Return the line on something damaged."""
+    return f"{path}: {fault}; {AGAIN}, and {path.name}{paths.ASIDE} is what was there"
+
+
 def cost(folder: Path) -> dict:
     """Return what filling an entry took, and on what machine: never the same twice.
 
@@ -171,14 +195,20 @@ def cost(folder: Path) -> dict:
 
 
 def sweep() -> list[Path]:
-    """Remove what killed processes left unfinished in the store, and return what it was."""
+    """Remove what killed processes left unfinished in the store, and return what it was.
+
+    Other files are left alone, whatever their names: the store may be a folder that has them.
+    """
     store = paths.store_folder()
     removed = []
-    for left in sorted([*store.glob(f"*/*{paths.PART}"), *store.glob(f"{SHARED}*")]):
-        lock = left.with_suffix(".lock") if left.suffix == paths.PART else left
+    for left in sorted([*store.glob(f"*/{KEY}{paths.PART}"), *store.glob(f"{SHARED}*")]):
+        lock = _lock(left.with_suffix("")) if left.suffix == paths.PART else left
         with suppress(Timeout), FileLock(lock, timeout=0):  # else somebody is at it
             paths.remove(left)
             removed.append(left)
+    for scratch in paths.abandoned_scratch():
+        paths.remove(scratch)
+        removed.append(scratch)
     return removed
 
 
@@ -200,7 +230,7 @@ def _read(path: Path) -> dict:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is no JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} is no object of JSON")

@@ -151,6 +151,17 @@ def _shared_file(store: Path) -> Iterator[str]:
             os.remove(lock.lock_file)
 
 
+def check_scheduler() -> None:
+    """See, before anything is computed, that the scheduler answers, if one is to be used.
+
+    Raises:
+        ValueError: it does not.
+    """
+    address = paths.scheduler()
+    if address is not None:
+        ask(address)
+
+
 def ask(address: str) -> None:
     """See that a scheduler answers: a client would try for long, or wait for ever.
 

@@ -128,9 +128,12 @@ def hidden_states(
 
 def body_of(model: nn.Module) -> Callable:
     """Return what gives a model's hidden states."""
-    if model.base_model is model:  # Llama 4 names it otherwise
-        return model.get_decoder()
-    return model.base_model
+    if model.base_model is not model:
+        return model.base_model
+    for part in model.children():  # Llama 4 names it otherwise
+        if hasattr(part, "get_input_embeddings"):
+            return part
+    return model
 
 
 # --------------------------------------------------------------- what lies between the two halves
@@ -176,8 +179,8 @@ def examine(model: nn.Module, ids: Tensor) -> None:
         own = plain(**given).logits
         if _differ(*own[:, :half], FORESIGHT):
             raise ValueError(
-                "this model sees the tokens that it shall predict, or decides by chance: it is no "
-                "causal language model"
+                f"this {type(plain).__name__} sees the tokens that it shall predict, or decides by "
+                "chance: it is no causal language model"
             )
         reading = _by_head(plain, given, own, embeddings)
     if reading is None:
@@ -212,12 +215,13 @@ def _by_head(model: nn.Module, given: Mapping, own: Tensor, embeddings: int) -> 
     states = getattr(body_of(model)(**given), "last_hidden_state", None)
     if states is None or states.shape[-1] != layer.in_features:
         return None
-    between = _between(model, layer, given)
+    one_token = given | {"input_ids": given["input_ids"][:1, :1]}
+    between = _between(model, layer, one_token)
     if between is None:
         return None
     scale, softcap = between
     ours = head_logits(states, Head(layer.weight, layer.bias, scale, softcap))
-    if _differ(ours, own, ROUNDING):
+    if ours.shape != own.shape or _differ(ours, own, ROUNDING):
         return None
     return Reading(True, scale, softcap, layer.in_features, own.shape[-1], embeddings)
 

@@ -21,7 +21,9 @@ LENGTHS = (
     "model_max_length",
     "n_positions",
     "n_ctx",
+    "max_target_positions",
 )
+MOST_LAYERS = 2_000  # of a config: with more, building the modules takes minutes
 ROUTED = ("top_k", "num_experts_per_tok")  # what modules call the experts that a token goes through
 
 
@@ -29,8 +31,11 @@ def empty_model(config: PreTrainedConfig) -> nn.Module:
     """Return the model of a config without memory for its weights (PyTorch's meta device).
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, or it has more than `MOST_LAYERS`.
     """
+    layers = most_of(getattr(config.get_text_config(), "num_hidden_layers", None))
+    if layers > MOST_LAYERS:
+        raise ValueError(f"config.json: {layers} layers; {MOST_LAYERS} are the most")
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

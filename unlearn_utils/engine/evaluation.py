@@ -15,7 +15,7 @@ from unlearn_utils.core import fused, losses, membership, metrics
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import architecture, models
 
-EXAMINED = 256  # tokens of a document, on which the model's head is looked at
+EXAMINED = 64  # tokens of a document, on which the model's head is looked at; with full logits
 PROMPTS = 64  # that are continued at a time
 
 # head, hidden states (n, d) and true tokens (n,) of some positions -> columns, each (n,)

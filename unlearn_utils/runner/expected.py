@@ -286,9 +286,10 @@ def verdicts(figures: Path) -> list[str]:
     if not (figures / CLAIMS).exists():
         return []
     try:
-        rows = [row for row in _rows(figures / CLAIMS) if row.get("study") and "verdict" in row]
+        table = _rows(figures / CLAIMS)
     except ValueError as error:
         return [f"No verdicts: {error}."]
+    rows = [row for row in table if {"id", "verdict", "study"} <= row.keys() and row["study"]]
     if not rows:
         return []
     same, here, there, turned = [], [], [], []

@@ -25,7 +25,7 @@ def read(path: Path) -> dict:
     back = f"git may have it: git checkout -- {path}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no notebook ({error}); {back}") from error
     if not _has_cells(content):
         raise ValueError(f"{path} is no notebook (it has no cells); {back}")
@@ -79,6 +79,8 @@ def execute(places: Places, notebook: Path, label: str) -> int:
 
     connection = places.connections / f"kernel-{notebook.stem}.json"  # else it lies in /tmp
     running = places.running(notebook)
+    for path in (running, connection, places.failed(notebook)):
+        places.make_way(path.parent)
     for path in (running, connection):
         path.parent.mkdir(parents=True, exist_ok=True)
     parameters = {}

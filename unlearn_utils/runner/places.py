@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -82,9 +83,17 @@ class Places(NamedTuple):
 
     def write(self, path: Path, text: str) -> None:
         """Write one of the run's own files whole; a folder in its place is set aside."""
+        self.make_way(path.parent)
         if path.is_dir():
             self.set_aside(path, "is a folder")
         paths.write_whole(path, text)
+
+    def make_way(self, folder: Path) -> None:
+        """Set aside a file in the place of one of the run's own folders, or of one above it."""
+        for one in (*reversed(folder.parents), folder):
+            own = one.is_relative_to(self.folder)
+            if own and os.path.lexists(one) and not one.is_dir():
+                self.set_aside(one, "is a file")
 
     def set_aside(self, path: Path, why: str) -> None:
         """Move what is damaged out of the way, and say so on stderr."""

@@ -302,6 +302,6 @@ def _megabytes(folder: Path) -> float:
     """Return the size of the files below a folder, which others may change meanwhile."""
     size = 0
     for file in folder.rglob("*"):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             size += file.stat().st_size * file.is_file()
     return size / 1e6

@@ -55,8 +55,8 @@ def _recorded(places: Places, stamp: Path) -> dict | None:
         return None
     try:
         last = json.loads(stamp.read_text(encoding="utf-8"))
-        float(last["minutes"]), str(last["inputs"]), dict(last["outputs"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        float(last["minutes"]), str(last["inputs"]), {**last["outputs"]}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         places.set_aside(stamp, f"is no record of an execution ({error})")
         return None
     return last

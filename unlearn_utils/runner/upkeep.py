@@ -25,15 +25,16 @@ def check(places: Places) -> None:
     if not os.environ.get(paths.FIGURES):
         own.append(places.figures)
     for folder in own:
+        places.make_way(folder)
         paths.check_folder(folder, str(folder))
-    address = paths.scheduler()
-    if address is not None:
-        workers.ask(address)
+    workers.check_scheduler()
 
 
 @contextmanager
 def alone(places: Places) -> Iterator[None]:
     """Keep other runs of the profile out, inside; wait for one that is there."""
+    if paths.is_no_file(places.lock):
+        places.set_aside(places.lock, "is a folder or a link")
     lock = FileLock(places.lock)
     try:
         lock.acquire(timeout=0)
@@ -68,6 +69,8 @@ def sweep(places: Places) -> None:
 
 def say_damaged(places: Places) -> None:
     """Say, on stderr, what stored results a run found damaged."""
-    lines = places.progress.read_text(encoding="utf-8").splitlines()
+    if not places.progress.is_file():  # somebody has removed it meanwhile
+        return
+    lines = places.progress.read_text(encoding="utf-8", errors="replace").splitlines()
     for line in dict.fromkeys(line for line in lines if store.AGAIN in line):
         print(line, file=sys.stderr)

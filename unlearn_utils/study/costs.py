@@ -6,6 +6,7 @@ in a process of their own. Each is an artifact that holds rows.parquet, of one r
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
+from unlearn_utils.cache import endings
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads
 from unlearn_utils.core.methods import get_method
@@ -308,7 +310,8 @@ def _make_step_costs(asked: Case, folder: Path) -> None:
     # A child of this server has imported already: its peak begins with what it was forked with.
     context = get_context("forkserver")
     context.set_forkserver_preload(["unlearn_utils.engine.training"])
-    with ProcessPoolExecutor(1, context) as fresh:
+    ended_with_this = {"initializer": endings.end_with, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(1, context, **ended_with_this) as fresh:
         row = fresh.submit(measured_step_costs, asked).result()
     pd.DataFrame([row]).to_parquet(folder / "rows.parquet")
 
