@@ -20,10 +20,12 @@ profiles
              figures/published/
   gpu        Pythia-1.4b on one GPU; documents that it was and was not trained on; hours; writes to
              runs/gpu/
+  hubble     Hubble-1B on one GPU; trained by its makers with and without inserted passages; hours;
+             writes to runs/hubble/
   paper      Yi-6B and the paper's dataset on one GPU of 140 GB, or on several (see
              docs/several_gpus.md); writes to runs/paper/; with UNLEARN_BOOKS=FOLDER the domain
              books, too, from FOLDER/books/{forget,approximate,retain}
-             gpu and paper need the hub once: python -m unlearn_utils fetch PROFILE
+             gpu, hubble and paper need the hub once: python -m unlearn_utils fetch PROFILE
 
 options
   --only NN  only notebook NN
@@ -67,8 +69,8 @@ while (($#)); do
     esac
 done
 case $profile in
-smoke | laptop | study | published | gpu | paper) ;;
-*) refuse "unknown profile $profile; there are smoke, laptop, study, published, gpu, paper" ;;
+smoke | laptop | study | published | gpu | hubble | paper) ;;
+*) refuse "unknown profile $profile; there are smoke, laptop, study, published, gpu, hubble, paper" ;;
 esac
 
 source ./environment.sh

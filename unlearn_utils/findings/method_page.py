@@ -280,7 +280,7 @@ def passage(profile: Profile, method: str) -> Passage:
     if kept is not None:
         after = f"after {kept} step{'s' * (kept > 1)}"
     models = {"before (the target)": pool.target(profile, replicate), after: path}
-    if not profile.hub:
+    if profile.has_retrained:
         models["retrained"] = pool.retrained(profile, domain, replicate)
     looks = []
     for title, model in models.items():

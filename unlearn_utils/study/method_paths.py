@@ -25,6 +25,7 @@ from unlearn_utils.cache.workers import on_threads, side_by_side
 from unlearn_utils.core import distances, tuning
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.core.methods import DESCENT, METHODS
+from unlearn_utils.data import corpus
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study import pool, selection, single_run
 from unlearn_utils.study.single_run import Run
@@ -64,7 +65,7 @@ def path(run: Run, keep: bool = False) -> Artifact:
     """
     profile = run.profile
     retrained = None
-    if not profile.hub:
+    if profile.has_retrained:
         retrained = pool.retrained(profile, run.target_domain, run.replicate).path.name
     settings = {
         "target": pool.target(profile, run.replicate).path.name,
@@ -241,6 +242,8 @@ def _looks(run: Run, keep: bool, stored_as: torch.dtype) -> _Looks:
         target = levels(selection.half(before, half))
         bound[half] = ENDED * float(distances.distance(target - truth[half]))
     level = selection.log_perplexity(selection.half(before, selection.SELECTION), "forget")
+    wanted = (*pool.DOCUMENT_KEYS, corpus.INSERTED, *BRIEF)
+    kept = [column for column in wanted if column in before]
     return _Looks(
         profile=profile,
         documents=measured_documents(profile, run.target_domain),
@@ -250,7 +253,7 @@ def _looks(run: Run, keep: bool, stored_as: torch.dtype) -> _Looks:
         truth=truth,
         bound=bound,
         stored_as=stored_as if keep else None,
-        frames=[before[[*pool.DOCUMENT_KEYS, *BRIEF]].assign(step=0)],
+        frames=[before[kept].assign(step=0)],
     )
 
 
