@@ -78,7 +78,7 @@ def _put(part: Path, out: Path) -> None:
         part.replace(out)
     except OSError as error:
         raise OSError(
-            f"--out {out}: in use by now ({error.strerror}); the new model is in {part}"
+            f"--out {out}: in use by now ({error.strerror or error}); the new model is in {part}"
         ) from error
 
 
