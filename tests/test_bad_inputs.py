@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import huggingface_hub
@@ -27,7 +28,16 @@ from transformers import AutoModelForCausalLM
 from user_models import CONTEXT, arguments
 
 from unlearn_utils import __main__
-from unlearn_utils.app import cards, errors, model_files, settings, terminal, unlearn_command
+from unlearn_utils.app import (
+    cards,
+    errors,
+    model_files,
+    output_folder,
+    settings,
+    terminal,
+    unlearn_command,
+    user_documents,
+)
 from unlearn_utils.cache import endings
 from unlearn_utils.engine import evaluation, training
 
@@ -495,6 +505,7 @@ COMMANDS = [
     ([*ON_DOCUMENTS, "--out", ""], ["--out", "empty"]),
     ([*ON_DOCUMENTS, "--out", "MODEL"], ["--out", "already there"]),
     ([*ON_DOCUMENTS, "--out", "DOCUMENTS/a.csv"], ["--out", "no files can be written"]),
+    ([*ON_DOCUMENTS, "--out", f"FOLDER/{'x' * 250}"], ["--out", "File name too long"]),
     ([*ON_DOCUMENTS, "--out", "/proc/a.csv"], ["--out /proc/a.csv", "no files can be written"]),
     ([*EVALUATE, "--tasks", ""], ["--tasks", "empty"]),
     ([*EVALUATE, "--tasks", ","], ["--tasks ,", "empty"]),
@@ -518,6 +529,7 @@ def test_a_bad_word_of_another_command_is_one_line(given, said, place, monkeypat
     (place.folder / "no_config" / "config.json").unlink()
     names = {
         "MODEL": place.model,
+        "FOLDER": place.folder,
         "DOCUMENTS": place.documents["retain"],
         "DAMAGED": place.folder / "damaged",
         "NO_CONFIG": place.folder / "no_config",
@@ -651,10 +663,21 @@ def test_a_defect_of_ours_is_shown_where_files_are_read():
         json.dumps({}, cls=5)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_is_one_line_and_leaves_nothing(name, place, monkeypatch, capsys):
+STAGES = [
+    ("SIGINT", user_documents, "read_sets"),
+    ("SIGINT", model_files, "load"),
+    ("SIGINT", training, "unlearn"),
+    ("SIGTERM", training, "unlearn"),
+    ("SIGHUP", training, "unlearn"),
+    ("SIGINT", output_folder, "complete_model"),
+    ("SIGINT", cards, "write_files"),
+]
+
+
+@pytest.mark.parametrize(("name", "module", "stage"), STAGES)
+def test_a_signal_is_one_line_and_leaves_nothing(name, module, stage, place, monkeypatch, capsys):
     number = getattr(signal, name)
-    monkeypatch.setattr(training, "unlearn", lambda *_, **__: os.kill(os.getpid(), number))
+    monkeypatch.setattr(module, stage, lambda *_, **__: os.kill(os.getpid(), number))
     before = place.files()
     handler = signal.getsignal(number)
     capsys.readouterr()
@@ -682,6 +705,18 @@ def test_a_log_that_nobody_reads_costs_no_run(place, monkeypatch):
     assert (place.out / "README.md").exists()
 
 
+def test_a_table_that_nobody_reads_is_written_or_an_error(place, monkeypatch, capsys):
+    """Where it was only printed it is lost, which is no success."""
+    monkeypatch.setattr(sys, "stdout", Gone())
+    given = ["evaluate", "--model", place.model, "--documents", place.documents["forget"]]
+    assert main(given) == 2
+    assert "Broken pipe" in one_line(capsys)
+    (place.folder / "link.csv").symlink_to("results.csv")  # is followed, as a shell's > does
+    assert main([*given, "--out", place.folder / "link.csv"]) == 0
+    assert len(pd.read_csv(place.folder / "results.csv")) == 2
+    assert main(["methods"]) == 0
+
+
 def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
     held = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(held, encoding="ascii"))
@@ -696,6 +731,38 @@ def test_checkpoints_that_stay_cost_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(unlearn_command.shutil, "rmtree", fail(PermissionError("not yours")))
     unlearn_command.remove_checkpoints(kept)
     assert "could not be removed: not yours" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_taken_during_a_run_costs_no_result(tmp_path):
+    out = tmp_path / "out"
+    with (
+        pytest.raises(
+            OSError, match=r"--out .*out: in use by now .*; the new model is in .*\.part"
+        ),
+        output_folder.new_folder(out) as folder,
+    ):
+        (folder / "model.safetensors").write_text("weights")
+        out.mkdir()
+        (out / ".DS_Store").write_text("of a Mac")
+    assert (folder / "model.safetensors").read_text() == "weights"
+
+
+def test_what_a_killed_run_left_is_named(tmp_path, capsys):
+    left = tmp_path / ".[out].4194305.part"  # a process of no system
+    for path in (left, tmp_path / f".[out].{os.getppid()}.part", tmp_path / ".other.4194305.part"):
+        path.mkdir()
+    with output_folder.new_folder(tmp_path / "[out]"):
+        pass
+    assert capsys.readouterr().out == f"{left}: a run that was killed left it; remove it\n"
+
+
+def test_a_folder_on_which_a_disk_is_mounted_is_refused(place, monkeypatch, capsys):
+    """As a volume of a container: no folder can be moved to its place in the end."""
+    refuse(monkeypatch, (training, "unlearn"))
+    place.out.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == place.out)
+    assert place.run() == 2
+    assert "a disk is mounted there; choose a new folder in it" in one_line(capsys)
 
 
 # --------------------------------------------------------------------------- where memory ends

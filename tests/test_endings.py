@@ -76,6 +76,25 @@ def test_what_is_to_be_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+LEAVING = """
+import atexit, os, signal
+from unlearn_utils.cache import endings
+atexit.register(print, "tidied up")
+try:
+    with endings.at_signals(lambda: None):
+        print("at work", end="")
+        os.kill(os.getpid(), signal.SIGTERM)
+except endings.Ended as ended:
+    endings.leave(ended)
+"""
+
+
+def test_leaving_is_at_once_but_what_was_printed_is_there():
+    process = start(LEAVING)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (128 + signal.SIGTERM, "at work", "")
+
+
 CHILDREN = """
 import subprocess, sys
 from unlearn_utils.cache import endings

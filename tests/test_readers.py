@@ -182,6 +182,14 @@ def test_what_is_not_read_is_named_with_the_reason(tmp_path):
     assert len(unread) == 10
 
 
+def test_what_is_no_file_is_not_waited_for_though_it_is_named_itself(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "gone.txt").symlink_to("nowhere.txt")
+    reasons = {"pipe.txt": "neither file nor folder", "gone.txt": "linked to nothing"}
+    for name, reason in reasons.items():
+        assert readers.find_files(tmp_path / name) == ([], [Unread(name, reason)])
+
+
 def test_loops_of_linked_folders_end_and_no_folder_is_read_twice(tmp_path):
     """Of 12 folders that link to each other there are some 40 million ways through."""
     docs = tmp_path / "docs"
@@ -306,7 +314,7 @@ def test_the_plan_says_what_is_left_out():
 
 # ------------------------------------------------------------------------------------ the same text
 
-NAIVE = "naïve\ncafé\nof muons that decay"
+NAIVE = "naïve\ncafé\nof fixed muons that decay"
 FORMS = {
     "the same": NAIVE,
     "a mark": "\ufeff" + NAIVE,
@@ -315,6 +323,11 @@ FORMS = {
     "an old Mac": NAIVE.replace("\n", "\r"),
     "U+2028": NAIVE.replace("\n", "\u2028"),
     "NFD": unicodedata.normalize("NFD", NAIVE),
+    "NFKD": unicodedata.normalize("NFKD", NAIVE),
+    "a ligature": NAIVE.replace("fi", "\ufb01"),
+    "spaces at line ends": NAIVE.replace("\n", " \t\n"),
+    "lines that break otherwise": NAIVE.replace("\n", " ").replace(" that ", "\nthat "),
+    "spaces that do not break": NAIVE.replace(" ", "\xa0"),
     "a margin": f"\n  {NAIVE}\n\n",
     "all": "\ufeff\n" + unicodedata.normalize("NFD", NAIVE).replace("\n", "\r\n") + "\r\n",
 }

@@ -237,6 +237,24 @@ def test_a_damaged_executed_notebook_is_named_and_set_aside(root, content, capsy
     assert not path.exists() and path.with_name("03_words.ipynb.aside").exists()
 
 
+def test_what_is_no_file_in_the_place_of_an_output_is_set_aside(root, capsys):
+    """Also where the package has changed, so that nobody asks what the output should be."""
+    table, figure = root / "figures" / "table03_x.csv", root / "figures" / "fig03_x.png"
+    for path in (table, figure):
+        path.unlink()
+    table.mkdir()
+    figure.symlink_to(figure.name)
+    places, notebook = Places(root, "smoke"), root / "notebooks" / "03_words.ipynb"
+    assert stamps.outputs(places, notebook)["table03_x.csv"] == ""
+    stamps.make_way(places, notebook)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("figures/fig03_x.png is no file; it is made again")
+    assert second.startswith("figures/table03_x.csv is no file; it is made again")
+    assert not table.exists() and table.with_name("table03_x.csv.aside").is_dir()
+    stamps.make_way(places, notebook)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_source_is_never_moved(root):
     """The committed profile's executed notebooks are their own sources."""
     places = Places(root, "laptop")

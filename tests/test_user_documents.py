@@ -4,9 +4,11 @@ import hashlib
 
 import pandas as pd
 import pytest
+from transformers import PreTrainedConfig
 from user_models import text
 
 from unlearn_utils.app import user_documents
+from unlearn_utils.app.user_documents import Documents
 
 
 def table(*texts):
@@ -68,6 +70,22 @@ def test_ids_beyond_the_embedding_are_refused():
     documents = table("1 2 3 4 39", "5 6 7 8 40")
     with pytest.raises(ValueError, match=r"1\.txt: .* id 40, the model has 40 embeddings"):
         cut(documents, Words(), 9, embeddings=40)
+
+
+@pytest.mark.parametrize("refused", ["muons decay²", "muons decay2"])
+def test_a_document_that_a_tokenizer_cannot_read_is_named(refused):
+    """As it was written, or in the form in which documents are compared."""
+
+    class Picky(Words):
+        def __call__(self, texts, add_special_tokens):
+            if texts == [refused]:
+                raise Exception("Missing [UNK] token")  # as tokenizers does
+            return {"input_ids": [[1] * len(text) for text in texts]}
+
+    sets = {"forget": Documents(["a.txt"], ["muons decay²"], ["0"], [])}
+    said = r"a\.txt, read with the model's tokenizer: cannot be used: Missing \[UNK\] token"
+    with pytest.raises(ValueError, match=said):
+        user_documents.cut_sets(sets, Picky(), 9, PreTrainedConfig(vocab_size=99))
 
 
 def test_files_are_read_in_sorted_order_with_their_hashes(documents):

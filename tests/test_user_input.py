@@ -5,6 +5,7 @@ Nothing is written, nothing changed.
 
 import hashlib
 import json
+import os
 import shutil
 from functools import partial
 
@@ -319,17 +320,18 @@ def test_what_is_not_read_is_named_in_the_plan_the_card_and_the_record(place, ca
     (forget / ".git").mkdir()
     (forget / ".git" / "HEAD").write_text("ref")
     (forget / "gone.md").symlink_to("nowhere.md")
+    (forget / os.fsdecode(b"caf\xe9.html")).write_text("<p>")
     assert place.run() == 0
     said = (
-        "4 not read: 1 empty (empty.txt), 1 hidden (.git/), 1 linked to nothing (gone.md), 1 of "
-        "another kind (page.html)"
+        "5 not read: 1 empty (empty.txt), 1 hidden (.git/), 1 linked to nothing (gone.md), 2 of "
+        r"another kind (caf\xe9.html, page.html)"
     )
     plan = capsys.readouterr().out
     assert f"forget: 4 documents, 13 chunks of up to 32 tokens; {said}\n" in plan
     card = (place.out / "README.md").read_text()
     assert f"- forget: 4 documents; {said}\n- retain: 4 documents\n" in card
     not_read = record(place.out)["not_read"]
-    names = [".git/", "gone.md", "page.html", "empty.txt"]
+    names = [".git/", r"caf\xe9.html", "gone.md", "page.html", "empty.txt"]
     assert [one["name"] for one in not_read["forget"]] == names
     assert not_read["retain"] == []
 

@@ -246,4 +246,7 @@ def write_manifest(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except endings.Ended as ended:
+        endings.leave(ended)

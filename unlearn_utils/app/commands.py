@@ -84,4 +84,4 @@ def show_methods(options: argparse.Namespace) -> None:
     widths = [2 + max(map(len, (name, *table[name]))) for name in table]
     for row in (table.columns, *table.to_numpy()):
         cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
-        print("".join(cells).rstrip())
+        terminal.say("".join(cells).rstrip())

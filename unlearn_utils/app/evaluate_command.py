@@ -97,7 +97,11 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Measure models on the same documents or tasks, print a table, and write it if asked."""
+    """Measure models on the same documents or tasks, print a table, and write it if asked.
+
+    Raises:
+        OSError: the table is nowhere: it was not to be written, and cannot be printed.
+    """
     from unlearn_utils.cache import paths
 
     check_one_process()
@@ -107,9 +111,11 @@ def measure(options: argparse.Namespace) -> None:
         table = task_commands.measure_on_tasks(names, options, terminal.say)
     else:
         table = measure_on_documents(names, options)
-    terminal.show_results(table)
     if options.out:
-        paths.write_whole(options.out, table.to_csv(index=False))
+        paths.write_whole(options.out.resolve(), table.to_csv(index=False))
+        terminal.say(terminal.results_text(table))
+    else:
+        print(terminal.results_text(table), flush=True)
 
 
 def check_one_process() -> None:

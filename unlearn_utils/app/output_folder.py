@@ -5,6 +5,7 @@ What lies in it beside them is of `cards`.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from unlearn_utils.app import model_files, settings, user_run
+from unlearn_utils.app import model_files, settings, terminal, user_run
 from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import RunSettings
 from unlearn_utils.app.user_documents import Tables
+from unlearn_utils.cache import endings, paths
 from unlearn_utils.engine import distributed, models, weight_files
 
 # files of a model's folder that stay as they are, byte for byte
@@ -43,30 +45,41 @@ TOKENIZER = (
 def new_folder(out: Path) -> Iterator[Path]:
     """Give a folder to fill, the same in every process, that becomes `out` at the end.
 
-    It lies beside `out`, and goes if anything fails.
+    It lies beside `out`, and goes if anything fails inside.
+
+    out: was looked at by `unlearn_arguments.check_out`.
 
     Raises:
-        ValueError: `out` is in use, or lies nowhere.
+        OSError: something took the place of `out` meanwhile; the message says where the folder is.
     """
     part = distributed.on_main_process(lambda: _make_part(out))
     try:
         yield part
-        distributed.on_main_process(lambda: part.replace(out))
-    finally:
+    except BaseException:
         shutil.rmtree(part, ignore_errors=True)
+        raise
+    distributed.on_main_process(lambda: _put(part, out))
 
 
 def _make_part(out: Path) -> Path:
-    """Make the folder that `new_folder` gives, and return it."""
-    if out.exists():
-        usable = out.is_dir() and not any(out.iterdir())
-        if not usable:
-            raise ValueError(f"--out {out}: already there and not empty; choose another folder")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    """Make the folder that `new_folder` gives, and return it. Name those of runs that are gone."""
+    for left in sorted(out.parent.glob(f".{glob.escape(out.name)}.*{paths.PART}")):
+        pid = left.name.removesuffix(paths.PART).rpartition(".")[2]
+        if pid.isdecimal() and not endings.is_there(int(pid)):
+            terminal.say(f"{left}: a run that was killed left it; remove it")
+    part = out.with_name(f".{out.name}.{os.getpid()}{paths.PART}")
     part.mkdir()
     return part
+
+
+def _put(part: Path, out: Path) -> None:
+    """Move the filled folder to its place. Raise OSError as `new_folder`."""
+    try:
+        part.replace(out)
+    except OSError as error:
+        raise OSError(
+            f"--out {out}: in use by now ({error.strerror or error}); the new model is in {part}"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------- the weights

@@ -70,13 +70,13 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def show_results(table: pd.DataFrame) -> None:
-    """Print results: value and interval of each model side by side."""
+def results_text(table: pd.DataFrame) -> str:
+    """Return results as they are printed: value and interval of each model side by side."""
     from unlearn_utils.core import tables
 
     measured_on = "split" if "split" in table else "task"
     wide = tables.wide(table, [measured_on, "measure", "n"], "model", digits=3)
-    say(wide.to_string())
+    return wide.to_string()
 
 
 def show_progress(steps: int) -> Callable[[int, nn.Module], None]:

@@ -218,6 +218,8 @@ def check_out(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {options.out}: a link that leads round in a circle")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out {out}: already there and not empty; choose another folder")
+    if out.is_mount():
+        raise ValueError(f"--out {out}: a disk is mounted there; choose a new folder in it")
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
     option_checks.check_encoding(out)

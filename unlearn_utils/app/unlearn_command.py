@@ -76,7 +76,7 @@ def unlearn(options: argparse.Namespace) -> None:
             lambda: cards.write_files(folder, record, results, inputs.base.folder, chosen)
         )
     distributed.on_main_process(lambda: remove_checkpoints(checkpoints))
-    terminal.show_results(results)
+    terminal.say(terminal.results_text(results))
     terminal.say(cards.describe_weights(record))
     terminal.say(f"{out}: the model, its tokenizer, README.md, results.csv, run.json")
 

@@ -102,8 +102,7 @@ def cut_documents(
     rows = []
     named = zip(documents.name, documents.text, documents.sha256, strict=True)
     for name, text, digest in named:
-        with errors.reading(f"{name}, read with the model's tokenizer"):
-            (ids,) = tokens.encode_whole(tokenizer, [text])
+        ids = _encode(tokenizer, text, name)
         highest = max(ids, default=0)
         if highest >= embeddings:
             raise ValueError(
@@ -115,6 +114,13 @@ def cut_documents(
     if not rows:
         raise ValueError(f"--{split}: no document has {tokens.SHORTEST} tokens")
     return pd.DataFrame(rows, columns=["id", "family", "split", "name", "ids"])
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> list[int]:
+    """Return the token ids of a document. Raise ValueError, with its name, if there are none."""
+    with errors.reading(f"{name}, read with the model's tokenizer"):
+        (ids,) = tokens.encode_whole(tokenizer, [text])
+    return ids
 
 
 def cut_sets(
@@ -175,18 +181,18 @@ def _parts(
         plain = plain_form(text)
         found.append((sources.hash_text(plain), name))
         if plain != text.strip():
-            (ids,) = tokens.encode_whole(tokenizer, [plain])
+            ids = _encode(tokenizer, plain, name)
             found += [(tuple(chunk), name) for chunk in tokens.cut(ids, context)]
     return found
 
 
 def plain_form(text: str) -> str:
-    """Return a text as it is compared: composed characters, `\\n` at line ends, no mark, no margin.
+    """Return a text as it is compared: without marks, in one Unicode form, its words a space apart.
 
-    Two that differ in these alone are the same text.
+    Two that differ in these alone are the same text: lines may end or break otherwise, an accent or
+    a ligature may be one character or two.
     """
-    composed = unicodedata.normalize("NFC", text.replace(readers.MARK, ""))
-    return "\n".join(composed.splitlines()).strip()
+    return " ".join(unicodedata.normalize("NFKC", text.replace(readers.MARK, "")).split())
 
 
 # ------------------------------------------------------------------------------------------ count

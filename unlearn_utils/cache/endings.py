@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
+from typing import NoReturn
 
 import psutil
 
@@ -59,6 +61,13 @@ def at_signals(first: Callable[[], None]) -> Iterator[None]:
             signal.signal(one, handler)
 
 
+def leave(ended: Ended) -> NoReturn:
+    """Exit at once: all is put away by now, and the interpreter would take seconds to tidy up."""
+    with suppress(OSError):  # the terminal may be gone
+        sys.stdout.flush()
+    os._exit(ended.code)
+
+
 def end_children() -> None:
     """End all that this process has started, and what that has started.
 
@@ -78,6 +87,14 @@ def end_with(pid: int, gently: bool = False) -> None:
     Thread(target=_watch, args=[pid, gently], daemon=True).start()
 
 
+def is_there(pid: int) -> bool:
+    """Return whether a process runs: one that has ended may stay listed until it is reaped."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def end_with_launcher() -> None:
     """End this process with `accelerate launch` or torchrun, if one started it.
 
@@ -88,10 +105,8 @@ def end_with_launcher() -> None:
 
 
 def _watch(pid: int, gently: bool) -> None:
-    with suppress(psutil.NoSuchProcess):
-        other = psutil.Process(pid)
-        while other.is_running() and other.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(SECONDS_APART)
+    while is_there(pid):
+        time.sleep(SECONDS_APART)
     if gently:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(SECONDS_TO_END)

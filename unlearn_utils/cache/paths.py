@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
-import psutil
+from unlearn_utils.cache import endings
 
 PROJECT = Path(__file__).resolve().parents[2]  # holds notebooks/, figures/ and unlearn_utils/
 MANIFEST = PROJECT / "unlearn_utils" / "data" / "manifest.csv"
@@ -228,7 +228,7 @@ def abandoned_scratch() -> list[Path]:
     found = []
     for path in sorted(store_folder().glob(f"{SCRATCH}.*")):
         pid = path.name.removeprefix(own).partition(".")[0]
-        if path.name.startswith(own) and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        if path.name.startswith(own) and pid.isdecimal() and not endings.is_there(int(pid)):
             found.append(path)
     return found
 
@@ -238,7 +238,7 @@ def abandoned_parts(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.rglob(f".*{PART}")):
         pid = path.name.removesuffix(PART).rpartition(".")[2]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        if pid.isdecimal() and not endings.is_there(int(pid)):
             found.append(path)
     return found
 

@@ -56,9 +56,8 @@ def find_files(path: Path) -> tuple[list[Path], list[Unread]]:
         OSError: a folder cannot be listed.
     """
     if not path.is_dir():
-        if kind_of(path) in SUFFIXES:
-            return [path], []
-        return [], [Unread(shown(path.name), OTHER_KIND)]
+        reason = _why_no_document(path)
+        return ([path], []) if reason is None else ([], [Unread(shown(path.name), reason)])
     files = []
     unread = []
     for found in sorted(_walk(path)):
@@ -109,6 +108,11 @@ def _why_not(path: Path) -> str | None:
         return HIDDEN
     if path.is_dir():
         return READ_ALREADY
+    return _why_no_document(path)
+
+
+def _why_no_document(path: Path) -> str | None:
+    """Return why what is no folder is not read; None if it is."""
     if not path.exists():
         return NOWHERE
     if not path.is_file():

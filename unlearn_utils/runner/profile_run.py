@@ -224,6 +224,7 @@ def execute_and_stamp(places: Places, notebook: Path, label: str, cores: int) ->
     if sys.stdout.isatty():
         print(label, end="\r", flush=True)
     inputs = stamps.inputs(places.profile, notebook)
+    stamps.make_way(places, notebook)
     began = time.time()
     code = notebooks.execute(places, notebook, label)
     if code:

@@ -62,6 +62,13 @@ def _recorded(places: Places, stamp: Path) -> dict | None:
     return last
 
 
+def make_way(places: Places, notebook: Path) -> None:
+    """Set aside what is no file in the place of an output, before a notebook writes there."""
+    for path in _written(places, notebook):
+        if not path.is_file():
+            places.set_aside(path, "is no file")
+
+
 def _set_changed_aside(places: Places, notebook: Path, recorded: Mapping, here: Mapping) -> None:
     """Set aside the outputs that are not as recorded; say which are lost."""
     for path in _written(places, notebook):
@@ -142,5 +149,5 @@ def notebook_hash(path: Path) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal; of a folder in its place there is none."""
-    return "" if path.is_dir() else sha256(path.read_bytes()).hexdigest()
+    """Return the SHA-256 of a file, in hexadecimal; of what is no file there is none."""
+    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
