@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -146,7 +146,7 @@ def cut_sets(
 # ------------------------------------------------------------------------------------------ apart
 
 
-def check_apart(parts: Mapping[str, list[tuple[Hashable, str]]]) -> None:
+def check_apart(parts: Mapping[str, list[tuple[str, str]]]) -> None:
     """Check that no two sets share a document, or a chunk of one.
 
     parts: of each set, its `_parts`.
@@ -167,13 +167,13 @@ def check_apart(parts: Mapping[str, list[tuple[Hashable, str]]]) -> None:
 
 def _parts(
     documents: Documents, chunks: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, context: int
-) -> list[tuple[Hashable, str]]:
-    """Return what no other set may have, each part with the name of the document that it is of.
+) -> list[tuple[str, str]]:
+    """Return what no other set may have, by its hash, with the name of the document that it is of.
 
-    Parts are the chunks, and of each document that has one the hash of its plain form; and the
-    chunks of that form, where it is another one.
+    Parts are the chunks, and of each document that has one its plain form; and the chunks of that
+    form, where it is another one.
     """
-    found = list(zip(map(tuple, chunks.ids), chunks.name, strict=True))
+    found = [(_hash(chunk), name) for chunk, name in zip(chunks.ids, chunks.name, strict=True)]
     used = set(chunks.name)
     for name, text in zip(documents.name, documents.text, strict=True):
         if name not in used:
@@ -182,8 +182,13 @@ def _parts(
         found.append((sources.hash_text(plain), name))
         if plain != text.strip():
             ids = _encode(tokenizer, plain, name)
-            found += [(tuple(chunk), name) for chunk in tokens.cut(ids, context)]
+            found += [(_hash(chunk), name) for chunk in tokens.cut(ids, context)]
     return found
+
+
+def _hash(chunk: list[int]) -> str:
+    """Return the hash of a chunk, which is less to keep than the chunk."""
+    return sources.hash_text(str(chunk))
 
 
 def plain_form(text: str) -> str:
