@@ -72,6 +72,7 @@ def test_what_is_to_be_ignored_stays_ignored():
     try:
         with endings.at_signals(lambda: None):
             os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
 

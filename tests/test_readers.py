@@ -356,11 +356,13 @@ def test_a_chunk_is_noticed_in_any_form(form):
 
 
 def test_other_texts_are_not_taken_for_the_same():
-    cut(forget=documents(NAIVE), retain=documents(NAIVE.upper(), "1" + NAIVE))
+    found = cut(forget=documents(NAIVE), retain=documents(NAIVE.upper(), "1" + NAIVE))
+    assert found["retain"].name.nunique() == 2
 
 
 def test_what_is_too_short_to_be_read_may_be_in_both():
-    cut(forget=documents(SAID, "abc"), retain=documents("gluons are bound", "abc"))
+    found = cut(forget=documents(SAID, "abc"), retain=documents("gluons are bound", "abc"))
+    assert [found[name].name.nunique() for name in ("forget", "retain")] == [1, 1]
 
 
 def test_the_opening_token_is_in_the_first_chunk_alone():

@@ -336,6 +336,13 @@ def test_what_is_not_read_is_named_in_the_plan_the_card_and_the_record(place, ca
     assert not_read["retain"] == []
 
 
+def test_evaluate_names_what_is_not_read(place, capsys):
+    (place.documents["forget"] / "page.html").write_text("<p>")
+    given = ["evaluate", "--model", place.model, "--documents", place.documents["forget"]]
+    assert commands.main([str(part) for part in given]) == 0
+    assert "; 1 not read: 1 of another kind (page.html)\n" in capsys.readouterr().out
+
+
 def test_ascent_needs_no_retain_text(place):
     del place.documents["retain"]
     place.method = "gradient_ascent"

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from unlearn_utils.cache import paths
 
@@ -80,14 +79,8 @@ def check_writable(option: str, place: Path) -> None:
     Raises:
         ValueError: nothing can be written there.
     """
-    beside = existing_folder(place.parent)
-    try:  # by the name that it has while it is not whole, which is longer
-        NamedTemporaryFile(dir=beside, prefix=f".{place.name}.", suffix=paths.PART).close()
-    except OSError as error:
-        raise ValueError(
-            f"{option} {place}: no files can be written there ({error.strerror}); name a folder of "
-            "your own"
-        ) from error
+    beginning = f".{place.name}."  # of its name while it is not whole, which is longer
+    paths.check_folder(existing_folder(place.parent), f"{option} {place}", beginning)
 
 
 def existing_folder(folder: Path) -> Path:

@@ -6,7 +6,6 @@ What lies in it beside them is of `cards`.
 from __future__ import annotations
 
 import glob
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from unlearn_utils.app import model_files, settings, terminal, user_run
 from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import RunSettings
 from unlearn_utils.app.user_documents import Tables
-from unlearn_utils.cache import endings, paths
+from unlearn_utils.cache import paths
 from unlearn_utils.engine import distributed, models, weight_files
 
 # files of a model's folder that stay as they are, byte for byte
@@ -64,10 +63,9 @@ def new_folder(out: Path) -> Iterator[Path]:
 def _make_part(out: Path) -> Path:
     """Make the folder that `new_folder` gives, and return it. Name those of runs that are gone."""
     for left in sorted(out.parent.glob(f".{glob.escape(out.name)}.*{paths.PART}")):
-        pid = left.name.removesuffix(paths.PART).rpartition(".")[2]
-        if pid.isdecimal() and not endings.is_there(int(pid)):
+        if paths.is_abandoned(left):
             terminal.say(f"{left}: a run that was killed left it; remove it")
-    part = out.with_name(f".{out.name}.{os.getpid()}{paths.PART}")
+    part = paths.part_of(out)
     part.mkdir()
     return part
 

@@ -88,9 +88,20 @@ def end_with(pid: int, gently: bool = False) -> None:
 
 
 def is_there(pid: int) -> bool:
-    """Return whether a process runs: one that has ended may stay listed until it is reaped."""
+    """Return whether there is a process of that number, and it runs."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return _runs(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Return whether a process runs: one that has ended may stay listed until it is reaped.
+
+    Another one may have its number by then.
+    """
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -105,8 +116,10 @@ def end_with_launcher() -> None:
 
 
 def _watch(pid: int, gently: bool) -> None:
-    while is_there(pid):
-        time.sleep(SECONDS_APART)
+    with suppress(psutil.NoSuchProcess):
+        other = psutil.Process(pid)
+        while _runs(other):
+            time.sleep(SECONDS_APART)
     if gently:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(SECONDS_TO_END)

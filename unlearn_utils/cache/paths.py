@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 from unlearn_utils.cache import endings
 
@@ -81,15 +81,20 @@ def check() -> None:
     precision()
 
 
-def check_folder(folder: Path, named: str) -> None:
+def check_folder(folder: Path, named: str, beginning: str = "") -> None:
     """Make a folder if need be, and write into it.
+
+    Args:
+        folder: that shall be written into.
+        named: what it is, for messages.
+        beginning: of the name of the file that is tried.
 
     Raises:
         ValueError: neither can be done; the message begins with what it is `named`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=folder).close()
+        NamedTemporaryFile(dir=folder, prefix=beginning, suffix=PART).close()
     except OSError as error:
         raise ValueError(
             f"{named}: no files can be written there ({error.strerror}); name a folder of your own"
@@ -204,12 +209,28 @@ def write_whole(path: Path, text: str) -> None:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Yield where to write a file: beside its place, to which it is moved in the end, if whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    part = part_of(path)
     try:
         yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """Return where this process makes a file or folder: beside its place, with its own number."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PART}")
+
+
+def is_abandoned(part: Path) -> bool:
+    """Return whether something is named as by `part_of`, of a process that is gone."""
+    pid = part.name.removesuffix(PART).rpartition(".")[2]
+    return _is_gone(pid)
+
+
+def _is_gone(pid: str) -> bool:
+    """Return whether a text is the number of a process, and there is none."""
+    return pid.isdecimal() and not endings.is_there(int(pid))
 
 
 def scratch_folder() -> TemporaryDirectory:
@@ -228,19 +249,14 @@ def abandoned_scratch() -> list[Path]:
     found = []
     for path in sorted(store_folder().glob(f"{SCRATCH}.*")):
         pid = path.name.removeprefix(own).partition(".")[0]
-        if path.name.startswith(own) and pid.isdecimal() and not endings.is_there(int(pid)):
+        if path.name.startswith(own) and _is_gone(pid):
             found.append(path)
     return found
 
 
 def abandoned_parts(folder: Path) -> list[Path]:
     """Return what `whole` was writing in a folder, or below it, when it was killed."""
-    found = []
-    for path in sorted(folder.rglob(f".*{PART}")):
-        pid = path.name.removesuffix(PART).rpartition(".")[2]
-        if pid.isdecimal() and not endings.is_there(int(pid)):
-            found.append(path)
-    return found
+    return [path for path in sorted(folder.rglob(f".*{PART}")) if is_abandoned(path)]
 
 
 def is_no_file(path: Path) -> bool:

@@ -268,9 +268,8 @@ def compact(rows: pd.DataFrame) -> pd.DataFrame:
 
 def write_rows(rows: pd.DataFrame, file: Path) -> None:
     """Write rows as parquet, whole or not at all."""
-    beside = file.with_name(f".{file.name}.part")
-    rows.to_parquet(beside, index=False, compression="zstd")
-    os.replace(beside, file)
+    with paths.whole(file) as part:
+        rows.to_parquet(part, index=False, compression="zstd")
 
 
 # -------------------------------------------------------------------------------------- the machine
