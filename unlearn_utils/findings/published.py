@@ -6,25 +6,49 @@ no verdict: an interval of two replicates is thirteen times as long as they are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from scipy.stats import kendalltau
 
 from unlearn_utils.cache import paths
+from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.methods import METHODS
 from unlearn_utils.core.replicates import PLAIN
-from unlearn_utils.findings import comparison, elsewhere, plots, replicated, robustness
+from unlearn_utils.findings import (
+    comparison,
+    elsewhere,
+    method_page,
+    plots,
+    replicated,
+    robustness,
+    tasks,
+)
+from unlearn_utils.findings.draws import Drawn
 from unlearn_utils.findings.elsewhere import Measured
+from unlearn_utils.findings.method_page import Look, Passage
 from unlearn_utils.findings.replicated import Row
 from unlearn_utils.profiles import PUBLISHED, STUDY, Profile
 from unlearn_utils.study import method_paths, parts, single_run
 from unlearn_utils.study.elsewhere import EXPOSURES, Setting, parameters
 
 TABLE = "table17_published"
+RATES = "table17_rates"
+PASSAGES = "table17_passages"
+TASKS = "table17_tasks"
 KEYS = ("target_domain", "measure", "method")
+KEYS_OF_RATES = ("target_domain", "method", "learning_rate", "measure")
+
 EQUAL = 0.0  # the gap on the forget set at which damage is compared: as hard as for retraining
 OF_GENERAL, OF_DOMAIN = "damage to general text", comparison.DOMAIN_DAMAGE
+SCORE, DETECTED = elsewhere.SCORE, elsewhere.DETECTED
+STEP = "step at equal forgetting"
 HERE, THERE = "here", "in the study"  # places in the order of methods
+
+AFTER = "after"  # in the place of a model: the method's, at the step nearest to retraining
+SEED = 0  # of the bootstrap over questions
 
 
 # ---------------------------------------------------------------------------------------- the table
@@ -71,23 +95,145 @@ def _damage(profile: Profile, domain: str) -> Measured:
     return found
 
 
-def table_of(profile: Profile) -> pd.DataFrame:
-    """Return the committed table, and say so; with the profile `published` this run's.
+# ---------------------------------------------------------------------------------- learning rates
 
-    It is empty where none is committed.
+
+def rates_table(profile: Profile) -> pd.DataFrame:
+    """Write and return table17_rates: the methods of claim C2 at each learning rate.
+
+    Returns:
+        target_domain, method, learning_rate, measure, and the columns of `replicated.table`. Not a
+        number is what a path has that does not come to equal forgetting, or jumps past it.
     """
+    rows = []
+    for domain in profile.grid.claimed_domains:
+        n = robustness.smallest_n(profile, [domain])
+        for method in (method_paths.ASCENT, method_paths.CLAIMED):
+            by_rate = zip(*robustness.grid_of(profile, domain, method), strict=True)
+            for rate, paths_at in zip(profile.grid.learning_rates, by_rate, strict=True):
+                each = [_at_rate(drawn) for drawn in paths_at]
+                for measure in each[0]:
+                    named = (domain, method, rate, measure)
+                    keys = dict(zip(KEYS_OF_RATES, named, strict=True))
+                    rows.append(Row(keys, np.stack([one[measure] for one in each]), n))
+    return replicated.table(profile, RATES, rows)
+
+
+def _at_rate(drawn: Drawn) -> dict[str, Floats]:
+    """Return how near a path comes, when, and what it has damaged by then, each (draws,)."""
+    there = comparison.at_level(drawn, EQUAL)
+    return {
+        SCORE: robustness.score_at_nearest(drawn),
+        STEP: method_page.step_at(drawn, EQUAL),
+        OF_DOMAIN: there[OF_DOMAIN],
+        OF_GENERAL: there[OF_GENERAL],
+    }
+
+
+# ---------------------------------------------------------------------------------------- passages
+
+
+def passages_table(profile: Profile) -> pd.DataFrame:
+    """Write and return table17_passages: the loss of each token of one forget document.
+
+    It is the document that the target has memorised most; see `method_page.passage`.
+
+    Returns:
+        method, model, document, position, token, value (nats; none for the first token, which is
+        not predicted).
+    """
+    lines = []
+    for method in METHODS:
+        shown = method_page.passage(profile, method)
+        for look in shown.looks:
+            for position, (token, loss) in enumerate(zip(look.tokens, look.losses, strict=True)):
+                named = (method, look.title, shown.document, position)
+                lines.append((*named, token, loss))
+    columns = ["method", "model", "document", "position", "token", "value"]
+    found = pd.DataFrame(lines, columns=columns)
+    plots.save_table(profile, PASSAGES, found)
+    return found
+
+
+def passage(table: pd.DataFrame, method: str) -> Passage | None:
+    """Return the passage before and after a method, and after retraining; None of an empty table.
+
+    table: of `passages_table`.
+    """
+    own = table[table.method == method]
+    if own.empty:
+        return None
+    looks = []
+    for title, rows in own.groupby("model", sort=False):
+        looks.append(Look(str(title), list(rows.token), rows["value"].to_numpy(float)))
+    return Passage(own.document.iloc[0], tuple(looks))
+
+
+# ------------------------------------------------------------------------------------------- tasks
+
+
+def tasks_table(profile: Profile) -> pd.DataFrame:
+    """Write and return table17_tasks: what target and unlearned models answer of the tasks.
+
+    Where the tasks' questions are not on this machine it says so, and is empty.
+
+    Returns:
+        as `tasks.downstream_tasks`.
+    """
+    try:
+        found = tasks.downstream_tasks(profile, SEED)
+    except ValueError as error:  # no questions: the rest of the notebook needs none
+        print(f"not available: {error}")
+        return pd.DataFrame(columns=["model", "target_domain", "task", "measure", "value"])
+    plots.save_table(profile, TASKS, found)
+    return found
+
+
+# ------------------------------------------------------------------- of this run, or as committed
+
+
+def table_of(profile: Profile) -> pd.DataFrame:
+    """Return table17_published: of this run if it is the profile's, else as committed."""
+    return _own_or_committed(profile, TABLE, published_table)
+
+
+def rates_of(profile: Profile) -> pd.DataFrame:
+    """Return table17_rates: of this run if it is the profile's, else as committed."""
+    return _own_or_committed(profile, RATES, rates_table)
+
+
+def passages_of(profile: Profile) -> pd.DataFrame:
+    """Return table17_passages: of this run if it is the profile's, else as committed."""
+    return _own_or_committed(profile, PASSAGES, passages_table)
+
+
+def tasks_of(profile: Profile) -> pd.DataFrame:
+    """Return table17_tasks: of this run if it is the profile's, else as committed."""
+    return _own_or_committed(profile, TASKS, tasks_table)
+
+
+def _own_or_committed(
+    profile: Profile, name: str, make: Callable[[Profile], pd.DataFrame]
+) -> pd.DataFrame:
+    """Return a table of the profile `published`, and say which; empty where none is committed."""
     if profile.name == PUBLISHED.name:
-        print("measured in this run")
-        return published_table(profile)
-    file = paths.own_figures(paths.PROJECT, PUBLISHED.name) / f"{TABLE}.csv"
+        print(f"{name}: measured in this run")
+        return make(profile)
+    file = paths.own_figures(paths.PROJECT, PUBLISHED.name) / f"{name}.csv"
     if not file.exists():
-        print(f"not available: no {TABLE} is committed; ./run_all.sh published makes it")
-        return pd.DataFrame(columns=[*KEYS, "value", "by_replicate"])
-    print("committed, not measured in this run")
-    return pd.read_csv(file)
+        print(f"{name}: not available, for none is committed; ./run_all.sh published makes it")
+        return pd.DataFrame(columns=["method", "measure", "value", "by_replicate", "n"])
+    print(f"{name}: committed, not measured in this run")
+    # a token may be the text "NA", so only an empty cell is no number
+    return pd.read_csv(file, keep_default_na=False, na_values={"value": "", "low": "", "high": ""})
 
 
 # ------------------------------------------------------------------------------------------ reading
+
+
+def of_pairs(text: object) -> Floats:
+    """Return the values that a cell of `by_replicate` lists, not a number where a pair has none."""
+    return np.array([float(word) for word in str(text).split()])
 
 
 def side_by_side(table: pd.DataFrame, *measures: str) -> pd.DataFrame:
@@ -98,10 +244,30 @@ def side_by_side(table: pd.DataFrame, *measures: str) -> pd.DataFrame:
     lines = []
     for row in elsewhere.of_measures(table, *measures).to_dict("records"):
         line = {"measure": row["measure"], "method": row["method"]}
-        for number, value in enumerate(str(row["by_replicate"]).split(), 1):
-            line[f"pair {number}"] = float(value)
+        for number, value in enumerate(of_pairs(row["by_replicate"]), 1):
+            line[f"pair {number}"] = value
         lines.append({**line, "families": row["n"]})
     return pd.DataFrame(lines).round(3)
+
+
+def rates_side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """Return each measure at each rate, a column a pair; empty of an empty table.
+
+    table: of `rates_table`.
+    """
+    lines = []
+    for row in table.to_dict("records"):
+        line = {"method": row["method"], "learning rate": row["learning_rate"]}
+        for number, value in enumerate(of_pairs(row["by_replicate"]), 1):
+            lines.append({**line, "measure": row["measure"], "pair": number, "value": value})
+    if not lines:
+        return pd.DataFrame()
+    long = pd.DataFrame(lines)
+    order = list(dict.fromkeys(long.measure))
+    wide = long.pivot(
+        index=["method", "learning rate"], columns=["measure", "pair"], values="value"
+    )
+    return wide[order].round(3)
 
 
 def orders(table: pd.DataFrame) -> pd.DataFrame:
@@ -110,21 +276,94 @@ def orders(table: pd.DataFrame) -> pd.DataFrame:
     The study's is that of the same domain, with the study's own model and training.
 
     Returns:
-        a row a method; `HERE` and `THERE`: 1 is the nearest to retraining.
+        a row a method; `HERE`, `THERE`, and each pair alone: 1 is the nearest to retraining.
     """
     study = elsewhere.of_measures(plots.committed(elsewhere.TABLE), elsewhere.SCORE)
     own = (study.axis == EXPOSURES) & (study.setting == STUDY.pretraining.epochs)
-    values = {
-        HERE: elsewhere.of_measures(table, elsewhere.SCORE).set_index("method")["value"],
-        THERE: study[own].set_index("method")["value"],
-    }
+    here = elsewhere.of_measures(table, SCORE).set_index("method")
+    values = {HERE: here["value"], THERE: study[own].set_index("method")["value"]}
+    each = here.by_replicate.map(of_pairs)
+    for number in range(len(each.iloc[0])):
+        values[f"pair {number + 1}"] = each.str[number]
     places = pd.DataFrame(values).rank(ascending=False, method="min")
     return places.astype(int).reindex(list(METHODS))
 
 
-def agreement(places: pd.DataFrame) -> float:
-    """Return Kendall's tau of the two orders: 1 is the same order, 0 none, -1 the reverse.
+def agreement(places: pd.DataFrame, one: str, other: str) -> float:
+    """Return Kendall's tau of two orders: 1 is the same order, 0 none, -1 the reverse.
 
-    places: of `orders`.
+    places: of `orders`, with the columns `one` and `other`.
     """
-    return float(kendalltau(places[HERE], places[THERE]).statistic)
+    return float(kendalltau(places[one], places[other]).statistic)
+
+
+# ------------------------------------------------------------------------------------- the figures
+
+
+def methods_figure(profile: Profile, table: pd.DataFrame) -> None:
+    """Draw what each method does, a panel a measure, a mark a pair; nothing of an empty table.
+
+    table: of `published_table`.
+    """
+    if table.empty:
+        return
+    measures = (SCORE, OF_DOMAIN, OF_GENERAL, DETECTED)
+    part = elsewhere.of_measures(table, *measures)
+    part = part[part.method.isin(METHODS)]
+    drawn, axes = plots.panels(len(measures), width=2.5, height=2.6, sharey=True)
+    for ax, measure in zip(axes, measures, strict=True):
+        draw_methods(part[part.measure == measure], ax).set_title(measure, fontsize=8)
+    axes[0].invert_yaxis()  # the first method is the highest
+    plots.save(profile, drawn, "fig17_methods", part)
+
+
+def draw_methods(part: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw one measure, a line a method: the first pair is a full mark, the second a hollow one.
+
+    part: of `published_table`, one measure of every method.
+    """
+    names = [plots.readable(method) for method in part.method]
+    for place, row in enumerate(part.to_dict("records")):
+        colour, marker = plots.method_style(row["method"])
+        for number, value in enumerate(of_pairs(row["by_replicate"])):
+            face = colour if number == 0 else "white"
+            ax.plot(value, place, marker=marker, color=colour, mfc=face, ms=5)
+    ax.axvline(0, color="black", ls=":", lw=0.8)
+    ax.set_yticks(range(len(names)), names)
+    return ax
+
+
+def rates_figure(profile: Profile, table: pd.DataFrame) -> None:
+    """Draw what each learning rate gives, a panel a measure; nothing of an empty table.
+
+    table: of `rates_table`.
+    """
+    if table.empty:
+        return
+    measures = (SCORE, OF_DOMAIN, OF_GENERAL)
+    part = elsewhere.of_measures(table, *measures)
+    drawn, axes = plots.panels(len(measures), width=2.9, height=2.7)
+    for ax, measure in zip(axes, measures, strict=True):
+        draw_rates(part[part.measure == measure], ax).set_title(measure, fontsize=8)
+    handles = axes[0].get_legend_handles_labels()
+    drawn.legend(*handles, ncols=4, loc="outside upper center", fontsize=7)
+    plots.save(profile, drawn, "fig17_rates", part)
+
+
+def draw_rates(part: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw one measure over learning rates, a line a method and pair: the second is dashed.
+
+    part: of `rates_table`, one measure.
+    """
+    for method, rows in part.groupby("method", sort=False):
+        colour, marker = plots.method_style(method)
+        each = np.array([of_pairs(text) for text in rows.by_replicate])
+        for number, values in enumerate(each.T):
+            style = "-" if number == 0 else "--"
+            label = f"{plots.readable(method)}, pair {number + 1}"
+            face = colour if number == 0 else "white"
+            drawn = {"color": colour, "mfc": face, "ms": 4, "label": label}
+            ax.plot(rows.learning_rate, values, marker=marker, ls=style, **drawn)
+    ax.axhline(0, color="black", ls=":", lw=0.8)
+    ax.set(xscale="log", xlabel="learning rate")
+    return ax
