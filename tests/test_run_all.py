@@ -636,10 +636,10 @@ def test_what_was_found_damaged_is_said_once_at_the_end(tmp_path, capsys):
 )
 def test_the_whole_study_is_computed_in_parts_before(two, given, calls, monkeypatch):
     called = []
-    monkeypatch.setattr(profile_run, "compute_parts", lambda: called.append(1) or 7)
+    monkeypatch.setattr(profile_run, "compute_parts", lambda name: called.append(name) or 7)
     monkeypatch.setattr(profile_run, "execute_all", lambda *_: 8)
     assert profile_run.run(two, "study", **given) == (7 if calls else 8)
-    assert len(called) == calls
+    assert called == ["study"] * calls
 
 
 def wait(own, other):
