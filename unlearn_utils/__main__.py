@@ -164,13 +164,29 @@ def fetch_profile(options: argparse.Namespace) -> int:
     for folder in folders:
         print(folder)
     if profile.tasks:
-        from unlearn_utils.engine import downstream
-
-        tasks = downstream.load(profile.tasks)
-        print("\n".join(downstream.describe(tasks)))
+        print(fetch_tasks(profile))
     nothing = "nothing else" if folders else "nothing"
     print(f"The profile {profile.name} reads {nothing} from the hub.")
     return 0
+
+
+def fetch_tasks(profile: profiles.Profile) -> str:
+    """Download the questions of a profile's downstream tasks, and return what they are.
+
+    A model that a package carries stands in where there is no hub: then there are no questions
+    either, and its notebook goes on without them.
+
+    Raises:
+        ValueError: as `downstream.load`.
+    """
+    from unlearn_utils.engine import downstream
+
+    try:
+        return "\n".join(downstream.describe(downstream.load(profile.tasks)))
+    except ValueError as error:
+        if profile.base is None:
+            raise
+        return f"not available: questions of downstream tasks ({error})"
 
 
 def check_compute(options: argparse.Namespace) -> None:
