@@ -1,7 +1,8 @@
 """A published model, trained on with and without a forget set: the same measures, another scale.
 
-There are two pairs of a target and a retrained model. Their values stand side by side, and there is
-no verdict: an interval of two replicates is thirteen times as long as they are apart.
+There are two pairs of a target and a retrained model. Their values stand side by side, each with
+the interval of its documents, and there is no verdict: an interval of two replicates is thirteen
+times as long as they are apart.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 from scipy.stats import kendalltau
 
 from unlearn_utils.cache import paths
+from unlearn_utils.core import tables
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.methods import METHODS
 from unlearn_utils.core.replicates import PLAIN
@@ -38,17 +41,20 @@ TABLE = "table17_published"
 RATES = "table17_rates"
 PASSAGES = "table17_passages"
 TASKS = "table17_tasks"
-KEYS = ("target_domain", "measure", "method")
-KEYS_OF_RATES = ("target_domain", "method", "learning_rate", "measure")
+KEYS = ("target_domain", "measure", "method", "pair")
+KEYS_OF_RATES = ("target_domain", "method", "learning_rate", "measure", "pair")
 
 EQUAL = 0.0  # the gap on the forget set at which damage is compared: as hard as for retraining
 OF_GENERAL, OF_DOMAIN = "damage to general text", comparison.DOMAIN_DAMAGE
 SCORE, DETECTED = elsewhere.SCORE, elsewhere.DETECTED
 STEP = "step at equal forgetting"
+BOTH = "1 and 2"  # in the place of a pair
 HERE, THERE = "here", "in the study"  # places in the order of methods
 
 AFTER = "after"  # in the place of a model: the method's, at the step nearest to retraining
 SEED = 0  # of the bootstrap over questions
+NUMBERS = ("value", "low", "high", "rerun_low", "rerun_high", "documents_sd")
+EMPTY = dict.fromkeys(NUMBERS, "")  # what is no number in a file
 
 
 # ---------------------------------------------------------------------------------------- the table
@@ -58,8 +64,8 @@ def published_table(profile: Profile) -> pd.DataFrame:
     """Write and return table17_published; what is not stored yet is computed first.
 
     Returns:
-        target_domain, measure, method (or what stands in its place), and the columns of
-        `replicated.table`.
+        target_domain, measure, method (or what stands in its place), pair, and the columns of
+        `replicated.table`: intervals are over documents alone.
     """
     for name in profile.parts:
         parts.fill(profile, name)
@@ -67,9 +73,17 @@ def published_table(profile: Profile) -> pd.DataFrame:
     for domain in profile.domains:
         found = {**elsewhere.measures(_setting(profile, domain)), **_damage(profile, domain)}
         for (measure, method), (values, n, scale) in found.items():
-            keys = dict(zip(KEYS, (domain, measure, method), strict=True))
-            rows.append(Row(keys, values, n, scale))
+            for pair, drawn in _of_each_pair(profile, values):
+                named = (domain, measure, method, pair)
+                rows.append(Row(dict(zip(KEYS, named, strict=True)), drawn, n, scale))
     return replicated.table(profile, TABLE, rows)
+
+
+def _of_each_pair(profile: Profile, values: Floats) -> list[tuple[str, Floats]]:
+    """Return the values of each pair alone, (1, draws), with its number; or of both together."""
+    if len(values) != len(profile.replicates):
+        return [(BOTH, values)]
+    return [(str(number), values[[number - 1]]) for number in range(1, len(values) + 1)]
 
 
 def _setting(profile: Profile, domain: str) -> Setting:
@@ -102,8 +116,8 @@ def rates_table(profile: Profile) -> pd.DataFrame:
     """Write and return table17_rates: the methods of claim C2 at each learning rate.
 
     Returns:
-        target_domain, method, learning_rate, measure, and the columns of `replicated.table`. Not a
-        number is what a path has that does not come to equal forgetting, or jumps past it.
+        target_domain, method, learning_rate, measure, pair, and the columns of `replicated.table`.
+        Not a number is what a path has that does not come to equal forgetting, or jumps past it.
     """
     rows = []
     for domain in profile.grid.claimed_domains:
@@ -113,9 +127,10 @@ def rates_table(profile: Profile) -> pd.DataFrame:
             for rate, paths_at in zip(profile.grid.learning_rates, by_rate, strict=True):
                 each = [_at_rate(drawn) for drawn in paths_at]
                 for measure in each[0]:
-                    named = (domain, method, rate, measure)
-                    keys = dict(zip(KEYS_OF_RATES, named, strict=True))
-                    rows.append(Row(keys, np.stack([one[measure] for one in each]), n))
+                    values = np.stack([one[measure] for one in each])
+                    for pair, drawn in _of_each_pair(profile, values):
+                        named = (domain, method, rate, measure, pair)
+                        rows.append(Row(dict(zip(KEYS_OF_RATES, named, strict=True)), drawn, n))
     return replicated.table(profile, RATES, rows)
 
 
@@ -222,52 +237,34 @@ def _own_or_committed(
     file = paths.own_figures(paths.PROJECT, PUBLISHED.name) / f"{name}.csv"
     if not file.exists():
         print(f"{name}: not available, for none is committed; ./run_all.sh published makes it")
-        return pd.DataFrame(columns=["method", "measure", "value", "by_replicate", "n"])
+        return pd.DataFrame(columns=["method", "measure", "pair", "value"])
     print(f"{name}: committed, not measured in this run")
     # a token may be the text "NA", so only an empty cell is no number
-    return pd.read_csv(file, keep_default_na=False, na_values={"value": "", "low": "", "high": ""})
+    return pd.read_csv(file, keep_default_na=False, na_values=EMPTY, dtype={"pair": str})
 
 
 # ------------------------------------------------------------------------------------------ reading
 
 
-def of_pairs(text: object) -> Floats:
-    """Return the values that a cell of `by_replicate` lists, not a number where a pair has none."""
-    return np.array([float(word) for word in str(text).split()])
-
-
-def side_by_side(table: pd.DataFrame, *measures: str) -> pd.DataFrame:
-    """Return the values of each pair, and of how many families of documents.
+def side_by_side(table: pd.DataFrame, *measures: str, digits: int = 3) -> pd.DataFrame | None:
+    """Return the values of each pair, with the intervals of the documents; None of an empty table.
 
     table: of `published_table`.
     """
-    lines = []
-    for row in elsewhere.of_measures(table, *measures).to_dict("records"):
-        line = {"measure": row["measure"], "method": row["method"]}
-        for number, value in enumerate(of_pairs(row["by_replicate"]), 1):
-            line[f"pair {number}"] = value
-        lines.append({**line, "families": row["n"]})
-    return pd.DataFrame(lines).round(3)
+    if table.empty:
+        return None
+    part = elsewhere.of_measures(table, *measures)
+    return tables.wide(part, ["measure", "method"], "pair", digits)
 
 
-def rates_side_by_side(table: pd.DataFrame) -> pd.DataFrame:
-    """Return each measure at each rate, a column a pair; empty of an empty table.
+def rates_side_by_side(table: pd.DataFrame) -> pd.DataFrame | None:
+    """Return each measure at each rate, a column a pair; None of an empty table.
 
     table: of `rates_table`.
     """
-    lines = []
-    for row in table.to_dict("records"):
-        line = {"method": row["method"], "learning rate": row["learning_rate"]}
-        for number, value in enumerate(of_pairs(row["by_replicate"]), 1):
-            lines.append({**line, "measure": row["measure"], "pair": number, "value": value})
-    if not lines:
-        return pd.DataFrame()
-    long = pd.DataFrame(lines)
-    order = list(dict.fromkeys(long.measure))
-    wide = long.pivot(
-        index=["method", "learning rate"], columns=["measure", "pair"], values="value"
-    )
-    return wide[order].round(3)
+    if table.empty:
+        return None
+    return tables.wide(table, ["measure", "method", "learning_rate"], "pair", digits=2)
 
 
 def orders(table: pd.DataFrame) -> pd.DataFrame:
@@ -280,11 +277,10 @@ def orders(table: pd.DataFrame) -> pd.DataFrame:
     """
     study = elsewhere.of_measures(plots.committed(elsewhere.TABLE), elsewhere.SCORE)
     own = (study.axis == EXPOSURES) & (study.setting == STUDY.pretraining.epochs)
-    here = elsewhere.of_measures(table, SCORE).set_index("method")
-    values = {HERE: here["value"], THERE: study[own].set_index("method")["value"]}
-    each = here.by_replicate.map(of_pairs)
-    for number in range(len(each.iloc[0])):
-        values[f"pair {number + 1}"] = each.str[number]
+    here = elsewhere.of_measures(table, SCORE).pivot(index="method", columns="pair", values="value")
+    values = {HERE: here.mean(axis=1), THERE: study[own].set_index("method")["value"]}
+    for pair in here:
+        values[f"pair {pair}"] = here[pair]
     places = pd.DataFrame(values).rank(ascending=False, method="min")
     return places.astype(int).reindex(list(METHODS))
 
@@ -322,15 +318,23 @@ def draw_methods(part: pd.DataFrame, ax: Axes) -> Axes:
 
     part: of `published_table`, one measure of every method.
     """
-    names = [plots.readable(method) for method in part.method]
-    for place, row in enumerate(part.to_dict("records")):
+    names = list(dict.fromkeys(part.method))
+    for row in part.to_dict("records"):
         colour, marker = plots.method_style(row["method"])
-        for number, value in enumerate(of_pairs(row["by_replicate"])):
-            face = colour if number == 0 else "white"
-            ax.plot(value, place, marker=marker, color=colour, mfc=face, ms=5)
+        face, aside = _look(row["pair"], colour)
+        place = names.index(row["method"]) + aside
+        ax.plot([row["low"], row["high"]], [place, place], color=colour, lw=0.8, alpha=0.6)
+        ax.plot(row["value"], place, marker=marker, color=colour, mfc=face, ms=5)
     ax.axvline(0, color="black", ls=":", lw=0.8)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), [plots.readable(name) for name in names])
     return ax
+
+
+def _look(pair: str, colour: object) -> tuple[object, float]:
+    """Return the filling of a pair's marks, and how far they are moved aside."""
+    if str(pair) == "1":
+        return colour, -0.15
+    return "white", 0.15
 
 
 def rates_figure(profile: Profile, table: pd.DataFrame) -> None:
@@ -355,15 +359,16 @@ def draw_rates(part: pd.DataFrame, ax: Axes) -> Axes:
 
     part: of `rates_table`, one measure.
     """
-    for method, rows in part.groupby("method", sort=False):
+    for (method, pair), rows in part.groupby(["method", "pair"], sort=False):
         colour, marker = plots.method_style(method)
-        each = np.array([of_pairs(text) for text in rows.by_replicate])
-        for number, values in enumerate(each.T):
-            style = "-" if number == 0 else "--"
-            label = f"{plots.readable(method)}, pair {number + 1}"
-            face = colour if number == 0 else "white"
-            drawn = {"color": colour, "mfc": face, "ms": 4, "label": label}
-            ax.plot(rows.learning_rate, values, marker=marker, ls=style, **drawn)
+        face, _ = _look(pair, colour)
+        style = "--" if face == "white" else "-"
+        label = f"{plots.readable(method)}, pair {pair}"
+        drawn = {"color": colour, "mfc": face, "ms": 4, "label": label}
+        ax.plot(rows.learning_rate, rows["value"], marker=marker, ls=style, **drawn)
+    values = sorted(part.learning_rate.unique())
     ax.axhline(0, color="black", ls=":", lw=0.8)
-    ax.set(xscale="log", xlabel="learning rate")
+    ax.set(xscale="log", xlabel="learning rate", xlim=(values[0] / 1.3, values[-1] * 1.3))
+    ax.set_xticks(values, [f"{value:g}" for value in values])
+    ax.xaxis.set_minor_locator(NullLocator())
     return ax
