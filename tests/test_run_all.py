@@ -345,6 +345,7 @@ def test_another_profile_leaves_notebooks_and_figures_alone(tmp_path, capsys):
 WHERE = {
     "laptop": "figures",
     "study": "figures/study",
+    "published": "figures/published",
     "smoke": "runs/smoke/figures",
     "gpu": "runs/gpu/figures",
 }
