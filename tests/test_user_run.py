@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import re
 import signal
 import sys
+from contextlib import closing
 
 import pandas as pd
 import pytest
@@ -231,24 +233,75 @@ def test_only_lines_in_a_log(llama, documents, tmp_path, capsys):
     unlearn(llama, documents, tmp_path / "out", "gradient_ascent", "--batch", 1)
     out, err = capsys.readouterr()
     marks = (2, 3, 4, 6, 7, 8, 10, 11, 12, 13)
-    expected = [f"unlearning: step {step} of 13" for step in marks]
-    assert [line for line in out.splitlines() if "step" in line] == expected
+    lines = [line for line in out.splitlines() if "unlearning:" in line]
+    for step, line in zip(marks, lines, strict=True):
+        said = rf"unlearning: step {step} of 13, forget -\d\.\d{{3}}, \d\d:\d\d left"
+        assert re.fullmatch(said, line)
+    assert "measuring" not in out  # lines of what is soon done are no help
     assert err == ""
     assert "\r" not in out
 
 
-def test_a_bar_on_a_terminal(monkeypatch, capsys):
+@pytest.fixture
+def screen(monkeypatch):
+    """What a terminal would show of stderr."""
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    watch = terminal.show_progress(3)
-    assert sys.stderr.getvalue() == ""  # nothing before the first step
+    return sys.stderr
+
+
+def test_a_bar_on_a_terminal_has_the_loss_of_each_term(screen, capsys):
+    """Those of the micro-batches of a step add up; the method computes what it did."""
+    progress = terminal.Progress("unlearning", 3)
+    term = methods.Term("mine", "mine", lambda model, *_: torch.tensor(float(model)))
+    method = methods.Method("mine", "Mine", term, methods.DESCENT, "general")
+    followed = progress.follow(method)
+    assert followed.retain.count is not None and followed.needs_reference is False
+    assert screen.getvalue() == ""  # nothing before the first step
     for step in (1, 2, 3):
-        watch(step, None)
-    assert "3/3" in sys.stderr.getvalue()
+        for part in (step, step):
+            assert followed.forget.loss_function()(part, None, None, None) == step
+        progress.watch(step, None)
+    progress.close()
+    shown = screen.getvalue()
+    assert "1/3" in shown and "3/3" in shown and "step/s" in shown
+    assert "forget 2.000" in shown and "forget 6.000" in shown
     assert capsys.readouterr().out == ""
+
+
+def test_lines_of_a_log_are_some_time_apart(monkeypatch, capsys):
+    seconds = iter(range(0, 1000, 10))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(seconds))
+    progress = terminal.Progress("measuring", 10, "chunk", apart=25)
+    for _ in range(10):
+        progress.advance()
+    assert capsys.readouterr().out.splitlines() == [
+        "measuring: chunk 2 of 10, 01:20 left",
+        "measuring: chunk 5 of 10, 00:50 left",
+        "measuring: chunk 8 of 10, 00:20 left",
+    ]
+
+
+def test_a_line_stands_above_the_bar(screen, capsys):
+    with closing(terminal.Progress("unlearning", 2)) as progress:
+        progress.watch(1, None)
+        terminal.say("a line")
+    assert capsys.readouterr().out == "a line\n"
+    assert screen.getvalue().count("1/2") == 2  # it is drawn again below the line
+
+
+@pytest.mark.parametrize("lora", [(), ("--lora", "rank=2")])
+def test_a_terminal_shows_no_bars_of_libraries(lora, llama, documents, tmp_path, screen):
+    out = tmp_path / "out"
+    unlearn(llama, documents, out, "ascent_descent_general", "--learning-rate", 1e-3, *lora)
+    given = ("--models", out, llama, "--documents", documents["forget"], "--context", CONTEXT)
+    assert commands.main(["compare", *map(str, given)]) == 0
+    titles = {re.split(r":? *\d+%", part)[0].strip() for part in screen.getvalue().split("\r")}
+    assert titles - {""} == {"unlearning", "measuring"}
 
 
 # ------------------------------------------------------------------------------------ less memory

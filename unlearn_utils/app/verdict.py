@@ -201,7 +201,7 @@ def _lost(changes: Mapping[str, Change]) -> list[str]:
         before, after, ratio = changes[name]
         if ratio.value >= math.log1p(tuning.BOUND):
             warnings.append(
-                f"{name} text lost {math.expm1(ratio.value):.0%}, from {before:.4g} to "
-                f"{after:.4g}, more than the {tuning.BOUND:.0%} that tune allows"
+                f"perplexity of {name} text rose from {before:.4g} to {after:.4g}, by more than "
+                f"the {tuning.BOUND:.0%} that tune allows"
             )
     return warnings
