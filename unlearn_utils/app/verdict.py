@@ -46,10 +46,10 @@ SAID = {  # of each: what the line says, and what to do
         "give more of them",
     ),
     AWAY: ("farther from the goal than before", "raise the rate, or lower --retain-weight"),
-    UNDER_WAY: ("{way:.0%} of the way", "raise the rate or the steps"),
-    AT_A_COST: ("{way:.0%} of the way, and other text lost too much", "take another method"),
-    ARRIVED: ("{way:.0%} of the way, arrived as far as {unseen} unseen documents tell", ""),
-    BEYOND: ("{way:.0%} of the way, beyond the goal", "lower the rate or the steps"),
+    UNDER_WAY: ("{way:z.0%} of the way", "raise the rate or the steps"),
+    AT_A_COST: ("{way:z.0%} of the way, and other text lost too much", "take another method"),
+    ARRIVED: ("{way:z.0%} of the way, arrived as far as {unseen} unseen documents tell", ""),
+    BEYOND: ("{way:z.0%} of the way, beyond the goal", "lower the rate or the steps"),
 }
 
 
