@@ -242,9 +242,8 @@ def test_only_lines_in_a_log(llama, documents, tmp_path, capsys):
     assert "\r" not in out
 
 
-@pytest.fixture
-def screen(monkeypatch):
-    """What a terminal would show of stderr."""
+def show_on_terminal(monkeypatch):
+    """Let stderr be a terminal, and return what it is shown."""
 
     class Terminal(io.StringIO):
         def isatty(self):
@@ -254,8 +253,9 @@ def screen(monkeypatch):
     return sys.stderr
 
 
-def test_a_bar_on_a_terminal_has_the_loss_of_each_term(screen, capsys):
+def test_a_bar_on_a_terminal_has_the_loss_of_each_term(monkeypatch, capsys):
     """Those of the micro-batches of a step add up; the method computes what it did."""
+    screen = show_on_terminal(monkeypatch)
     progress = terminal.Progress("unlearning", 3)
     term = methods.Term("mine", "mine", lambda model, *_: torch.tensor(float(model)))
     method = methods.Method("mine", "Mine", term, methods.DESCENT, "general")
@@ -274,19 +274,21 @@ def test_a_bar_on_a_terminal_has_the_loss_of_each_term(screen, capsys):
 
 
 def test_lines_of_a_log_are_some_time_apart(monkeypatch, capsys):
-    seconds = iter(range(0, 1000, 10))
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(seconds))
+    now = [0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     progress = terminal.Progress("measuring", 10, "chunk", apart=25)
     for _ in range(10):
+        now[0] += 10
         progress.advance()
     assert capsys.readouterr().out.splitlines() == [
-        "measuring: chunk 2 of 10, 01:20 left",
-        "measuring: chunk 5 of 10, 00:50 left",
-        "measuring: chunk 8 of 10, 00:20 left",
+        "measuring: chunk 3 of 10, 01:10 left",
+        "measuring: chunk 6 of 10, 00:40 left",
+        "measuring: chunk 9 of 10, 00:10 left",
     ]
 
 
-def test_a_line_stands_above_the_bar(screen, capsys):
+def test_a_line_stands_above_the_bar(monkeypatch, capsys):
+    screen = show_on_terminal(monkeypatch)
     with closing(terminal.Progress("unlearning", 2)) as progress:
         progress.watch(1, None)
         terminal.say("a line")
@@ -295,7 +297,8 @@ def test_a_line_stands_above_the_bar(screen, capsys):
 
 
 @pytest.mark.parametrize("lora", [(), ("--lora", "rank=2")])
-def test_a_terminal_shows_no_bars_of_libraries(lora, llama, documents, tmp_path, screen):
+def test_a_terminal_shows_no_bars_of_libraries(lora, llama, documents, tmp_path, monkeypatch):
+    screen = show_on_terminal(monkeypatch)
     out = tmp_path / "out"
     unlearn(llama, documents, out, "ascent_descent_general", "--learning-rate", 1e-3, *lora)
     given = ("--models", out, llama, "--documents", documents["forget"], "--context", CONTEXT)
