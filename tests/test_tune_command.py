@@ -122,6 +122,16 @@ def test_the_best_step_is_written_with_the_paths_and_how_it_was_chosen(tuned):
     assert len(found["history"]) == best.step
     assert found["tuning"]["steps_of_paths"] == paths.groupby("learning_rate").step.max().sum()
     card = (tuned / "README.md").read_text()
+    results = pd.read_csv(tuned / "results.csv")
+    before = value(results, "before", "forget", "perplexity")
+    goal = value(results, "before", "unseen", "perplexity")
+    after = value(results, "after", "forget", "perplexity")
+    assert set(results.goal) == {goal} and set(results.steps) == {best.step}
+    assert set(results.learning_rate) == {1e-2} and set(results.method) == {"gradient_ascent"}
+    way = np.log(after / before) / np.log(goal / before)
+    assert found["verdict"]["way"] == pytest.approx(way)
+    assert found["verdict"]["advice"] == ""  # the search has said what to do
+    assert f"- {found['verdict']['line']}" in card
     assert "## How learning rate and step were chosen" in card
     assert f"step {best.step} of 18" in card
     assert (tuned / "paths.png").stat().st_size > 10_000

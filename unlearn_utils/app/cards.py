@@ -18,10 +18,11 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 import unlearn_utils
-from unlearn_utils.app import model_files
+from unlearn_utils.app import model_files, terminal
 from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import RunSettings
 from unlearn_utils.app.user_documents import Documents, Tables
+from unlearn_utils.app.verdict import Verdict
 from unlearn_utils.cache import paths
 from unlearn_utils.core import methods, tables
 from unlearn_utils.core.methods import Method
@@ -65,19 +66,43 @@ they are too narrow."""
 def results_table(parts: Sequence[pd.DataFrame], members: str) -> pd.DataFrame:
     """Return tidy results: model, split, measure, value, low, high, n (documents).
 
+    Each set of each model has draws of its own, from one seed: an interval is the same whatever
+    other models and sets stand beside it.
+
     Args:
-        parts: rows of `user_run.measure`, each with a column model.
+        parts: rows of `user_run.measure`, one model each, with a column model.
         members: the set that is told from "unseen", where there is one, by Min-40% Prob of each
             chunk; a higher AUC means that it is known better.
     """
-    rows = pd.concat(parts, ignore_index=True)
-    found = [tables.summarise(rows, ["model", "split"], ["perplexity", "accuracy"])]
-    if "unseen" in set(rows.split):
+    by, measures = ["model", "split"], ["perplexity", "accuracy"]
+    found, areas = [], []
+    for rows in parts:
+        for _, part in rows.groupby("split", sort=False):
+            found.append(tables.summarise(part, by, measures))
         sides = rows[rows.split.isin([members, "unseen"])]
         sides = sides.replace({"split": {members: "forget", "unseen": "approximate"}})
-        areas = tables.auc_table(sides, ["model"], ["Min-40%"])
-        found.append(areas.assign(split=f"{members} against unseen"))
-    return pd.concat(found, ignore_index=True)
+        if "approximate" in set(sides.split):
+            area = tables.auc_table(sides, ["model"], ["Min-40%"])
+            areas.append(area.assign(split=f"{members} against unseen"))
+    return pd.concat(found + areas, ignore_index=True)
+
+
+def with_settings(results: pd.DataFrame, record: Mapping) -> pd.DataFrame:
+    """Return results with the run's settings as last columns, so that those of runs join.
+
+    Args:
+        results: of `results_table`.
+        record: of `run_record`, with a verdict.
+
+    Returns:
+        Also method, learning_rate, steps, and goal: the perplexity of the unseen documents before.
+    """
+    return results.assign(
+        method=record["method"],
+        learning_rate=record["learning_rate"],
+        steps=len(record["history"]),
+        goal=record["verdict"]["goal"],
+    )
 
 
 def run_record(
@@ -173,8 +198,8 @@ def write_files(
     """Write the three files.
 
     Args:
-        record: of `run_record`.
-        results: of `results_table`.
+        record: of `run_record`, with a verdict.
+        results: of `with_settings`.
         base: the base model's folder.
         chosen: names of the settings that were given on the command line.
     """
@@ -196,7 +221,7 @@ def model_card(
     """Return README.md: front matter in YAML, what was done, what was measured, and the limits.
 
     Args:
-        record: of `run_record`.
+        record: of `run_record`, with a verdict.
         results: of `results_table`.
         license: of `stated_license`.
         chosen: names of the settings that were given on the command line.
@@ -254,6 +279,8 @@ AUC Min-40%: how well membership inference tells chunks of forget documents from
 unseen ones (0.5: not at all).
 
 {_measurement_rows(results)}
+
+{_verdict_rows(record)}
 
 ## Limits
 
@@ -356,11 +383,17 @@ def _setting_text(value: object) -> str:
 
 def _measurement_rows(results: pd.DataFrame) -> str:
     """Return a Markdown table with a row for each split and measure, before beside after."""
-    wide = tables.wide(results, ["split", "measure", "n"], "model", digits=3)
+    index = ["split", "measure", "n"]
+    wide = tables.wide(results, index, "model", terminal.SIGNIFICANT, significant=True)
     rows = ["| text | measure | before | after | n |", "|---|---|---|---|---|"]
     for (split, measure, n), (before, after) in zip(wide.index, wide.to_numpy(), strict=True):
         rows.append(f"| {split} | {measure} | {before} | {after} | {n} |")
     return "\n".join(rows)
+
+
+def _verdict_rows(record: Mapping) -> str:
+    """Return the verdict line and the warnings, a row each."""
+    return "\n".join(f"- {line}" for line in Verdict(**record["verdict"]).in_words())
 
 
 # -------------------------------------------------------------------------------- all the methods

@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from unlearn_utils.core import methods
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
     from unlearn_utils.app.settings import RunSettings
     from unlearn_utils.app.unlearn_command import Inputs
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 EPOCHS = 4  # of a path at most: twice the plane of notebook 11
+SECONDS_APART = 60  # of two lines of a log within a path
 SEARCH = "search.json"  # says what the paths of a folder are of
 
 
@@ -170,7 +173,7 @@ def run(
     Raises:
         FloatingPointError: no path has a step that can be chosen.
     """
-    from unlearn_utils.app import cards, output_folder, tuning_report
+    from unlearn_utils.app import cards, output_folder, tuning_report, verdict
 
     check_one_process()
     folder = folder_of(options.out)
@@ -193,6 +196,8 @@ def run(
         after = output_folder.measure_saved(new, inputs.chunks, best, inputs.base, inputs.tokenizer)
         parts = [search.before.assign(model="before"), after.assign(model="after")]
         results = cards.results_table(parts, "forget")
+        # what to do is the search's to say
+        judged = verdict.of_run(results, search.before, after)._replace(advice="")
         record = cards.run_record(
             inputs.base,
             best,
@@ -202,13 +207,15 @@ def run(
             changed,
             found.history[: mark["step"]],
         )
+        record["verdict"] = judged._asdict()
         record["tuning"] = tuning_report.summary(search, every, chosen)
+        results = cards.with_settings(results, record)
         given = unlearn_arguments.chosen_settings(options)
         cards.write_files(new, record, results, inputs.base.folder, given)
         for name in (tuning_report.TABLE, tuning_report.FIGURE):
             shutil.copyfile(folder / name, new / name)
     shutil.rmtree(folder)
-    terminal.show_results(results)
+    terminal.say("\n".join([terminal.results_text(results), *judged.in_words()]))
     terminal.say(cards.describe_weights(record))
     terminal.say(
         f"{options.out.resolve()}: the model, its tokenizer, README.md, results.csv, run.json, "
@@ -385,7 +392,7 @@ def weights_as_they_lie(folder: Path) -> dict[str, list[int]]:
 
 
 def walk(search: Search, folder: Path) -> list[Found]:
-    """Return the paths, with a line a path, and for a single path a line a mark."""
+    """Return the paths, with a bar and a line a path, and for a single path a line a mark."""
     from unlearn_utils.app import tuning_report, user_run
     from unlearn_utils.engine import tuning as searching
 
@@ -395,9 +402,19 @@ def walk(search: Search, folder: Path) -> list[Found]:
 
     def unlearn(name: str, rate: float, watch: Watch) -> list[dict]:
         recipe = replace(search.run.recipe, learning_rate=rate)
-        one = replace(search.run, method=methods.get_method(name), recipe=recipe)
-        model = user_run.load_to_train(inputs.base, one)
-        history = user_run.unlearn(model, inputs.base, inputs.chunks, one, inputs.tokenizer, watch)
+        bar = terminal.Progress(f"{name} at {rate:g}", search.setting.steps, apart=SECONDS_APART)
+
+        def both(step: int, model: nn.Module) -> bool | None:
+            bar.watch(step, model)
+            return watch(step, model)
+
+        with closing(bar):
+            method = bar.follow(methods.get_method(name))
+            one = replace(search.run, method=method, recipe=recipe)
+            model = user_run.load_to_train(inputs.base, one)
+            history = user_run.unlearn(
+                model, inputs.base, inputs.chunks, one, inputs.tokenizer, both
+            )
         walked.append(len(history))
         return history
 

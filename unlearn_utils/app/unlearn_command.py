@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,7 +44,7 @@ class Inputs(NamedTuple):
 
 def unlearn(options: argparse.Namespace) -> None:
     """Check everything, plan the memory, train, measure before and after, write the new model."""
-    from unlearn_utils.app import cards, output_folder, tune_command
+    from unlearn_utils.app import cards, output_folder, tune_command, verdict
     from unlearn_utils.engine import distributed
 
     if options.until is not None:
@@ -62,6 +64,7 @@ def unlearn(options: argparse.Namespace) -> None:
             )
             parts = [before.assign(model="before"), after.assign(model="after")]
             results = cards.results_table(parts, "forget")
+            found = verdict.of_run(results, before, after)
             record = cards.run_record(
                 inputs.base,
                 run,
@@ -71,12 +74,14 @@ def unlearn(options: argparse.Namespace) -> None:
                 changed,
                 history,
             )
+            record["verdict"] = found._asdict()
+            results = cards.with_settings(results, record)
         chosen = unlearn_arguments.chosen_settings(options)
         distributed.on_main_process(
             lambda: cards.write_files(folder, record, results, inputs.base.folder, chosen)
         )
     distributed.on_main_process(lambda: remove_checkpoints(checkpoints))
-    terminal.say(terminal.results_text(results))
+    terminal.say("\n".join([terminal.results_text(results), *found.in_words()]))
     terminal.say(cards.describe_weights(record))
     terminal.say(f"{out}: the model, its tokenizer, README.md, results.csv, run.json")
 
@@ -157,10 +162,11 @@ def train(
 
     recipe = run.recipe
     steps = training.steps_of(len(inputs.chunks["forget"]), recipe.batch, recipe.epochs)
-    watch = terminal.show_progress(steps)
-    model, before, history = user_run.load_and_unlearn(
-        inputs.base, inputs.chunks, run, inputs.tokenizer, watch, checkpoints
-    )
+    with closing(terminal.Progress("unlearning", steps)) as progress:
+        followed = replace(run, method=progress.follow(run.method))
+        model, before, history = user_run.load_and_unlearn(
+            inputs.base, inputs.chunks, followed, inputs.tokenizer, progress.watch, checkpoints
+        )
     output_folder.save_model(model, inputs.base, folder)
     del model  # before the next is loaded
     changed = distributed.on_main_process(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from unlearn_utils.app import errors, lora_adapters, model_files, settings
+from unlearn_utils.app import errors, lora_adapters, model_files, settings, terminal
 from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import RunSettings
 from unlearn_utils.app.user_documents import Tables
@@ -26,6 +26,7 @@ IN_TRAINING = (
     "training: lower --micro-batch or --context, or use --gradient-checkpointing or --lora"
 )
 IN_MEASURING = "measuring: lower --context"
+SECONDS_APART = 30  # of two lines of a log on measuring
 
 
 class FoundModel(NamedTuple):
@@ -210,9 +211,16 @@ def _explained_precision() -> Iterator[None]:
 def measure(model: nn.Module, chunks: Tables, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
     """Return a row of measurements for each chunk of each set, as `evaluation.measure`.
 
+    A set is read by itself, so that what stands beside it changes no digit.
+
     Raises:
         MemoryError: it runs out of memory.
     """
-    every = pd.concat(chunks.values(), ignore_index=True)
-    with _explained_memory(IN_MEASURING):
-        return evaluation.measure(model, every, tokenizer)
+    rows = []
+    progress = terminal.Progress(
+        "measuring", sum(map(len, chunks.values())), "chunk", apart=SECONDS_APART
+    )
+    with _explained_memory(IN_MEASURING), closing(progress):
+        for table in chunks.values():
+            rows.append(evaluation.measure(model, table, tokenizer, seen=progress.advance))
+    return pd.concat(rows, ignore_index=True)

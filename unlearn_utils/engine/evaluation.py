@@ -30,6 +30,7 @@ def measure(
     documents: pd.DataFrame,
     tokenizer: PreTrainedTokenizerBase,
     half: bool | None = None,
+    seen: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Return one row per document: its own columns less text and `ids`, and its measurements.
 
@@ -38,6 +39,7 @@ def measure(
     Args:
         documents: a column `ids` (token ids) and any others.
         half: as in `token_scores`.
+        seen: is called after each document.
 
     Returns:
         tokens (predicted), nll (summed, nats), correct (tokens whose argmax is true), the columns
@@ -59,6 +61,7 @@ def measure(
             row[score.column] = score.function(scores)
         row["extraction"] = metrics.extraction_strength(scores.correct)
         rows.append(row)
+        seen()
     return _beside(documents, rows)
 
 
