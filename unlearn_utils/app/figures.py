@@ -41,7 +41,6 @@ def comparison(table: pd.DataFrame) -> Figure:
     axes[0].set(xscale="log", xlabel="perplexity")
     for axis in (axes[0].xaxis.set_major_formatter, axes[0].xaxis.set_minor_formatter):
         axis(LogFormatter(minor_thresholds=(1, 0.5)))
-    axes[0].invert_yaxis()
     figure.legend(loc="outside upper left", ncols=len(SPLITS), frameon=False)
     if not areas.empty:
         intervals(areas, axes[1])
@@ -68,6 +67,7 @@ def intervals(rows: pd.DataFrame, ax: Axes) -> None:
         style = {"fmt": "o", "ms": 4, "capsize": 2, "lw": 1, "color": SPLITS.get(split, "black")}
         ax.errorbar(part.value, places, xerr=bars, label=split, **style)
     ax.set_yticks(range(len(models)), short_names(models))
+    ax.set_ylim(len(models) - 0.5, -0.5)  # the first at the top
 
 
 def short_names(models: list[str]) -> list[str]:

@@ -88,6 +88,25 @@ def check_documents(option: str, place: Path) -> None:
 # ---------------------------------------------------------------------------------- what is written
 
 
+def check_new_folder(option: str, given: Path) -> None:
+    """Check that a folder is new or empty, and can be made.
+
+    Raises:
+        ValueError: it is in use, lies nowhere, or cannot be written.
+    """
+    out = Path(os.path.realpath(given))
+    if out.is_symlink():
+        raise ValueError(f"{option} {given}: a link that leads round in a circle")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{option} {out}: already there and not empty; choose another folder")
+    if out.is_mount():
+        raise ValueError(f"{option} {out}: a disk is mounted there; choose a new folder in it")
+    if not out.parent.is_dir():
+        raise ValueError(f"{option} {out}: there is no folder {out.parent}")
+    check_encoding(out)
+    check_writable(option, out)
+
+
 def check_writable(option: str, place: Path) -> None:
     """Check that a file or folder can be made.
 

@@ -239,18 +239,9 @@ def check_out(options: argparse.Namespace) -> None:
     Raises:
         ValueError: it is in use, lies nowhere or in what is only read, or cannot be written.
     """
+    option_checks.check_new_folder("--out", options.out)
     out = Path(os.path.realpath(options.out))
-    if out.is_symlink():
-        raise ValueError(f"--out {options.out}: a link that leads round in a circle")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"--out {out}: already there and not empty; choose another folder")
-    if out.is_mount():
-        raise ValueError(f"--out {out}: a disk is mounted there; choose a new folder in it")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
-    option_checks.check_encoding(out)
     option_checks.check_outside("--out", out, _read(options))
-    option_checks.check_writable("--out", out)
 
 
 def checkpoints_folder(options: argparse.Namespace) -> Path | None:
