@@ -29,7 +29,7 @@ SETS = {  # folder -> domain and split of the embedded corpus
 SIZES = {"pairs": 20, "retain": 60, "evaluation": 20}  # documents
 SHAPE = Shape(vocabulary=1024, hidden=64, intermediate=160, layers=2, heads=2, context=512)
 # Chosen so that forget text becomes several times as easy as unseen text, in a minute of a core.
-RECIPE = Pretraining(epochs=20, batch=8, adamw_learning_rate=5e-3)
+RECIPE = Pretraining(epochs=10, batch=8, adamw_learning_rate=5e-3)
 SEED = 0
 
 COMMANDS = """\
