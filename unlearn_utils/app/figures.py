@@ -21,6 +21,7 @@ SPLITS = {"documents": COLOURS["red"], "unseen": COLOURS["blue"]}
 def save(figure: Figure, file: Path) -> None:
     """Write a figure as its file's ending says, whole or not at all; alike for the same data."""
     kind = file.suffix.removeprefix(".")
+    file.parent.mkdir(parents=True, exist_ok=True)
     with paths.whole(file) as part:
         figure.savefig(part, format=kind, metadata=FIXED[kind])
 
