@@ -39,7 +39,7 @@ def test_what_it_prints_runs_in_a_shell_and_the_model_forgets(example, capsys):
         value(results, model, split, "perplexity")
         for model, split in (("before", "forget"), ("before", "unseen"), ("after", "forget"))
     )
-    assert before < 0.7 * goal  # it knew them
+    assert before < 0.75 * goal  # it knew them
     assert abs(math.log(after / goal)) < 0.5 * math.log(goal / before)  # and knows them less
 
     for name in ("compare", "evaluate"):
