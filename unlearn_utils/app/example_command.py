@@ -28,8 +28,8 @@ SETS = {  # folder -> domain and split of the embedded corpus
 }
 SIZES = {"pairs": 20, "retain": 180, "evaluation": 20}  # documents
 SHAPE = Shape(vocabulary=1024, hidden=64, intermediate=160, layers=2, heads=2, context=512)
-# Chosen so that perplexity of forget text is two thirds of unseen text's, in half a minute of a core,
-# and that `tune` comes most of the way within its bound: less retain text bends sooner.
+# Chosen so that, in half a minute of a core, perplexity of forget text is two thirds of that of
+# unseen text, and `tune` comes most of the way within its bound: less far with less retain text.
 RECIPE = Pretraining(epochs=6, batch=8, adamw_learning_rate=5e-3)
 SEED = 0
 
