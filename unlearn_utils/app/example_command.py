@@ -57,6 +57,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def check_options(options: argparse.Namespace) -> None:
     """Check that the folder can be made. Raise ValueError if not."""
     option_checks.check_new_folder("DIR", options.folder)
+    option_checks.check_writable("DIR", options.folder.resolve())
 
 
 def make(options: argparse.Namespace) -> None:

@@ -89,11 +89,7 @@ def check_documents(option: str, place: Path) -> None:
 
 
 def check_new_folder(option: str, given: Path) -> None:
-    """Check that a folder is new or empty, and can be made.
-
-    Raises:
-        ValueError: it is in use, lies nowhere, or cannot be written.
-    """
+    """Check that a folder is new or empty. Raise ValueError if it is in use, or lies nowhere."""
     out = Path(os.path.realpath(given))
     if out.is_symlink():
         raise ValueError(f"{option} {given}: a link that leads round in a circle")
@@ -104,7 +100,6 @@ def check_new_folder(option: str, given: Path) -> None:
     if not out.parent.is_dir():
         raise ValueError(f"{option} {out}: there is no folder {out.parent}")
     check_encoding(out)
-    check_writable(option, out)
 
 
 def check_writable(option: str, place: Path) -> None:

@@ -239,8 +239,10 @@ def check_out(options: argparse.Namespace) -> None:
     Raises:
         ValueError: it is in use, lies nowhere or in what is only read, or cannot be written.
     """
-    option_checks.check_outside("--out", Path(os.path.realpath(options.out)), _read(options))
     option_checks.check_new_folder("--out", options.out)
+    out = Path(os.path.realpath(options.out))
+    option_checks.check_outside("--out", out, _read(options))
+    option_checks.check_writable("--out", out)
 
 
 def checkpoints_folder(options: argparse.Namespace) -> Path | None:
