@@ -354,16 +354,21 @@ def interrupt_after_training(given, monkeypatch):
             commands.main(given)
 
 
-def test_a_command_that_was_ended_goes_on(llama, documents, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("length", "last"), [((), 4), (("--epochs", "1.5"), 5), (("--steps", "5"), 5)]
+)
+def test_a_command_that_was_ended_goes_on(
+    length, last, llama, documents, tmp_path, monkeypatch, capsys
+):
     """After training, so that nothing of it is left; what others keep in the folder stays."""
     folder, out, alone = (tmp_path / name for name in ("checkpoints", "out", "alone"))
     folder.mkdir()
     (folder / "own.txt").touch()
-    given = arguments(llama, documents, out, "gradient_ascent", "--learning-rate", 1e-3)
+    given = arguments(llama, documents, out, "gradient_ascent", "--learning-rate", 1e-3, *length)
     kept = [*given, "--checkpoints", str(folder)]
     interrupt_after_training(kept, monkeypatch)
     assert not out.exists()
-    assert [path.name for path in folder.glob("out-*/*/checkpoint-*")] == ["checkpoint-4"]
+    assert [path.name for path in folder.glob("out-*/*/checkpoint-*")] == [f"checkpoint-{last}"]
 
     capsys.readouterr()
     assert commands.main(kept) == 0

@@ -195,7 +195,7 @@ class Unlearning:
         learning_rate: the released code uses 2e-5 for 6e9 parameters; not stated for small models,
             chosen because at 3e-4 a step moves log perplexity by less than 0.25 until the retrained
             model's level is passed, so that equal forgetting can be compared.
-        epochs: the released code's.
+        epochs: the released code's; a user may give a part of one.
         batch: documents of an optimizer batch.
         max_grad_norm: longer gradients are cut to this.
         retain_weight: of the retain term.
@@ -205,7 +205,7 @@ class Unlearning:
     """
 
     learning_rate: float = 3e-4
-    epochs: int = 1
+    epochs: float = 1
     batch: int = 4
     max_grad_norm: float = 1.0
     retain_weight: float = 1.0

@@ -35,6 +35,7 @@ RELEASED = "the released code of arXiv 2402.15159 uses it"
 SOURCES = {  # of each default: where it comes from
     "learning_rate": f"{RELEASED}, for 6e9 parameters; smaller models may need more",
     "epochs": RELEASED,
+    "steps": "epochs x chunks of the forget set / batch, rounded up",
     "batch": "ours",
     "retain_weight": "ours: both terms weigh the same",
     "context": "4,096 in arXiv 2402.15159, or what the model reads if that is less",
@@ -43,7 +44,12 @@ SOURCES = {  # of each default: where it comes from
     "seed": "ours",
     "lora": "ours: every weight is trained",
 }
-TUNED = {"learning_rate": "chosen, see below", "epochs": "the most of a path"}  # of `tune`
+COUNTED_EPOCHS = "steps x batch / chunks of the forget set"  # where steps were given
+TUNED = {  # of `tune`
+    "learning_rate": "chosen, see below",
+    "epochs": "the most of a path",
+    "steps": "chosen, see below",
+}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")
 COUNTED = {"tokens": "predicted tokens", "sequences": "sequences"}  # of a term, in words
 LIMITS = """\
@@ -137,6 +143,7 @@ def run_record(
     outcome = {
         "context": context,
         "changed": changed,
+        "steps": len(history),
         "history": history,
         "processes": distributed.process_state().num_processes,
     }
@@ -366,6 +373,8 @@ def _setting_rows(record: Mapping, chosen: Sequence[str]) -> str:
     rows = []
     for name, source in SOURCES.items():
         said = "given" if name in chosen else source
+        if name == "epochs" and "steps" in chosen:
+            said = COUNTED_EPOCHS
         if name in TUNED and "tuning" in record:
             said = TUNED[name]
         rows.append(f"| {name} | {_setting_text(record[name])} | {said} |")

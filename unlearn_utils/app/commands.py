@@ -1,4 +1,4 @@
-"""Commands for a user's own documents and models: unlearn, tune, evaluate, compare, methods.
+"""Commands for a user's own documents and models: unlearn, tune, evaluate and so on.
 
 Imports are lazy, so that `--help` is instant.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from unlearn_utils.app import (
     errors,
     evaluate_command,
+    example_command,
     terminal,
     tune_command,
     unlearn_arguments,
@@ -45,6 +46,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     compare = commands.add_parser("compare", help="the same of several models, as a table")
     evaluate_command.add_compare_arguments(compare)
     compare.set_defaults(check=evaluate_command.check_options, call=evaluate_command.measure)
+
+    example = commands.add_parser(
+        "example", help="write a small model and documents, to try these commands on"
+    )
+    example_command.add_arguments(example)
+    example.set_defaults(check=example_command.check_options, call=example_command.make)
 
     methods = commands.add_parser("methods", help="the methods and what each minimises")
     methods.set_defaults(call=show_methods)

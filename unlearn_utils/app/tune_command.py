@@ -54,8 +54,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="A,B,C",
         help="default: from 1e-6 to 1e-2 in half decades, as far as needed",
     )
-    command.add_argument(
-        "--epochs", type=int, default=EPOCHS, help=f"the most of a path; default: {EPOCHS}"
+    unlearn_arguments.add_length(
+        command, EPOCHS, f"the most of a path, also 0.5; default: {EPOCHS}", "the most of a path"
     )
     unlearn_arguments.add_sizes(command)
     unlearn_arguments.add_execution(command)
@@ -255,6 +255,7 @@ def prepare(
     from unlearn_utils.engine import tuning as searching
 
     inputs = unlearn_command.prepare(options, run, options.out.resolve().parent, None)
+    run = inputs.run
     chunks = searching.halved(pd.concat(inputs.chunks.values(), ignore_index=True))
     recipe = run.recipe
     steps = training.steps_of(len(inputs.chunks["forget"]), recipe.batch, recipe.epochs)

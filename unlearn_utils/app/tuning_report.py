@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from unlearn_utils.app import figures
 from unlearn_utils.core import methods, tuning
+from unlearn_utils.core.style import STYLE
 from unlearn_utils.engine import tuning as searching
 from unlearn_utils.engine.tuning import AUC, Found, Goal, Setting
 
@@ -117,6 +119,7 @@ def table(setting: Setting, every: Sequence[Found], chosen: Chosen | None) -> pd
     return pd.DataFrame(rows)
 
 
+@matplotlib.rc_context(STYLE)
 def draw(setting: Setting, every: Sequence[Found], chosen: Chosen, file: Path) -> None:
     """Draw the goal's measure over steps of each path, and below what other text loses.
 
@@ -153,7 +156,7 @@ def draw(setting: Setting, every: Sequence[Found], chosen: Chosen, file: Path) -
     below.set_xlabel("step (dashed: goal and bound; star: chosen)")
     below.set_ylim(-20, 50)
     figure.legend(*above.get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
-    figure.savefig(file, dpi=150, metadata={"Software": None})
+    figures.save(figure, file)
 
 
 # ----------------------------------------------------------------------------------------- the card

@@ -33,6 +33,7 @@ class Inputs(NamedTuple):
         documents: of each set, with what of it was not read.
         chunks: of each set.
         context: tokens of a chunk.
+        run: settings, with the epochs that steps come to.
     """
 
     base: StoredModel
@@ -40,6 +41,7 @@ class Inputs(NamedTuple):
     documents: Mapping[str, Documents]
     chunks: Tables
     context: int
+    run: RunSettings
 
 
 def unlearn(options: argparse.Namespace) -> None:
@@ -57,6 +59,7 @@ def unlearn(options: argparse.Namespace) -> None:
         checkpoints = unlearn_arguments.checkpoints_folder(options)
     with output_folder.new_folder(out) as folder:
         inputs = prepare(options, run, folder, checkpoints)
+        run = inputs.run
         before, changed, history = train(inputs, run, folder, checkpoints)
         with distributed.raise_together():
             after = output_folder.measure_saved(
@@ -113,7 +116,9 @@ def prepare(
     chunks = distributed.on_main_process(
         lambda: user_documents.cut_sets(documents, tokenizer, context, config)
     )
-    inputs = Inputs(base, tokenizer, documents, chunks, context)
+    with distributed.raise_together():
+        run = unlearn_arguments.with_epochs(run, options.steps, len(chunks["forget"]))
+    inputs = Inputs(base, tokenizer, documents, chunks, context, run)
     with distributed.raise_together(), errors.reading(options.model):
         lines = describe_inputs(inputs)
         lines += plan_memory(inputs, config, run, folder, checkpoints)

@@ -157,6 +157,7 @@ def unlearn(
                 seed=run.seed,
                 reference=_reference(model, base, run),
                 labels=training.draw_labels(run.method, forget, model, tokenizer, run.seed),
+                nested=True,
             )
         execution = training.Execution(
             watch=watch,

@@ -17,6 +17,7 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 # the files of a model's repository: no .bin, for pickles can run code; no second copy elsewhere
 WEIGHTS = "model*.safetensors"
 BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja")  # config and tokenizer
+BEFORE_WEIGHTS = (*BESIDE_WEIGHTS, "README.md")  # what is read of a user's model first
 
 CONFIG = "config.json"  # of a model
 
