@@ -208,7 +208,7 @@ def run(
         for name in (tuning_report.TABLE, tuning_report.FIGURE):
             shutil.copyfile(folder / name, new / name)
     shutil.rmtree(folder)
-    terminal.show_results(results)
+    terminal.say(terminal.results_text(results))
     terminal.say(cards.describe_weights(record))
     terminal.say(
         f"{options.out.resolve()}: the model, its tokenizer, README.md, results.csv, run.json, "
