@@ -100,7 +100,7 @@ def test_halves_go_by_documents_in_the_order_of_their_hash():
 
 
 def test_on_the_way_the_first_chunks_of_many_documents_are_read(monkeypatch):
-    monkeypatch.setattr(tuning, "READ", 4)
+    monkeypatch.setattr(rules, "READ", 4)
     found = tuning.read_on_the_way(tuning.halved(chunks(forget=5)))
     read = sorted(zip(found.half, found.part, found.family, strict=True))
     first = [(0, 0, "01"), (0, 0, "03"), (0, 0, "05"), (0, 1, "03")]
