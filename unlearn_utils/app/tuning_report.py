@@ -149,6 +149,8 @@ def draw(setting: Setting, every: Sequence[Found], chosen: Chosen, file: Path) -
     above.set_ylabel("AUC" if setting.goal.name == AUC else "perplexity, forget")
     if setting.goal.name != AUC:
         above.set_yscale("log")
+        above.yaxis.set_major_formatter("{x:g}")
+        above.yaxis.set_minor_formatter("{x:g}")
     below.set_ylabel("rise of other text, %")
     below.set_xlabel("step (dashed: goal and bound; star: chosen)")
     below.set_ylim(-20, 50)
