@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from unlearn_utils.core import methods, tuning
 from unlearn_utils.engine import tuning as searching
@@ -149,8 +150,8 @@ def draw(setting: Setting, every: Sequence[Found], chosen: Chosen, file: Path) -
     above.set_ylabel("AUC" if setting.goal.name == AUC else "perplexity, forget")
     if setting.goal.name != AUC:
         above.set_yscale("log")
-        above.yaxis.set_major_formatter("{x:g}")
-        above.yaxis.set_minor_formatter("{x:g}")
+        above.yaxis.set_major_formatter(LogFormatter())
+        above.yaxis.set_minor_formatter(LogFormatter())
     below.set_ylabel("rise of other text, %")
     below.set_xlabel("step (dashed: goal and bound; star: chosen)")
     below.set_ylim(-20, 50)
