@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 from user_models import CONTEXT, VOCABULARY, record, value, write_model
 
-from unlearn_utils.app import commands, tune_command, user_documents, user_run
+from unlearn_utils.app import commands, tune_command, tuning_report, user_documents, user_run
 from unlearn_utils.core import tuning as rules
 from unlearn_utils.engine import training, tuning
 from unlearn_utils.profiles import Pretraining
@@ -195,6 +195,18 @@ def test_all_is_every_method_that_differs_in_what_it_trains_on():
     assert "gradient_ascent" in names and "ascent_descent_in_distribution" in names
     assert "ascent_descent_general" not in names
     assert len(names) == 5
+
+
+@pytest.mark.parametrize(("within", "said"), [(True, "raise --epochs"), (False, "lost over 10%")])
+def test_what_is_advised_far_from_the_goal_depends_on_what_came_nearer(within, said):
+    marks = [
+        {"missed": 0.8, "within_bound": True},
+        {"missed": 0.6, "within_bound": within},
+        {"missed": 0.9, "within_bound": False},  # which is no nearer
+    ]
+    found = tuning.Found("gradient_ascent", 1e-4, None, 9, 0.4, marks, [], 0)
+    chosen = (found, marks[1 if within else 0])
+    assert said in tuning_report.advice([found], chosen)
 
 
 # ------------------------------------------------------------------------------------- bad inputs

@@ -66,7 +66,7 @@ def path_in_words(setting: Setting, found: Found) -> str:
     return line
 
 
-def verdict(setting: Setting, chosen: Chosen) -> str:
+def verdict(setting: Setting, every: Sequence[Found], chosen: Chosen) -> str:
     """Return what was chosen, and what the other half says of it."""
     found, mark = chosen
     line = (
@@ -74,8 +74,20 @@ def verdict(setting: Setting, chosen: Chosen) -> str:
         f"{mark['way']:.0%} of the way"
     )
     if mark["way"] < 1 / 2:
-        line += ", so raise --epochs or the rate"
+        line += f", {advice(every, chosen)}"
     return f"{line}. On the other half: {mark_in_words(setting, mark, 'report')}"
+
+
+def advice(every: Sequence[Found], chosen: Chosen) -> str:
+    """Return what may bring a search farther that did not come half the way."""
+    _, mark = chosen
+    marks = [one for found in every for one in found.marks]
+    if any(one["missed"] < mark["missed"] and not one["within_bound"] for one in marks):
+        return (
+            f"for what came nearer lost over {tuning.BOUND:.0%} of other text's perplexity: give "
+            "more retain text, another method, or --learning-rates between those above"
+        )
+    return "so raise --epochs or the rate"
 
 
 def why_none(setting: Setting, every: Sequence[Found]) -> str:
@@ -181,7 +193,7 @@ def summary(search: Search, every: Sequence[Found], chosen: Chosen) -> dict:
         "bound": tuning.BOUND,
         "bounded": [name for name in searching.BOUNDED if name in search.inputs.chunks],
         "chosen": mark,
-        "verdict": verdict(setting, chosen),
+        "verdict": verdict(setting, every, chosen),
         "paths": len(every),
         "steps_of_paths": steps,
         "training_passes_tokens": round(passes),

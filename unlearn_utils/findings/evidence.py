@@ -130,8 +130,8 @@ def cost_of_guidelines() -> pd.DataFrame:
     """Return what each guideline takes of claim C1: an exact table, but for the bytes of a token.
 
     Returns:
-        guideline, rates (that are run, by a search at most), epochs (of each, likewise), value, low, high: retraining over
-        unlearning for Yi-6B, as `computed_ratio`.
+        guideline, rates (that are run, by a search at most), epochs (of each, likewise), value,
+        low, high: retraining over unlearning for Yi-6B, as `computed_ratio`.
     """
     lines = []
     for name, guideline in robustness.RULES.items():
