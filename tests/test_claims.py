@@ -733,7 +733,7 @@ def test_each_guideline_costs_the_runs_that_it_takes():
     reads 16 documents of each half of four sets, 128/60 of the forget set.
     """
     table = evidence.cost_of_guidelines()
-    assert table.guideline.tolist() == list(robustness.RULES)
+    assert table.guideline.tolist() == [*robustness.GUIDELINES, robustness.SEARCH]
     assert table.rates.tolist() == [6, 1, 1, 6, 6] and table.epochs.tolist() == [2, 2, 1, 2, 2]
     one = evidence.computed_ratio(HAND).value
     passes = one * (7 / 3) / table["value"]

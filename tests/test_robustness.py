@@ -411,8 +411,10 @@ def test_the_command_bounds_retain_text_too():
     here = with_general(cells_by_hand([-0.8, -0.2, -0.1], [-0.8, -0.2, -0.1]), 0, 0, 0)
     here.gaps[SELECTION][..., 2] = [-0.8, -0.8, -0.8 + np.log(1.11)]
     assert choose(PROXY, here) == [2]
-    assert choose(robustness.RULES["as the command tune chooses"], here) == [1]
-    assert list(robustness.RULES)[:-1] == list(robustness.GUIDELINES)
+    bounded, search = list(robustness.RULES.items())[-2:]
+    assert choose(bounded[1], here) == choose(search[1], here) == [1]
+    assert search[0] == robustness.SEARCH
+    assert list(robustness.RULES)[:-2] == list(robustness.GUIDELINES)
 
 
 def test_auc_of_one_half_is_a_goal():

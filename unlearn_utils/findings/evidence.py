@@ -127,14 +127,15 @@ def _tuned_ratio(guideline: Guideline) -> Computed:
 
 
 def cost_of_guidelines() -> pd.DataFrame:
-    """Return what each guideline takes of claim C1: an exact table, but for the bytes of a token.
+    """Return what guidelines and `tune` take of claim C1: exact, but for the bytes of a token.
 
     Returns:
         guideline, rates (that are run, by a search at most), epochs (of each, likewise), value,
         low, high: retraining over unlearning for Yi-6B, as `computed_ratio`.
     """
     lines = []
-    for name, guideline in robustness.RULES.items():
+    for name in (*robustness.GUIDELINES, robustness.SEARCH):
+        guideline = robustness.RULES[name]
         ratio = _tuned_ratio(guideline)
         lines.append(
             {
