@@ -95,6 +95,8 @@ def test_each_draw_is_a_search_of_its_own():
         ((8, 1.0, 1e-9, True), tuning.AT_GOAL),
         ((8, 0.001, 0.001, True), tuning.TOO_SLOW),
         ((8, 0.001, 0.5, True), None),
+        ((20, 0.1, 0.1, True), tuning.TOO_SLOW),
+        ((21, 0.1, 0.1, True), None),  # in the second half
         ((40, 0.001, 0.001, True), None),
     ],
 )

@@ -258,6 +258,18 @@ def test_no_rate_within_the_bound_says_what_came_nearest(trained, sets, tmp_path
     assert not list((tmp_path / "out.tuning").glob("*.safetensors"))
 
 
+def test_paths_that_only_lead_away_from_the_goal_are_said():
+    goal = tuning.Goal("unseen", 2.0, 1.0)
+    start = {"step": 0, "missed": 1.0, "forget_selection": 1.0, "retain_selection": 1.0}
+    away = start | {"step": 9, "missed": 1.5, "forget_selection": 0.5, "within_bound": True}
+    setting = tuning.Setting(pd.DataFrame(), goal, goal, start, 0, 9)
+    found = tuning.Found("gradient_ascent", 1e-4, None, 9, -0.5, [away], [], 0)
+    assert tuning.choice(setting, [found]) is None
+    said = tuning_report.why_none(setting, [found])
+    assert said.startswith("no step within the bound is nearer to the goal than the model before")
+    assert "gradient_ascent at 0.0001, step 9 of 9: forget 1.649, goal 7.389, retain +0.0%" in said
+
+
 def test_every_path_diverged(trained, sets, tmp_path, capsys):
     said = refused(capsys, 1, trained, sets, tmp_path / "out", "--learning-rates", "1e30,1e31")
     assert "every path diverged (learning rates 1e+30): give smaller ones" in said

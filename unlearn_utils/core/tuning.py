@@ -102,9 +102,18 @@ def ending(step: int, total: int, way: float, pace: float, is_within: bool) -> s
         return BEYOND_BOUND
     if way >= 1:
         return AT_GOAL
-    if step < total and too_slow(pace, step, total):
+    if given_up(pace, step, total):
         return TOO_SLOW
     return None
+
+
+def given_up(pace: float, step: int, total: int) -> bool:
+    """Return whether a path ends because it is too slow.
+
+    In its second half none does: little is left, and where the bound keeps faster paths from the
+    goal, its end may be the best there is.
+    """
+    return step <= total / 2 and too_slow(pace, step, total)
 
 
 # ----------------------------------------------------------------------------- the ladder of rates

@@ -249,7 +249,7 @@ class Walk:
         if self.way * 2**tuning.POWER < 1 / MARKS:  # in twice the steps no mark will be due
             self.due = max(self.due, 2 * step)
         self.glanced = (step, self.way)
-        slow = tuning.too_slow(self.way, step, total)
+        slow = tuning.given_up(self.way, step, total)
         still = abs(self.way - self.way_at_mark) < 1 / MARKS
         if still and self.way < 1 and step < total and not slow:
             return False
