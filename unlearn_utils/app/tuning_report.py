@@ -59,8 +59,10 @@ def harm(setting: Setting, mark: Mapping, half: str) -> str:
 
 def path_in_words(setting: Setting, found: Found) -> str:
     """Return how a path went."""
-    ended = found.ended or "all its steps"
-    line = f"{found.method} at {found.rate:g}: {ended} after {found.step} of {setting.steps} steps"
+    ended = f"all {setting.steps} steps"
+    if found.ended:
+        ended = f"{found.ended} after {found.step} of {setting.steps} steps"
+    line = f"{found.method} at {found.rate:g}: {ended}"
     if found.marks:
         line += f", {found.marks[-1]['way']:.0%} of the way"
     return line
