@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 from user_models import CONTEXT, VOCABULARY, record, value, write_model
 
-from unlearn_utils.app import commands, tune_command, user_documents, user_run
+from unlearn_utils.app import commands, tune_command, tuning_report, user_documents, user_run
 from unlearn_utils.core import tuning as rules
 from unlearn_utils.engine import training, tuning
 from unlearn_utils.profiles import Pretraining
@@ -100,7 +100,7 @@ def test_halves_go_by_documents_in_the_order_of_their_hash():
 
 
 def test_on_the_way_the_first_chunks_of_many_documents_are_read(monkeypatch):
-    monkeypatch.setattr(tuning, "READ", 4)
+    monkeypatch.setattr(rules, "READ", 4)
     found = tuning.read_on_the_way(tuning.halved(chunks(forget=5)))
     read = sorted(zip(found.half, found.part, found.family, strict=True))
     first = [(0, 0, "01"), (0, 0, "03"), (0, 0, "05"), (0, 1, "03")]
@@ -207,6 +207,18 @@ def test_all_is_every_method_that_differs_in_what_it_trains_on():
     assert len(names) == 5
 
 
+@pytest.mark.parametrize(("within", "said"), [(True, "raise --epochs"), (False, "lost over 10%")])
+def test_what_is_advised_far_from_the_goal_depends_on_what_came_nearer(within, said):
+    marks = [
+        {"missed": 0.8, "within_bound": True},
+        {"missed": 0.6, "within_bound": within},
+        {"missed": 0.9, "within_bound": False},  # which is no nearer
+    ]
+    found = tuning.Found("gradient_ascent", 1e-4, None, 9, 0.4, marks, [], 0)
+    chosen = (found, marks[1 if within else 0])
+    assert said in tuning_report.advice([found], chosen)
+
+
 # ------------------------------------------------------------------------------------- bad inputs
 
 
@@ -254,6 +266,18 @@ def test_no_rate_within_the_bound_says_what_came_nearest(trained, sets, tmp_path
     assert str(tmp_path / "out.tuning" / "paths.csv") in said
     assert not pd.read_csv(tmp_path / "out.tuning" / "paths.csv").chosen.any()
     assert not list((tmp_path / "out.tuning").glob("*.safetensors"))
+
+
+def test_paths_that_only_lead_away_from_the_goal_are_said():
+    goal = tuning.Goal("unseen", 2.0, 1.0)
+    start = {"step": 0, "missed": 1.0, "forget_selection": 1.0, "retain_selection": 1.0}
+    away = start | {"step": 9, "missed": 1.5, "forget_selection": 0.5, "within_bound": True}
+    setting = tuning.Setting(pd.DataFrame(), goal, goal, start, 0, 9)
+    found = tuning.Found("gradient_ascent", 1e-4, None, 9, -0.5, [away], [], 0)
+    assert tuning.choice(setting, [found]) is None
+    said = tuning_report.why_none(setting, [found])
+    assert said.startswith("no step within the bound is nearer to the goal than the model before")
+    assert "gradient_ascent at 0.0001, step 9 of 9: forget 1.649, goal 7.389, retain +0.0%" in said
 
 
 def test_every_path_diverged(trained, sets, tmp_path, capsys):

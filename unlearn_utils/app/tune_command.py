@@ -460,7 +460,7 @@ def report(search: Search, every: Sequence[Found], folder: Path) -> tuple[Found,
             f"in {folder / tuning_report.TABLE}"
         )
     tuning_report.draw(search.setting, every, chosen, folder / tuning_report.FIGURE)
-    terminal.say(tuning_report.verdict(search.setting, chosen))
+    terminal.say(tuning_report.verdict(search.setting, every, chosen))
     return chosen
 
 

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from unlearn_utils.app import figures
 from unlearn_utils.core import methods, tuning
@@ -60,14 +61,16 @@ def harm(setting: Setting, mark: Mapping, half: str) -> str:
 
 def path_in_words(setting: Setting, found: Found) -> str:
     """Return how a path went."""
-    ended = found.ended or "all its steps"
-    line = f"{found.method} at {found.rate:g}: {ended} after {found.step} of {setting.steps} steps"
+    ended = f"all {setting.steps} steps"
+    if found.ended:
+        ended = f"{found.ended} after {found.step} of {setting.steps} steps"
+    line = f"{found.method} at {found.rate:g}: {ended}"
     if found.marks:
         line += f", {found.marks[-1]['way']:.0%} of the way"
     return line
 
 
-def verdict(setting: Setting, chosen: Chosen) -> str:
+def verdict(setting: Setting, every: Sequence[Found], chosen: Chosen) -> str:
     """Return what was chosen, and what the other half says of it."""
     found, mark = chosen
     line = (
@@ -75,8 +78,20 @@ def verdict(setting: Setting, chosen: Chosen) -> str:
         f"{mark['way']:.0%} of the way"
     )
     if mark["way"] < 1 / 2:
-        line += ", so raise --epochs or the rate"
+        line += f", {advice(every, chosen)}"
     return f"{line}. On the other half: {mark_in_words(setting, mark, 'report')}"
+
+
+def advice(every: Sequence[Found], chosen: Chosen) -> str:
+    """Return what may bring a search farther that did not come half the way."""
+    _, mark = chosen
+    marks = [one for found in every for one in found.marks]
+    if any(one["missed"] < mark["missed"] and not one["within_bound"] for one in marks):
+        return (
+            f"for what came nearer lost over {tuning.BOUND:.0%} of other text's perplexity: give "
+            "more retain text, another method, or --learning-rates between those above"
+        )
+    return "so raise --epochs or the rate"
 
 
 def why_none(setting: Setting, every: Sequence[Found]) -> str:
@@ -152,6 +167,8 @@ def draw(setting: Setting, every: Sequence[Found], chosen: Chosen, file: Path) -
     above.set_ylabel("AUC" if setting.goal.name == AUC else "perplexity, forget")
     if setting.goal.name != AUC:
         above.set_yscale("log")
+        above.yaxis.set_major_formatter(LogFormatter())
+        above.yaxis.set_minor_formatter(LogFormatter())
     below.set_ylabel("rise of other text, %")
     below.set_xlabel("step (dashed: goal and bound; star: chosen)")
     below.set_ylim(-20, 50)
@@ -181,7 +198,7 @@ def summary(search: Search, every: Sequence[Found], chosen: Chosen) -> dict:
         "bound": tuning.BOUND,
         "bounded": [name for name in searching.BOUNDED if name in search.inputs.chunks],
         "chosen": mark,
-        "verdict": verdict(setting, chosen),
+        "verdict": verdict(setting, every, chosen),
         "paths": len(every),
         "steps_of_paths": steps,
         "training_passes_tokens": round(passes),

@@ -24,6 +24,7 @@ LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 # of the profile laptop the largest power between two marks from step 4 on was 2.7, the median 1.8.
 POWER = 3
 FIRST_JUDGED = 4  # the step at which a path's pace is first judged
+READ = 16  # chunks of a set and half at a mark: with four sets a mark then costs about six steps
 # how a path ended, if before its last step
 TOO_SLOW = "too slow to come to the goal"
 AT_GOAL = "at the goal"
@@ -45,7 +46,7 @@ def chosen(
         missed: by how much the goal is missed: (draws, settings).
         rises: of log perplexity over the model before unlearning: (draws, settings, texts).
         bound: perplexity rises by less than this share, such as `BOUND`.
-        fits: settings that come into question: (settings,); None: all.
+        fits: settings that come into question: (settings,) or (draws, settings); None: all.
     """
     allowed = within(rises, bound)
     if fits is not None:
@@ -85,6 +86,34 @@ def too_slow(way: float, step: int, total: int, faster: float = 1.0) -> bool:
     if step < FIRST_JUDGED:
         return False
     return max(way, 0.0) * (faster * total / step) ** POWER < 1
+
+
+def ending(step: int, total: int, way: float, pace: float, is_within: bool) -> str | None:
+    """Return how a path ends with a mark; None: it goes on.
+
+    Args:
+        step: of the mark.
+        total: steps that the path can have.
+        way: to the goal, at the mark.
+        pace: the way to the goal of level; the same, where that is the goal.
+        is_within: whether the mark is within the bound.
+    """
+    if not is_within:
+        return BEYOND_BOUND
+    if way >= 1:
+        return AT_GOAL
+    if given_up(pace, step, total):
+        return TOO_SLOW
+    return None
+
+
+def given_up(pace: float, step: int, total: int) -> bool:
+    """Return whether a path ends because it is too slow.
+
+    In its second half none does: little is left, and where the bound keeps faster paths from the
+    goal, its end may be the best there is.
+    """
+    return step <= total / 2 and too_slow(pace, step, total)
 
 
 # ----------------------------------------------------------------------------- the ladder of rates

@@ -30,7 +30,6 @@ BOUNDED = ("retain", "general")  # sets that may not become much harder
 UNSEEN, AUC = GOALS = ("unseen", "auc")
 SCORE = "min_k_40"  # as in findings.draws
 MARKS = 6  # on the way to the goal
-READ = 16  # chunks of a set and half at a mark: with four sets a mark then costs about six steps
 # Documents that a set needs. Five unseen ones in a half say its level to within half (1/sqrt 5) of
 # what documents differ by; a bootstrap of fewer says nothing of that. Two make two halves.
 LEAST = {"unseen": 10, "forget": 2, "retain": 2, "general": 2}
@@ -68,7 +67,7 @@ def read_on_the_way(chunks: pd.DataFrame) -> pd.DataFrame:
     """
     number = chunks.groupby(["split", "family"]).cumcount()
     in_order = chunks.assign(number=number).sort_values(["number", "family"], kind="stable")
-    chosen = in_order.groupby(["split", "half"]).head(READ)
+    chosen = in_order.groupby(["split", "half"]).head(tuning.READ)
     return chosen.drop(columns="number").sort_index().reset_index(drop=True)
 
 
@@ -250,14 +249,12 @@ class Walk:
         if self.way * 2**tuning.POWER < 1 / MARKS:  # in twice the steps no mark will be due
             self.due = max(self.due, 2 * step)
         self.glanced = (step, self.way)
-        slow = tuning.too_slow(self.way, step, total)
+        slow = tuning.given_up(self.way, step, total)
         still = abs(self.way - self.way_at_mark) < 1 / MARKS
         if still and self.way < 1 and step < total and not slow:
             return False
         self.way_at_mark = self.way
         self._look(step, model)
-        if self.ended is None and slow and step < total:
-            self.ended = tuning.TOO_SLOW
         return self.ended is not None
 
     def _look(self, step: int, model: nn.Module) -> None:
@@ -272,10 +269,9 @@ class Walk:
         if mark["within_bound"] and mark["missed"] < self.least:
             self.least = mark["missed"]
             keep(model, self.weights)
-        if not mark["within_bound"]:
-            self.ended = tuning.BEYOND_BOUND
-        elif mark["way"] >= 1:
-            self.ended = tuning.AT_GOAL
+        self.ended = tuning.ending(
+            step, self.setting.steps, mark["way"], self.way, mark["within_bound"]
+        )
 
     def _read(self, model: nn.Module, documents: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of some documents under the model."""
