@@ -399,7 +399,8 @@ def test_how_many_values_lie_where_the_other_replicates_expect_them():
     stands(page, f"Of {every.predictions:,.0f} values {every.share:.1%} lie inside")
     stands(page, f"it is {tables.share.min():.1%} to {tables.share.max():.1%}")
     stands(page, f"wider than {every.relative:.2f} times their value")
-    assert tables.share.between(0.9, 0.99).all()
+    assert tables.share.between(0.88, 0.99).all()
+    assert tables.share.idxmin() == "table11_search"  # numbers of paths and steps: few whole ones
 
 
 def test_how_many_values_of_a_run_in_float32_lie_where_a_rerun_is_expected():
