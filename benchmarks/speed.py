@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from unlearn_utils.cache import workers
+from unlearn_utils.cache import memory
 from unlearn_utils.core import losses, methods
 from unlearn_utils.engine import evaluation, models, training
 from unlearn_utils.profiles import profile
@@ -276,7 +276,7 @@ def in_fresh_processes(task: Callable, *choices: tuple, freed: str = RETURNED) -
 
     Each is from a process of its own, all side by side.
     """
-    for name, value in workers.KEEP_FREED.items():  # read when a process starts
+    for name, value in memory.KEEP_FREED.items():  # read when a process starts
         os.environ.pop(name, None)
         if freed == KEPT:
             os.environ[name] = value

@@ -17,6 +17,7 @@ from unlearn_utils.app import (
     unlearn_arguments,
     unlearn_command,
 )
+from unlearn_utils.cache import memory
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -76,6 +77,7 @@ def _checked_and_called(options: argparse.Namespace) -> None:
     """
     if "check" in options and errors.processes() == 1:
         options.check(options)
+    memory.keep_freed()
     with terminal.quiet():
         from unlearn_utils.engine import distributed
 
