@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from unlearn_utils.app import figures
 from unlearn_utils.core import methods, tuning
@@ -171,7 +171,8 @@ def draw(setting: Setting, every: Sequence[Found], chosen: Chosen, file: Path) -
         above.yaxis.set_minor_formatter(LogFormatter())
     below.set_ylabel("rise of other text, %")
     below.set_xlabel("step (dashed: goal and bound; star: chosen)")
-    below.set_ylim(-20, 50)
+    below.set_ylim(-10, 30)  # a path ends soon after the bound
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*above.get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
     figures.save(figure, file)
 
