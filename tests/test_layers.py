@@ -47,9 +47,7 @@ def kinds(model):
         (False, 32, LlamaAttention),
     ],
 )
-def test_attention_is_switched_only_in_bfloat16(
-    build, monkeypatch, native, context, attention
-):
+def test_attention_is_switched_only_in_bfloat16(build, monkeypatch, native, context, attention):
     monkeypatch.setattr(models, "half_precision", lambda: native)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model = build(0, context=context)

@@ -126,7 +126,7 @@ def test_every_measure_has_a_value_of_each_pair(table, world):
 def test_damage_is_that_of_equal_forgetting(table):
     for method in THREE:
         paths = comparison.usual(TOY, "arxiv", method)
-        expected = [comparison.at_level(one, 0.0)[published.OF_GENERAL][0] for one in paths]
+        expected = [comparison.at_level(one, 0.0, 0.4)[published.OF_GENERAL][0] for one in paths]
         rows = table[(table.measure == published.OF_GENERAL) & (table.method == method)]
         assert np.allclose(rows["value"], expected, equal_nan=True)
 
@@ -226,18 +226,32 @@ def test_pairs_stand_side_by_side_and_one_without_a_value_keeps_its_place():
 def test_orders_of_the_two_pairs_and_of_the_study(monkeypatch):
     monkeypatch.setattr(published, "METHODS", METHODS)
     names = list(METHODS)
-    scores = [0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
     rows, study = [], []
-    for name, score, reverse in zip(names, scores, scores[::-1], strict=True):
-        rows += of_both(published.SCORE, name, [score, 1 - score])
-        keys = {"axis": "exposures", "setting": profiles.STUDY.pretraining.epochs}
-        study.append({**keys, "measure": published.SCORE, "method": name, "value": reverse})
+    for name, lost in zip(names, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), strict=True):
+        rows += of_both(published.OF_ALL, name, [lost, 1 - lost])
+        keys = {"target_domain": "arxiv", "forget gap": 0.0, "measure": published.OF_ALL}
+        value = math.nan if name == names[0] else 1 - lost
+        study.append({**keys, "method": name, "value": value})
     monkeypatch.setattr(plots, "committed", lambda name: pd.DataFrame(study))
     places = published.orders(pd.DataFrame(rows))
     assert places["pair 1"].tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert places["pair 2"].tolist() == places[published.THERE].tolist() == [7, 6, 5, 4, 3, 2, 1]
+    assert places["pair 2"].tolist() == [7, 6, 5, 4, 3, 2, 1]
+    assert places[published.THERE].isna().tolist() == [True] + [False] * 6
+    assert published.agreement(places, "pair 1", "pair 2") == pytest.approx(-1)
     assert published.agreement(places, "pair 1", published.THERE) == pytest.approx(-1)
     assert published.agreement(places, "pair 2", published.THERE) == pytest.approx(1)
+
+
+def test_a_mark_left_out_moves_damage_little_where_a_path_is_straight(table, monkeypatch):
+    """Straight in log perplexity: interpolation is exact; bent, it is off."""
+    (drawn,) = comparison.usual(TOY, "arxiv", method_paths.ASCENT)[:1]
+    for bend, least, most in ((0.0, 0.0, 1e-9), (0.5, 0.001, 0.1)):
+        marks = np.linspace(-0.5, 0.3, 9)
+        gaps = np.tile(marks[None, :, None], (2, 1, 4))
+        gaps[..., 1:] += bend * gaps[..., 1:] ** 2
+        path = drawn._replace(gaps=dict.fromkeys(drawn.gaps, gaps), steps=np.arange(9.0))
+        monkeypatch.setattr(comparison, "usual", lambda *given, path=path: [path])
+        assert least <= published.left_out(TOY, "arxiv") <= most
 
 
 def test_figures_have_a_mark_a_pair_and_save_what_they_show(table, rates, world):
@@ -248,7 +262,7 @@ def test_figures_have_a_mark_a_pair_and_save_what_they_show(table, rates, world)
             assert (world / "figures" / f"{name}.{kind}").exists()
     saved = pd.read_csv(world / "figures" / "fig17_methods.csv")
     assert set(saved.method) == set(THREE)
-    part = saved[saved.measure == published.SCORE]
+    part = saved[saved.measure == published.OF_ALL]
     _, (ax,) = plots.panels(1)
     drawn = published.draw_methods(part, ax).get_lines()
     assert len(drawn) == 1 + 2 * 2 * len(THREE)  # 0, and of each pair a mark and its interval
