@@ -286,7 +286,7 @@ def side_by_side(table: pd.DataFrame, *measures: str, digits: int = 3) -> pd.Dat
     """
     if table.empty:
         return None
-    part = elsewhere.of_measures(table, *measures)
+    part = pd.concat([elsewhere.of_measures(table, measure) for measure in measures])
     return tables.wide(part, ["measure", "method"], "pair", digits)
 
 
