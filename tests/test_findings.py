@@ -13,16 +13,18 @@ import pytest
 from committed import ROOT, claim, interval, laptop, of_laptop, of_study, study, value, words
 
 from unlearn_utils import profiles
-from unlearn_utils.core import efficiency
+from unlearn_utils.core import efficiency, tables
 from unlearn_utils.core.methods import METHODS
-from unlearn_utils.findings import claims, stability
+from unlearn_utils.findings import claims, published, stability
+from unlearn_utils.findings import elsewhere as measured
 
 START, POOL = "notebooks/00_start_here.ipynb", "notebooks/02_target_and_retrained.ipynb"
 COMPARED, SETTINGS = "notebooks/10_comparison.ipynb", "notebooks/11_hyperparameters.ipynb"
 COST, RELEASED = "notebooks/12_efficiency.ipynb", "notebooks/13_released_code.ipynb"
 CLAIMS, OWN = "notebooks/14_claims.ipynb", "notebooks/15_your_own_documents.ipynb"
 ELSEWHERE = "notebooks/16_elsewhere.ipynb"
-PAGES = (START, POOL, COMPARED, SETTINGS, COST, RELEASED, CLAIMS, OWN, ELSEWHERE)
+PUBLISHED = "notebooks/17_published_model.ipynb"
+PAGES = (START, POOL, COMPARED, SETTINGS, COST, RELEASED, CLAIMS, OWN, ELSEWHERE, PUBLISHED)
 WITH_DOCS = (*PAGES, "docs/hardware.md", "docs/notebooks.md", "docs/running.md", "run_all.sh")
 
 DESCENT, KL = "ascent_descent_in_distribution", "ascent_kl_in_distribution"
@@ -522,3 +524,42 @@ def test_the_order_of_methods_elsewhere(settings):
         assert not (few_exposures and order[0] == DESCENT)
     assert (first, third, last) == (6, 10, 9)
     stands(ELSEWHERE, "is the first in six of eleven", "first three in ten", "the last in nine")
+
+
+# ------------------------------------------------------------------------------ a published model
+
+
+def published_row(measure, method, pair):
+    """The row of a pair in the committed table of notebook 17."""
+    table = pd.read_csv(ROOT / "figures" / "published" / "table17_published.csv")
+    part = table[(table.measure == measure) & (table.method == method)]
+    return part[part.pair == str(pair)].iloc[0]
+
+
+def both_pairs(measure, method):
+    return [tables.text(published_row(measure, method, pair), 3) for pair in (1, 2)]
+
+
+def test_what_the_published_model_shows():
+    best = both_pairs(published.OF_ALL, KL)
+    stands(PUBLISHED, f"by {best[0]} nats a token in the first pair and {best[1]} in the second")
+    stands(PUBLISHED, " and ".join(both_pairs(published.OF_ALL, RANDOM)))
+    stands(PUBLISHED, " and ".join(both_pairs(measured.BIAS, measured.TARGET)))
+    stands(PUBLISHED, " and ".join(both_pairs(measured.DETECTED, measured.LEAST)))
+    stands(PUBLISHED, " and ".join(both_pairs(measured.ROBUST_OVER, DESCENT)))
+    off = published_row(published.OFF, "most of the methods", published.BOTH)
+    stands(PUBLISHED, f"damage is off by {off.value:.3f} nats at most")
+
+
+def test_the_order_of_methods_on_the_published_model():
+    table = pd.read_csv(
+        ROOT / "figures" / "published" / "table17_published.csv", dtype={"pair": str}
+    )
+    places = published.orders(table)
+    with_study = published.agreement(places, published.HERE, published.THERE)
+    between = published.agreement(places, "pair 1", "pair 2")
+    known = places[published.THERE].notna().sum()
+    assert known == 6
+    stands(PUBLISHED, f"the study's is {with_study:.2f} (six methods), and {between:.2f} between")
+    assert places.index[places[published.HERE] == 1].tolist() == [KL]
+    assert places.index[places[published.HERE] == 2].tolist() == [DESCENT]
