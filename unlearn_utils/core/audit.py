@@ -174,9 +174,7 @@ def over_reference(margins: Floats, references: Floats) -> Floats:
     return margins - references.mean(0)
 
 
-def rmia(
-    margins: Floats, references: Floats, population: np.ndarray, gamma: float = 1.0
-) -> Floats:
+def rmia(margins: Floats, references: Floats, population: np.ndarray, gamma: float = 1.0) -> Floats:
     """Return RMIA of each document: how often its rise beats that of the population.
 
     The rise is p under the model over its mean under the reference models, which never saw a
@@ -201,7 +199,7 @@ def logistic(margins: Floats) -> Floats:
     return 1 / (1 + np.exp(-margins))
 
 
-# ---------------------------------------------------------------------------------- rank correlation
+# -------------------------------------------------------------------------------- rank correlation
 
 
 def weighted_spearman(ours: Floats, theirs: Floats, times: Floats) -> Floats:
@@ -227,7 +225,7 @@ def _weighted_ranks(values: Floats, times: Floats) -> Floats:
     return times @ below
 
 
-# --------------------------------------------------------------------------------------- shared text
+# ------------------------------------------------------------------------------------- shared text
 
 
 def shared_grams(texts: list[str], others: list[str], n: int) -> Floats:
