@@ -131,7 +131,7 @@ def references(profile: Profile, domain: str, split: str, place: int) -> Floats:
     return rest.reshape(-1, rest.shape[-1])
 
 
-# ------------------------------------------------------------------------------- document by document
+# ----------------------------------------------------------------------------- document by document
 
 
 def wins(ours: Floats, theirs: Floats) -> Floats:
@@ -217,8 +217,8 @@ def rows_by_document(profile: Profile, domain: str, model: str) -> list[Row]:
 def attacks(profile: Profile, domain: str, model: str) -> dict[str, Floats]:
     """Return the AUC of forget against unseen documents within one model, by attack.
 
-    Each is the mean over the pairs' models: (replicates, draws). Reference models are the retrained
-    ones of all other replicates.
+    Each is (replicates, pairs, draws). Reference models are the retrained ones of all other
+    replicates.
     """
     members, others = (sample_of(profile, domain, split) for split in (FORGET, UNSEEN))
     ours, theirs = (values_of(profile, domain, model, split) for split in (FORGET, UNSEEN))
@@ -239,7 +239,7 @@ def attacks(profile: Profile, domain: str, model: str) -> dict[str, Floats]:
             for each in of_models:
                 weights = (members.weights, others.weights)
                 areas.append(membership.weighted_auc(each[:first], each[first:], *weights))
-            found[name].append(np.mean(areas, axis=0))
+            found[name].append(areas)
     return {name: np.array(areas) for name, areas in found.items()}
 
 
@@ -249,9 +249,9 @@ def rows_across(profile: Profile, domain: str, model: str) -> list[Row]:
     n = pool_tables.families(profile, [domain])
     found = []
     for measure, values in attacks(profile, domain, model).items():
-        found.append(Row({**keys, "measure": measure}, values, n, SHARE))
-    never = attacks(profile, domain, AGAIN)[ACROSS].mean(axis=0)
-    leak = membership.priv_leak(attacks(profile, domain, model)[ACROSS], never)
+        found.append(Row({**keys, "measure": measure}, values.mean(axis=1), n, SHARE))
+    never = attacks(profile, domain, AGAIN)[ACROSS].mean(axis=(0, 1))
+    leak = membership.priv_leak(attacks(profile, domain, model)[ACROSS].mean(axis=1), never)
     found.append(Row({**keys, "measure": LEAK}, leak, n, PLAIN))
     return found
 
