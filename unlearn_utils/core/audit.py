@@ -46,8 +46,8 @@ def margin(log_probs: ArrayLike) -> float:
 def klom(members: Floats, others: Floats) -> Floats:
     """Return KLoM of each document: KL of the histogram of members' margins from the others'.
 
-    The `BINS` bins of a document are equal parts of the range of both groups. Its largest value is
-    log(1 / `FLOOR`), of two groups that share no bin. With fewer models it is larger by chance.
+    The `BINS` bins of a document are equal parts of the range of both groups. It ends at about
+    log(1 / `FLOOR`), where no bin is shared. With fewer models it is larger by chance.
 
     Args:
         members, others: (models, documents), margins; as many models in both.

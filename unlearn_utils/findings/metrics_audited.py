@@ -118,7 +118,7 @@ def pool_rows(profile: Profile, domain: str) -> list[Row]:
 
 
 def setting_rows(setting: Setting) -> list[Row]:
-    """Return the rows of single documents in one setting of `elsewhere`: of target and retrained."""
+    """Return the rows of single documents in one setting of `elsewhere`, of its main pair."""
     profile, domain = setting.profile, setting.domain
     saw, never = [], []
     for replicate in profile.replicates:
@@ -174,9 +174,9 @@ def orders(profile: Profile, domain: str, method: str, place: int) -> dict[str, 
     (rows,) = audit.rows_of(profile, domain, method)[place]
     target = audit.rows_of(profile, domain, NOTHING)[place][0]
     truth = audit.rows_of(profile, domain, AGAIN)[place][0]
+    rows, target, truth = (of_domain(one, domain) for one in (rows, target, truth))
     ours, before, exact = (
-        draws.levels(profile, of_domain(one, domain), domain, ALL)[0]
-        for one in (rows, target, truth)
+        draws.levels(profile, one, domain, ALL)[0] for one in (rows, target, truth)
     )
     forget, unseen, general = (SPLITS.index(name) for name in (FORGET, UNSEEN, "evaluation"))
     mine = of_set(rows, domain)
