@@ -12,6 +12,7 @@ from unlearn_utils import profiles
 from unlearn_utils.core import audit as core
 from unlearn_utils.engine import evaluation, models
 from unlearn_utils.findings import audit, metrics_audited, plots
+from unlearn_utils.findings import plots_of_audit as reading
 from unlearn_utils.study import (
     elsewhere,
     extra_measurements,
@@ -254,9 +255,54 @@ def test_agreement_is_kendall_s_tau(world):
 def test_every_profile_but_study_reads_the_committed_table(table, monkeypatch, capsys):
     monkeypatch.setattr(plots, "is_committed", lambda name: name == audit.TABLE)
     monkeypatch.setattr(plots, "committed", lambda name: table)
-    monkeypatch.setattr(audit, "audit_table", toys.refuse)
-    assert audit.table_of(profiles.SMOKE, audit.TABLE) is table
+    assert audit.table_of(profiles.SMOKE, audit.TABLE, toys.refuse) is table
     assert capsys.readouterr().out == "table20_audit: of the committed study\n"
-    assert audit.table_of(profiles.SMOKE, audit.POOLED).empty
+    assert audit.table_of(profiles.SMOKE, audit.POOLED, toys.refuse).empty
     said = capsys.readouterr().out
+    assert audit.table_of(profiles.STUDY, audit.POOLED, lambda profile: profile.name) == "study"
     assert said.startswith("table20_pool: not available") and said.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------ reading the tables
+
+
+def test_figures_and_tables_to_read(table, world, monkeypatch):
+    saved = {}
+    monkeypatch.setattr(plots, "save", lambda *given: saved.update({given[2]: given[1]}))
+    reading.told_figure(TOY, table)
+    areas = saved["fig20_told"].axes
+    assert [ax.get_title() for ax in areas] == ["arxiv", "github"]
+    documents = audit.documents_table(TOY)
+    reading.documents_figure(TOY, documents)
+    drawn = []
+    for line in saved["fig20_documents"].axes[0].lines:
+        drawn += list(np.asarray(line.get_xdata(), float))
+    own = documents[documents.target_domain == DOMAIN].deviations
+    assert set(own.round(6)) <= set(np.round(drawn, 6))
+    shown = reading.by_model(table, audit.LIRA)
+    assert shown.index.tolist()[: len(MODELS)] == [(DOMAIN, model) for model in MODELS]
+    counts = reading.remembered_by(documents)
+    assert counts.sum(axis=1).tolist() == [4, 4] and counts.columns.tolist() == [0, 1, 2]
+
+
+def test_of_no_table_nothing_is_shown(monkeypatch):
+    monkeypatch.setattr(plots, "save", toys.refuse)
+    nothing = pd.DataFrame()
+    assert reading.told_figure(TOY, nothing) is None
+    assert reading.documents_figure(TOY, nothing) is None
+    assert reading.faithful_figure(TOY, nothing) is None
+    assert reading.by_model(nothing, audit.LIRA) is None
+    assert reading.remembered_by(nothing) is None
+    assert reading.pooled(nothing, audit.KLOM) is None
+    assert reading.causes(nothing) is None
+    assert reading.faithful(nothing, "document") is None
+    assert reading.agreement(nothing) is None
+    assert reading.always_remembered(nothing) is None
+
+
+def test_agreement_is_read_beside_what_needs_no_retrained_model(world):
+    found = reading.agreement(metrics_audited.agreement_table(TOY))
+    assert found.columns.tolist()[0] == "needs a retrained model"
+    needs = found["needs a retrained model"]
+    assert needs[metrics_audited.GAP] == "yes" and needs[metrics_audited.PROXY] == "no"
+    assert metrics_audited.DISTANCE not in found.index

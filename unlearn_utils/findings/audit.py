@@ -26,7 +26,7 @@ from unlearn_utils.core.replicates import PLAIN, SHARE, SIZE
 from unlearn_utils.findings import comparison, draws, plots, pool_tables, replicated
 from unlearn_utils.findings.draws import ALL, Sample
 from unlearn_utils.findings.replicated import Row
-from unlearn_utils.profiles import Profile
+from unlearn_utils.profiles import STUDY, Profile
 from unlearn_utils.study import extra_measurements, method_paths, pool, study_documents
 from unlearn_utils.study.pool import Member
 
@@ -508,3 +508,26 @@ def _over(values: Floats, drawn: Sample, measure: str) -> dict:
     else:
         each = list(mean_draws(values[None], drawn)[0])
     return intervals.interval(each[0], each[1:], 0.95, drawn.families)._asdict()
+
+
+# ------------------------------------------------------------------------ of this run, or committed
+
+
+def table_of(profile: Profile, name: str, make: Callable[[Profile], pd.DataFrame]) -> pd.DataFrame:
+    """Return a table of notebook 20: of this run in the profile `study`, else as committed.
+
+    It says which, and is empty where none is committed.
+
+    Args:
+        profile: of the run.
+        name: of the table.
+        make: computes and writes it.
+    """
+    if profile.name == STUDY.name:
+        print(f"{name}: measured in this run")
+        return make(profile)
+    if not plots.is_committed(name):
+        print(f"{name}: not available, for none is committed; ./run_all.sh study makes it")
+        return pd.DataFrame()
+    print(f"{name}: of the committed study")
+    return plots.committed(name)
