@@ -130,7 +130,7 @@ def test_rmia_tells_members_and_not_like_documents():
     margins = np.random.default_rng(5).normal(0, 0.1, 200)
     population = np.arange(200) >= 100
     alike = audit.rmia(margins, references, population)
-    assert alike[:100].mean() == pytest.approx(0.5, abs=0.08)
+    assert alike[:100].mean() == pytest.approx(0.5, abs=0.15)
     margins[:100] += 2
     assert audit.rmia(margins, references, population)[:100] == pytest.approx(np.ones(100))
 
