@@ -140,6 +140,15 @@ def test_over_reference_takes_off_the_mean():
     assert found.tolist() == [0, 1]
 
 
+def test_a_document_is_told_by_its_deviations():
+    references = np.array([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]])  # mean 1, deviation sqrt(2)
+    margins = 1 + math.sqrt(2) * np.array([2.1, -1.9, -2.1])
+    far = audit.deviations(margins, references)
+    assert far == pytest.approx([2.1, -1.9, -2.1])
+    found = [audit.is_told(far, word).tolist() for word in audit.WORDS]
+    assert found == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
 # ------------------------------------------------------------------- correlation, and shared text
 
 

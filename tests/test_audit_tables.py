@@ -165,9 +165,9 @@ def test_each_document_is_told_by_its_deviations(world):
     assert len(found) == 2 * len(MODELS) * 4
     assert not found.duplicated(["target_domain", "id", "model"]).any()
     for row in found.to_dict("records"):
-        expected = audit.LIKE
+        expected = core.LIKE
         if abs(row["deviations"]) > 2:
-            expected = audit.REMEMBERED if row["deviations"] > 0 else audit.BELOW
+            expected = core.REMEMBERED if row["deviations"] > 0 else core.BELOW
         assert row["told"] == expected
     assert found.difficulty.gt(0).all() and found.shared.between(0, 1).all()
     assert (found.tokens > 10).all()

@@ -25,6 +25,11 @@ BINS = 20  # of a histogram of margins; this, the clip and the floor as in arXiv
 CLIP = 100.0  # margins beyond count as this
 FLOOR = 1e-5  # the least share of a bin
 LEAST_SPREAD = 1e-6  # of a Gaussian, in units of margin
+# A document is remembered if its margin is more than so many standard deviations of retrained
+# models above their mean, and below retrained if it is as far under it.
+FAR = 2.0
+REMEMBERED, LIKE, BELOW = "remembered", "like retrained", "below retrained"
+WORDS = (REMEMBERED, LIKE, BELOW)
 
 
 def margin(log_probs: ArrayLike) -> float:

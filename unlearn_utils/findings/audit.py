@@ -49,11 +49,7 @@ LEAK = "PrivLeak against the pool"
 KLOM, KLOM_MEAN = "KLoM, 95th percentile of documents", "KLoM, mean of documents"
 POOLED_LIRA, POOLED_EPSILON = "AUC of U-LiRA, mean of documents", "epsilon, mean of documents"
 
-# A document is remembered if its margin is more than so many standard deviations of retrained
-# models above their mean, and below retraining if it is as far under it.
-FAR = 2.0
-REMEMBERED, LIKE, BELOW = "remembered", "like retrained", "below retrained"
-WORDS = (REMEMBERED, LIKE, BELOW)
+WORDS, REMEMBERED, FAR = audit.WORDS, audit.REMEMBERED, audit.FAR
 SHARE_OF = "share of documents "
 
 N_GRAM = 4  # words in a row that count as shared text; of 8 in a row most documents share none
@@ -266,27 +262,20 @@ def residuals(profile: Profile, domain: str, model: str) -> Floats:
     It is of the first pair's model, and over the mean of the retrained ones of other replicates.
     """
     own = values_of(profile, domain, model, FORGET)[:, 0]
-    means = [references(profile, domain, FORGET, place).mean(0) for place in range(len(own))]
-    return own - np.array(means)
+    found = []
+    for place, margins in enumerate(own):
+        found.append(audit.over_reference(margins, references(profile, domain, FORGET, place)))
+    return np.array(found)
 
 
 @cache
 def in_deviations(profile: Profile, domain: str, model: str) -> Floats:
     """Return `residuals` in standard deviations of the same retrained models."""
-    far = residuals(profile, domain, model)
-    spreads = []
-    for place in range(len(far)):
-        spreads.append(references(profile, domain, FORGET, place).std(axis=0, ddof=1))
-    return far / np.array(spreads)
-
-
-def told_of(deviations: Floats, word: str) -> Floats:
-    """Return 1 where a document is as one of `WORDS` says, else 0."""
-    if word == REMEMBERED:
-        return (deviations > FAR).astype(float)
-    if word == BELOW:
-        return (deviations < -FAR).astype(float)
-    return (np.abs(deviations) <= FAR).astype(float)
+    own = values_of(profile, domain, model, FORGET)[:, 0]
+    found = []
+    for place, margins in enumerate(own):
+        found.append(audit.deviations(margins, references(profile, domain, FORGET, place)))
+    return np.array(found)
 
 
 def rows_of_shares(profile: Profile, domain: str, model: str) -> list[Row]:
@@ -296,7 +285,7 @@ def rows_of_shares(profile: Profile, domain: str, model: str) -> list[Row]:
     found = []
     for word in WORDS:
         keys = {"target_domain": domain, "model": model, "split": FORGET}
-        values = mean_draws(told_of(deviations, word), drawn)
+        values = mean_draws(audit.is_told(deviations, word), drawn)
         found.append(Row({**keys, "measure": SHARE_OF + word}, values, drawn.families, SHARE))
     return found
 
@@ -358,7 +347,7 @@ def documents_table(profile: Profile) -> pd.DataFrame:
 
 def _word(deviation: float) -> str:
     """Return which of `WORDS` is true of a document."""
-    (found,) = [word for word in WORDS if told_of(np.array(deviation), word)]
+    (found,) = [word for word in WORDS if audit.is_told(np.array(deviation), word)]
     return found
 
 
