@@ -247,6 +247,7 @@ def rows_across(profile: Profile, domain: str, model: str) -> list[Row]:
     for measure, values in attacks(profile, domain, model).items():
         found.append(Row({**keys, "measure": measure}, values.mean(axis=1), n, SHARE))
     never = attacks(profile, domain, AGAIN)[ACROSS].mean(axis=(0, 1))
+    never = np.where(never < 1, never, np.nan)
     leak = membership.priv_leak(attacks(profile, domain, model)[ACROSS].mean(axis=1), never)
     found.append(Row({**keys, "measure": LEAK}, leak, n, PLAIN))
     return found
