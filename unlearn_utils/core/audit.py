@@ -179,6 +179,20 @@ def over_reference(margins: Floats, references: Floats) -> Floats:
     return margins - references.mean(0)
 
 
+def deviations(margins: Floats, references: Floats) -> Floats:
+    """Return `over_reference` in standard deviations of the reference models: (documents,)."""
+    return over_reference(margins, references) / _spread(references)
+
+
+def is_told(far: Floats, word: str) -> Floats:
+    """Return 1 where a document that lies so many `deviations` off is as one of `WORDS` says."""
+    if word == REMEMBERED:
+        return (far > FAR).astype(float)
+    if word == BELOW:
+        return (far < -FAR).astype(float)
+    return (np.abs(far) <= FAR).astype(float)
+
+
 def rmia(margins: Floats, references: Floats, population: np.ndarray, gamma: float = 1.0) -> Floats:
     """Return RMIA of each document: how often its rise beats that of the population.
 
