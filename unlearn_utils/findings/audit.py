@@ -37,6 +37,7 @@ CAUSES = "table20_causes"
 
 NOTHING, AGAIN = comparison.OTHERS  # the target as it is; a retrained model
 MODELS = (NOTHING, *METHODS, AGAIN)
+SIDES = {NOTHING: "target", AGAIN: "retrained"}  # of a pair
 FORGET, UNSEEN = pool_tables.FORGET, pool_tables.UNSEEN
 MEAN = pool_tables.MEAN
 
@@ -93,9 +94,8 @@ def rows_of(profile: Profile, domain: str, model: str) -> list[list[pd.DataFrame
         if model in METHODS:
             looks = [_of_run(method_paths.usual_run(profile, replicate, domain, model))]
         else:
-            side = {NOTHING: "target", AGAIN: "retrained"}[model]
             pairs = pool.pairs(profile, domain, replicate)
-            looks = [_of_member(profile, pair._asdict()[side]) for pair in pairs]
+            looks = [_of_member(profile, pair._asdict()[SIDES[model]]) for pair in pairs]
         found.append([extra_measurements.rows_of([look]) for look in looks])
     return found
 
@@ -356,17 +356,22 @@ def _word(deviation: float) -> str:
 def features(profile: Profile, domain: str) -> dict[str, Floats]:
     """Return what may explain how a forget document is forgotten, by name: (documents,)."""
     drawn = sample_of(profile, domain, FORGET)
-    texts = study_documents.data(profile)[domain]
-    by_id = dict(zip(texts[FORGET]["id"], texts[FORGET]["text"], strict=True))
-    ours = [by_id[name] for name in drawn.ids]
     tokens = values_of(profile, domain, AGAIN, FORGET, "tokens")
     loss = values_of(profile, domain, AGAIN, FORGET, "nll") / tokens
     return {
         CAUSE_LENGTH: tokens[0, 0],
         CAUSE_DIFFICULTY: loss.mean(axis=(0, 1)),
-        CAUSE_SHARED: audit.shared_grams(ours, texts["retain"]["text"], N_GRAM),
+        CAUSE_SHARED: shared_text(profile, domain, drawn),
         KNEW: residuals(profile, domain, NOTHING).mean(axis=0),
     }
+
+
+def shared_text(profile: Profile, domain: str, drawn: Sample) -> Floats:
+    """Return the share of each document's `N_GRAM`s that retain text of its domain holds."""
+    texts = study_documents.data(profile)[domain]
+    by_id = dict(zip(texts[FORGET]["id"], texts[FORGET]["text"], strict=True))
+    ours = [by_id[name] for name in drawn.ids]
+    return audit.shared_grams(ours, list(texts["retain"]["text"]), N_GRAM)
 
 
 def causes_table(profile: Profile) -> pd.DataFrame:

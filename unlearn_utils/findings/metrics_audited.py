@@ -14,7 +14,6 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from unlearn_utils.core import distances, membership, metrics
 from unlearn_utils.core.arrays import Floats
@@ -44,7 +43,11 @@ KS = "Kolmogorov-Smirnov distance of forget losses"
 AUC_OVER = "AUC of Min-40% beside the retrained model's"
 PROXY = "forget perplexity beside the target's on unseen text"
 GENERAL = "general perplexity over the target's"
-NEEDS_RETRAINED = (DISTANCE, DEVIATIONS, GAP, KS, AUC_OVER)  # the others can be had without
+FROM_HALF = "{}, from 0.5"
+NEEDS_RETRAINED = (  # the others can be had without
+    *(DISTANCE, DEVIATIONS, GAP, KS, AUC_OVER),
+    *(FROM_HALF.format(attack) for attack in (audit.REFERENCE, audit.RMIA)),
+)
 
 
 # ------------------------------------------------------------------------------------- faithfulness
@@ -196,10 +199,10 @@ def orders(profile: Profile, domain: str, method: str, place: int) -> dict[str, 
     }
     for title in membership.SCORES:
         name = f"AUC {title}"
-        found[f"{name}, from 0.5"] = abs(mine[name] - 0.5)
+        found[FROM_HALF.format(name)] = abs(mine[name] - 0.5)
     for attack in (audit.REFERENCE, audit.RMIA):
         area = audit.attacks(profile, domain, method)[attack][place, 0, 0]
-        found[f"{attack}, from 0.5"] = float(abs(area - 0.5))
+        found[FROM_HALF.format(attack)] = float(abs(area - 0.5))
     return found
 
 
@@ -213,12 +216,11 @@ def taus(profile: Profile, domain: str) -> dict[tuple[str, str], Floats]:
     """Return Kendall's tau of each two metrics over the methods: (replicates,)."""
     found: dict[tuple[str, str], list[float]] = {}
     for place in range(len(profile.replicates)):
-        by_method = [orders(profile, domain, method, place) for method in METHODS]
-        values = pd.DataFrame(by_method)
-        for one in values:
-            for other in values:
-                tau = stats.kendalltau(values[one], values[other]).statistic
-                found.setdefault((one, other), []).append(tau)
+        values = pd.DataFrame([orders(profile, domain, method, place) for method in METHODS])
+        table = values.corr(method="kendall")
+        for one in table:
+            for other in table:
+                found.setdefault((one, other), []).append(table.loc[one, other])
     return {both: np.array(each) for both, each in found.items()}
 
 

@@ -8,6 +8,7 @@ from unlearn_utils.core import tables
 from unlearn_utils.core.distances import FORGET, SPLITS
 from unlearn_utils.core.style import COLOURS
 from unlearn_utils.findings import audit, plots
+from unlearn_utils.findings import audit_at_equal as equal
 from unlearn_utils.findings import metrics_audited as held
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study import elsewhere
@@ -33,6 +34,23 @@ def by_model(
         return None
     part = table[table.measure.isin(measures) & (table.split == split)]
     return tables.wide(part, ["target_domain", "model"], "measure", digits)
+
+
+def at_equal(table: pd.DataFrame, *measures: str, digits: int = 2) -> pd.DataFrame | None:
+    """Return measures of `audit_at_equal.equal_table`, a row a domain and model."""
+    if table.empty:
+        return None
+    part = table[table.measure.isin(measures)]
+    return tables.wide(part, ["target_domain", "model"], "measure", digits)
+
+
+def correlations(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame | None:
+    """Return the correlations of `audit_at_equal.equal_table`, a row a domain and model."""
+    if table.empty:
+        return None
+    part = table[table.measure.str.startswith(equal.CORRELATION)]
+    named = part.assign(measure=part.measure.str.removeprefix(equal.CORRELATION))
+    return tables.wide(named, ["target_domain", "model"], "measure", digits)
 
 
 def by_split(table: pd.DataFrame, measure: str, digits: int = 2) -> pd.DataFrame | None:
@@ -68,19 +86,27 @@ def remembered_by(documents: pd.DataFrame) -> pd.DataFrame | None:
     return wide.reindex(columns=range(own.model.nunique() + 1), fill_value=0)
 
 
-def always_remembered(documents: pd.DataFrame) -> pd.DataFrame | None:
-    """Return the documents that every method leaves remembered, the farthest first.
+def extremes(documents: pd.DataFrame, number: int = 3) -> pd.DataFrame | None:
+    """Return the documents of each domain that methods remember most, and least.
 
-    documents: of `audit.documents_table`.
+    Args:
+        documents: of `audit.documents_table`.
+        number: of documents at each end.
+
+    Returns:
+        a row a document, with its deviations: mean of methods, and the least.
     """
     if documents.empty:
         return None
     own = _of_methods(documents)
-    least = own.groupby(["target_domain", "id"]).deviations.min()
-    columns = ["target_domain", "id", "tokens", "difficulty", "shared"]
-    texts = own[columns].drop_duplicates().set_index(["target_domain", "id"])
-    found = texts.assign(least=least).sort_values("least", ascending=False)
-    return found[found.least > audit.FAR].rename(columns={"least": "least deviation"}).round(3)
+    keys = ["target_domain", "id", "tokens", "difficulty", "shared"]
+    each = own.groupby(keys).deviations.agg(["mean", "min"]).reset_index()
+    each = each.sort_values(["target_domain", "mean"], ascending=[True, False])
+    parts = []
+    for _, part in each.groupby("target_domain"):
+        parts += [part.head(number), part.tail(number)]
+    found = pd.concat(parts).set_index(["target_domain", "id"])
+    return found.rename(columns={"mean": "deviations, mean", "min": "least"}).round(3)
 
 
 def _of_methods(documents: pd.DataFrame) -> pd.DataFrame:
