@@ -158,26 +158,19 @@ class Judged(NamedTuple):
 
 @cache
 def judged(profile: Profile, domain: str, model: str, split: str) -> Judged:
-    """Return what tells one of `MODELS` from retrained models, mean over choices of the pair.
+    """Return what tells one of `MODELS` from the retrained models of the other pairs.
 
-    In each choice the retrained models of one pair stand aside. They are judged themselves where
-    the model is `AGAIN`, so that as many are compared in every row.
+    The first pair's model is judged, whose target is unlearned. Of retrained models it is the one
+    that is the method's truth: it read the other domains' forget sets too, which the rest did not
+    all read, so its own line is what a perfect method would have.
     """
-    never = values_of(profile, domain, AGAIN, split)
-    own = values_of(profile, domain, model, split)
-    replicates, pairs, documents = never.shape
-    by_choice = []
-    for choice in range(pairs):
-        others = np.delete(never, choice, axis=1)
-        ours = own[:, choice % own.shape[1]]
-        flat = others.reshape(-1, documents)
-        of_ours, of_others = audit.lira(ours, flat)
-        of_others = of_others.reshape(others.shape)
-        each = [audit.epsilon(of_ours[i], of_others[i].ravel()) for i in range(replicates)]
-        by_choice.append((wins(ours, others), wins(of_ours, of_others), np.array(each)))
-    margins, ratios, epsilons = (np.mean(parts, axis=0) for parts in zip(*by_choice, strict=True))
-    most = audit.ceiling(documents, (pairs - 1) * documents)
-    return Judged(margins, ratios, epsilons, most)
+    others = values_of(profile, domain, AGAIN, split)[:, 1:]
+    ours = values_of(profile, domain, model, split)[:, 0]
+    of_ours, of_others = audit.lira(ours, others.reshape(-1, others.shape[-1]))
+    of_others = of_others.reshape(others.shape)
+    each = [audit.epsilon(one, rest.ravel()) for one, rest in zip(of_ours, of_others, strict=True)]
+    most = audit.ceiling(others.shape[-1], others[0].size)
+    return Judged(wins(ours, others), wins(of_ours, of_others), np.array(each), most)
 
 
 def mean_draws(values: Floats, drawn: Sample) -> Floats:
@@ -245,10 +238,10 @@ def rows_across(profile: Profile, domain: str, model: str) -> list[Row]:
     n = pool_tables.families(profile, [domain])
     found = []
     for measure, values in attacks(profile, domain, model).items():
-        found.append(Row({**keys, "measure": measure}, values.mean(axis=1), n, SHARE))
+        found.append(Row({**keys, "measure": measure}, values[:, 0], n, SHARE))
     never = attacks(profile, domain, AGAIN)[ACROSS].mean(axis=(0, 1))
     never = np.where(never < 1, never, np.nan)
-    leak = membership.priv_leak(attacks(profile, domain, model)[ACROSS].mean(axis=1), never)
+    leak = membership.priv_leak(attacks(profile, domain, model)[ACROSS][:, 0], never)
     found.append(Row({**keys, "measure": LEAK}, leak, n, PLAIN))
     return found
 

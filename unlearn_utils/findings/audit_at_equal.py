@@ -95,7 +95,7 @@ def _told(
     return found
 
 
-# --------------------------------------------------------------------------------- log-probabilities
+# -------------------------------------------------------------------------------- log-probabilities
 
 
 def sample_of(profile: Profile, domain: str) -> Sample:
@@ -142,7 +142,7 @@ def at_equal(run: Run) -> pd.DataFrame:
     return rows[(rows.step == nearest) & (gaps[nearest] <= NEAR)]
 
 
-# ----------------------------------------------------------------------------- over retrained models
+# ---------------------------------------------------------------------------- over retrained models
 
 
 def references(never: Floats, place: int) -> Floats:
