@@ -248,6 +248,12 @@ def test_table_at_equal_forgetting(world, monkeypatch):
     assert one(found, measure=audit_at_equal.REACHED, **ours)["value"] == 1
     shares = [one(found, measure=audit.SHARE_OF + word, **ours)["value"] for word in audit.WORDS]
     assert sum(shares) == pytest.approx(1)
+    saved = {}
+    monkeypatch.setattr(plots, "save", lambda *given: saved.update({given[2]: given[1]}))
+    reading.shares_figure(TOY, found)
+    bars = saved["fig20_shares"].axes[0].patches
+    assert len(bars) == 3 * len(MODELS)
+    assert [bar.get_width() for bar in bars[1 :: len(MODELS)]] == pytest.approx(shares)
     shown = reading.correlations(found)
     assert audit.CAUSE_DIFFICULTY in shown.columns
     assert reading.at_equal(found, audit_at_equal.AREA).shape == (2 * len(MODELS), 1)
@@ -348,6 +354,7 @@ def test_of_no_table_nothing_is_shown(monkeypatch):
     assert reading.extremes(nothing) is None
     assert reading.at_equal(nothing, "reached") is None
     assert reading.correlations(nothing) is None
+    assert reading.shares_figure(TOY, nothing) is None
 
 
 def test_agreement_is_read_beside_what_needs_no_retrained_model(world):

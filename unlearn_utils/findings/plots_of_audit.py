@@ -21,6 +21,7 @@ SHOWN = {  # of the metrics in a figure: their colours
     "zlib": COLOURS["brown"],
     held.EXTRACTION: COLOURS["grey"],
 }
+WORD_COLOURS = (COLOURS["red"], COLOURS["grey"], COLOURS["blue"])  # of `audit.WORDS`
 
 
 # ------------------------------------------------------------------------------- tables to read
@@ -203,6 +204,34 @@ def documents_figure(profile: Profile, documents: pd.DataFrame) -> None:
     axes[0].invert_yaxis()
     columns = ["target_domain", "model", "id", "deviations"]
     plots.save(profile, figure, "fig20_documents", documents[columns])
+
+
+def shares_figure(profile: Profile, table: pd.DataFrame) -> None:
+    """Draw how many documents are remembered, like retrained and below, at equal forgetting.
+
+    Models without a value, whose paths do not come so far, have no bar.
+
+    table: of `audit_at_equal.equal_table`.
+    """
+    if table.empty:
+        return
+    part = table[table.measure.str.startswith(audit.SHARE_OF)]
+    models = list(part.model.unique())
+    domains = list(part.target_domain.unique())
+    figure, axes = plots.panels(len(domains), height=3.0, sharey=True)
+    for ax, domain in zip(axes, domains, strict=True):
+        own = part[part.target_domain == domain]
+        wide = own.pivot(index="model", columns="measure", values="value").loc[models]
+        left = 0 * wide.iloc[:, 0]
+        for word, colour in zip(audit.WORDS, WORD_COLOURS, strict=True):
+            widths = wide[audit.SHARE_OF + word]
+            ax.barh(range(len(models)), widths, left=left, color=colour, label=word)
+            left = left + widths
+        ax.set(title=domain, xlabel="share of forget documents", xlim=(0, 1))
+    axes[0].set_yticks(range(len(models)), [plots.readable(model) for model in models])
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=3, loc="outside upper center")
+    plots.save(profile, figure, "fig20_shares", part)
 
 
 def faithful_figure(profile: Profile, table: pd.DataFrame) -> None:
