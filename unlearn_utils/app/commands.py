@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from unlearn_utils.app import (
+    audit_command,
     errors,
     evaluate_command,
     example_command,
@@ -47,6 +48,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     compare = commands.add_parser("compare", help="the same of several models, as a table")
     evaluate_command.add_compare_arguments(compare)
     compare.set_defaults(check=evaluate_command.check_options, call=evaluate_command.measure)
+
+    audit = commands.add_parser(
+        "audit", help="which documents a model remembers, beside several that were retrained"
+    )
+    audit_command.add_arguments(audit)
+    audit.set_defaults(check=audit_command.check_options, call=audit_command.audit)
 
     example = commands.add_parser(
         "example", help="write a small model and documents, to try these commands on"

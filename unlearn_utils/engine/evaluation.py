@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from unlearn_utils.core import fused, losses, membership, metrics
+from unlearn_utils.core import audit, fused, losses, membership, metrics
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import architecture, models
 
@@ -52,16 +52,18 @@ def measure(
     fused.examine(model, torch.tensor(longest[:EXAMINED]))
     rows = []
     for scores in token_scores(model, list(documents.ids), tokenizer, half=half):
-        row = {
-            "tokens": len(scores.log_probs),
-            "nll": -float(scores.log_probs.astype(np.float64).sum()),
-            "correct": int(scores.correct.sum()),
-        }
-        for score in membership.SCORES.values():
-            row[score.column] = score.function(scores)
-        row["extraction"] = metrics.extraction_strength(scores.correct)
-        rows.append(row)
+        rows.append(_row(scores))
         seen()
+    return _beside(documents, rows)
+
+
+def measure_margins(
+    model: nn.Module, documents: pd.DataFrame, tokenizer: PreTrainedTokenizerBase
+) -> pd.DataFrame:
+    """Return rows as `measure` in float32, with the margin of each document (`audit.margin`)."""
+    rows = []
+    for scores in token_scores(model, list(documents.ids), tokenizer, half=False):
+        rows.append({**_row(scores), "margin": audit.margin(scores.log_probs)})
     return _beside(documents, rows)
 
 
@@ -110,6 +112,19 @@ def token_scores(
     for ids, columns in zip(documents, found, strict=True):
         text = tokenizer.decode(ids, skip_special_tokens=True)
         yield membership.TokenScores(*columns, text)
+
+
+def _row(scores: membership.TokenScores) -> dict:
+    """Return the measurements of one document, as `measure` names them."""
+    row = {
+        "tokens": len(scores.log_probs),
+        "nll": -float(scores.log_probs.astype(np.float64).sum()),
+        "correct": int(scores.correct.sum()),
+    }
+    for score in membership.SCORES.values():
+        row[score.column] = score.function(scores)
+    row["extraction"] = metrics.extraction_strength(scores.correct)
+    return row
 
 
 def _beside(documents: pd.DataFrame, rows: Sequence[Mapping]) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads
+from unlearn_utils.core import membership
 from unlearn_utils.data import hub
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study.study_documents import measured_parts, tokenized, tokenizer
@@ -143,6 +144,38 @@ def _texts_of_tokens(model_tokenizer: PreTrainedTokenizerBase, ids: Sequence[int
         found.append(text[len(before) :])
         before = text
     return found
+
+
+# ----------------------------------------------------------------------------------------- margins
+
+
+def margins(profile: Profile, model: Model, domains: Sequence[str]) -> Artifact:
+    """Return the margin of each measured document under a stored model, in float32.
+
+    The documents are those of some domains, and the general ones.
+
+    Returns:
+        rows.parquet, as `evaluation.measure_margins`.
+    """
+    settings = {
+        "model": model.path.name,
+        "domains": list(domains),
+        "retain": profile.corpus.measured,
+        "scores": membership.columns(),
+    }
+    make = partial(_make_margins, profile, model, domains)
+    return Artifact("margins", VERSIONS["margins"], settings, make)
+
+
+def _make_margins(profile: Profile, model: Model, domains: Sequence[str], folder: Path) -> None:
+    from unlearn_utils.engine import evaluation, models
+
+    documents = tokenized(profile, measured_parts(domains), profile.corpus.measured)
+    with on_threads(1):
+        rows = evaluation.measure_margins(
+            models.load(model.folder()), documents, tokenizer(profile)
+        )
+    rows.to_parquet(folder / "rows.parquet")
 
 
 # --------------------------------------------------------------------------------- downstream tasks

@@ -13,6 +13,7 @@ VERSIONS = {
     "continued": 1,
     "token_losses": 1,
     "answered": 1,
+    "margins": 1,
     "counted": 2,
     "timed": 3,
 }
