@@ -101,7 +101,9 @@ def test_a_model_that_hides_documents_gives_more_back_than_one_that_never_saw_th
         job = training.Job(attacks.RELEARNING, seen, [], recipe, pad_id=1, seed=0, nested=True)
         training.unlearn(model, job)
     recipe = attacks.recipe(1e-3, 3, 2, len(DOCUMENTS))
-    training.unlearn(hides, training.Job(methods.METHODS["gradient_ascent"], DOCUMENTS, [], recipe, 1, 0))
+    training.unlearn(
+        hides, training.Job(methods.METHODS["gradient_ascent"], DOCUMENTS, [], recipe, 1, 0)
+    )
     curves = []
     for model in (hides, control):
         rows = relearn(model, DOCUMENTS[:2], DOCUMENTS[2:], 1e-3)

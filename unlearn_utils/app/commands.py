@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from unlearn_utils.app import (
+    attack_command,
     errors,
     evaluate_command,
     example_command,
@@ -46,6 +47,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     compare = commands.add_parser("compare", help="the same of several models, as a table")
     evaluate_command.add_compare_arguments(compare)
     compare.set_defaults(check=evaluate_command.check_options, call=evaluate_command.measure)
+
+    attack = commands.add_parser("attack", help="how much of what a model has unlearned comes back")
+    attack_command.add_arguments(attack)
+    attack.set_defaults(check=attack_command.check_options, call=attack_command.attack)
 
     example = commands.add_parser(
         "example", help="write a small model and documents, to try these commands on"
