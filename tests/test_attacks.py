@@ -19,7 +19,7 @@ def table(documents):
     return pd.DataFrame(rows).assign(family=rows["id"], split="forget", text="")
 
 
-# ------------------------------------------------------------------------- what an attack gives back
+# ------------------------------------------------------------------------ what an attack gives back
 
 
 def test_levels_are_the_losses_of_the_tokens_of_each_draw():
@@ -101,9 +101,8 @@ def test_a_model_that_hides_documents_gives_more_back_than_one_that_never_saw_th
         job = training.Job(attacks.RELEARNING, seen, [], recipe, pad_id=1, seed=0, nested=True)
         training.unlearn(model, job)
     recipe = attacks.recipe(1e-3, 3, 2, len(DOCUMENTS))
-    training.unlearn(
-        hides, training.Job(methods.METHODS["gradient_ascent"], DOCUMENTS, [], recipe, 1, 0)
-    )
+    ascent = methods.METHODS["gradient_ascent"]
+    training.unlearn(hides, training.Job(ascent, DOCUMENTS, [], recipe, 1, 0, nested=True))
     curves = []
     for model in (hides, control):
         rows = relearn(model, DOCUMENTS[:2], DOCUMENTS[2:], 1e-3)

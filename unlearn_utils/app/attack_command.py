@@ -214,7 +214,7 @@ def prepare(options: argparse.Namespace) -> Inputs:
     for one in found.values():
         if one.stored.adapters:
             raise ValueError(
-                f"{one.stored.name} holds LoRA adapters alone; unlearn with --merge, and attack that"
+                f"{one.stored.name} holds LoRA adapters alone; attack what --merge writes"
             )
     context = min(settings.context_of(one.config, options.context) for one in found.values())
     chunks = []

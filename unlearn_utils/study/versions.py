@@ -13,6 +13,9 @@ VERSIONS = {
     "continued": 1,
     "token_losses": 1,
     "answered": 1,
+    "relearned": 1,
+    "rounded": 1,
+    "prefixed": 1,
     "counted": 2,
     "timed": 3,
 }
