@@ -44,16 +44,16 @@ def train(folder, read, rate, steps, method=attacks.RELEARNING):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tokenizer, sets):
-    """Folders: `base` has seen the forget set, `retrained` other text, `model` has unlearned."""
+    """Folders: `base` has seen the forget set, `retrained` has not, `model` has unlearned it."""
     folder = tmp_path_factory.mktemp("models")
     other = write_set(folder / "lepton", "lepton", 8)
     for name in ("base", "retrained", "model"):
         write_model(folder / name, "llama", tokenizer)
     forget = list(ids_of(sets["forget"], tokenizer).ids)
-    train(folder / "base", forget, 1e-2, 30).save_pretrained(folder / "base")
     rest = list(ids_of(other, tokenizer).ids)
-    train(folder / "retrained", rest, 1e-2, 30).save_pretrained(folder / "retrained")
-    unlearned = train(folder / "base", forget, 3e-3, 3, METHODS["gradient_ascent"])
+    train(folder / "base", forget + rest, 1e-2, 60).save_pretrained(folder / "base")
+    train(folder / "retrained", rest, 1e-2, 60).save_pretrained(folder / "retrained")
+    unlearned = train(folder / "base", forget, 1e-2, 4, METHODS["gradient_ascent"])
     unlearned.save_pretrained(folder / "model")
     return folder
 
@@ -152,6 +152,7 @@ def test_relearning_gives_back_more_than_a_retrained_model_learns(controlled):
     assert found["model"] == "model less retrained"
     assert found["value"] == pytest.approx(falls["model"] - falls["retrained"])
     assert found["value"] > 0
+    assert found["low"] > 0 and "it gives back what was unlearned" in controlled[1]
 
 
 def test_rounding_is_that_of_the_stored_weights(controlled, world, measured):
@@ -164,6 +165,16 @@ def test_rounding_is_that_of_the_stored_weights(controlled, world, measured):
     )
     assert row["value"] == pytest.approx(math.exp(rows.nll.sum() / rows.tokens.sum()), rel=1e-3)
     assert set(table[table.attack == "rounding"].split) == set(SETS)
+
+
+def test_what_was_known_before_is_no_recovery(controlled, world, sets, tmp_path, capsys):
+    """The base itself, in the place of the unlearned model, knows the documents without attack."""
+    line = ["attack", "--model", world / "base", "--base", world / "base", "--steps", 1]
+    line += ["--retrained", world / "retrained", "--forget", sets["forget"], "--context", CONTEXT]
+    line += ["--learning-rates", "1e-3", "--out", tmp_path / "out"]
+    assert commands.main([str(part) for part in line]) == 0
+    said = capsys.readouterr().out
+    assert "it gives back no more than that; it knew them better before any attack" in said
 
 
 def test_a_prefix_is_continued_by_every_model(controlled):

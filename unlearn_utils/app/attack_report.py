@@ -217,7 +217,10 @@ def _on_relearning(inputs: Inputs, table: pd.DataFrame) -> str:
     else:
         start = _before(table, BASE, "unseen")
         line += f"; unseen documents come to {other['value']:.4g} from {start:.4g}, the base's"
-    return f"{line} in {other.step}; {_recovered(strongest)}"
+    line = f"{line} in {other.step}; {_recovered(strongest)}"
+    if strongest.low <= 0 and _before(table, MODEL) < start:
+        line += "; it knew them better before any attack"
+    return line
 
 
 def _before(table: pd.DataFrame, model: str, split: str = "forget") -> float:

@@ -7,7 +7,7 @@ are of the report half of the forget set, in each draw of its documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
