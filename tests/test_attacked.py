@@ -1,4 +1,4 @@
-"""Attacks on the models of a toy profile: the artifacts, and the table and figures of notebook 19."""
+"""Attacks on the models of a toy profile: artifacts, the table and figures of notebook 19."""
 
 from dataclasses import replace
 
