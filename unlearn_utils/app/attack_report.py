@@ -182,14 +182,15 @@ def to_read(table: pd.DataFrame) -> str:
 
 
 def verdict(inputs: Inputs, found: Found, table: pd.DataFrame) -> list[str]:
-    """Return a line for each attack, and one for what cannot be known."""
-    lines = [_on_relearning(inputs, table), _on_rounding(inputs, found, table), _on_prefix(table)]
+    """Return a line for each attack, of relearning each source, and what cannot be known."""
+    lines = [_on_relearning(inputs, table, source) for source in inputs.sources]
+    lines += [_on_rounding(inputs, found, table), _on_prefix(table)]
     return [line for line in (*lines, _unknown(inputs)) if line]
 
 
-def _on_relearning(inputs: Inputs, table: pd.DataFrame) -> str:
-    """Return what the strongest of the relearning attacks came to."""
-    every = table[table.attack == RELEARNING]
+def _on_relearning(inputs: Inputs, table: pd.DataFrame, source: str) -> str:
+    """Return what relearning from a source came to, at the rate that gives most back."""
+    every = table[(table.attack == RELEARNING) & (table.source == source)]
     name, _ = _compared(inputs)
     of_recovery = every[every.measure == RECOVERY]
     if of_recovery["value"].notna().any():
@@ -197,10 +198,10 @@ def _on_relearning(inputs: Inputs, table: pd.DataFrame) -> str:
     else:
         ours = every[every.model == MODEL]
         strongest = ours.loc[ours["value"].idxmin()]
-    same = every[(every.source == strongest.source) & (every.setting == strongest.setting)]
+    same = every[every.setting == strongest.setting]
     levels = same[same.measure == PERPLEXITY].set_index("model")
-    some = f"from {strongest.source} text"
-    if strongest.source == "forget":
+    some = f"from {source} text"
+    if source == "forget":
         some = "from {} of {} forget documents".format(*inputs.relearned)
     ours = levels.loc[MODEL]
     line = (
