@@ -182,7 +182,7 @@ def test_a_prefix_is_continued_by_every_model(controlled):
     rows = table[(table.attack == "prefix") & (table.measure == "ROUGE-L")]
     assert rows.setting.unique().tolist() == [16, 32]  # a chunk of 64 has no room for 64 + 32
     assert set(rows.model) == {"model", "base", "retrained"}
-    values = rows.set_index("model")["value"]
+    values = rows[rows.setting == 32].set_index("model")["value"]
     assert values["base"] > values["retrained"]
 
 
@@ -190,7 +190,7 @@ def test_the_verdict_names_the_control(controlled):
     said = controlled[1]
     assert "from 2 of 8 forget documents" in said and "relearning from general text at" in said
     assert "a retrained model comes to" in said and "n = 6" in said
-    assert "rounding to 4 bits" in said and "after 16 tokens" in said
+    assert "rounding to 4 bits" in said and "after 32 tokens" in said
     assert "cannot be known" not in said
     assert "6 runs of 4 steps, of model and retrained; about" in said
     assert (controlled[0] / "relearning.png").stat().st_size > 1000

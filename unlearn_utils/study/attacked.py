@@ -23,6 +23,7 @@ from unlearn_utils.study.study_documents import tokenized, tokenizer
 from unlearn_utils.study.versions import VERSIONS
 
 if TYPE_CHECKING:
+    from unlearn_utils.engine.attacks import Marks
     from unlearn_utils.engine.training import Execution
 
 # Of each source as many documents are read, a quarter of the forget set; not stated anywhere for
@@ -97,16 +98,19 @@ def relearned(profile: Profile, model: Model, target_domain: str, replicate: int
 def _make_relearned(
     profile: Profile, model: Model, target_domain: str, replicate: int, folder: Path
 ) -> None:
-    from unlearn_utils.engine import attacks, models, training
+    from unlearn_utils.engine import attacks, evaluation, models, training
 
     pad_id = tokenizer(profile).pad_token_id
     measured = forget_documents(profile, target_domain)
     batch = profile.unlearning.batch
+    with on_threads(1):
+        before = evaluation.measure_briefly(models.load(model.folder()), measured, pad_id)
     frames = []
     for source in SOURCES:
         read = list(source_documents(profile, target_domain, source).ids)
         for rate in learning_rates(profile):
             marks = attacks.Marks(measured, pad_id, attacks.marks(STEPS))
+            marks.frames.append(before.assign(step=0))
             job = training.Job(
                 method=attacks.RELEARNING,
                 forget=read,
@@ -122,7 +126,7 @@ def _make_relearned(
     pd.concat(frames, ignore_index=True).to_parquet(folder / "rows.parquet")
 
 
-def _execution(profile: Profile, marks: object) -> Execution:
+def _execution(profile: Profile, marks: Marks) -> Execution:
     """Return how a run is executed: a published model reads a few documents at a time."""
     from unlearn_utils.engine import training
 
@@ -131,7 +135,7 @@ def _execution(profile: Profile, marks: object) -> Execution:
         micro_batch = math.gcd(profile.unlearning.batch, profile.hub.micro_batch)
         recompute = profile.hub.checkpointing
     return training.Execution(
-        watch=marks, watched=marks.steps, micro_batch=micro_batch, recompute_layers=recompute
+        watch=marks, watched=marks.steps[1:], micro_batch=micro_batch, recompute_layers=recompute
     )
 
 
