@@ -302,14 +302,15 @@ def run(inputs: Inputs) -> Found:
     from unlearn_utils.app import user_run
 
     found = Found()
-    began = time.perf_counter()
     for name, one in inputs.models.items():
         terminal.say(f"measuring {one.stored.name_and_commit}")
+        began = time.perf_counter()
         model = user_run.load(one.stored)
+        loaded = time.perf_counter()
         found.before[name] = measured(inputs, model)
         if name == MODEL:
             check_numbers(one.stored.name, found.before[name])
-            terminal.say(plan(inputs, time.perf_counter() - began))
+            terminal.say(plan(inputs, loaded - began, time.perf_counter() - loaded))
         found.continued |= continued(inputs, name, model)
         del model  # before the next is loaded
     for name in inputs.attacked:
@@ -333,21 +334,21 @@ def check_numbers(name: str, rows: pd.DataFrame) -> None:
         raise ValueError(f"{name}: not every probability is finite; are its weights damaged?")
 
 
-def plan(inputs: Inputs, seconds: float) -> str:
-    """Return runs, steps and minutes in words.
+def plan(inputs: Inputs, loading: float, reading: float) -> str:
+    """Return runs, steps and minutes in words. A training pass takes as long as three readings.
 
-    seconds: that loading a model and reading the measured documents once took.
+    loading, reading: seconds that loading a model, and the measured documents, took once.
     """
     from unlearn_utils.engine import attacks
 
-    read = sum(map(len, inputs.measured.ids))
-    tokens = 0.0
+    tokens = sum(map(len, inputs.measured.ids))
+    runs = len(inputs.sources) * len(inputs.rates)
+    readings = (runs * (len(attacks.marks(inputs.steps)) - 1) + len(BITS)) * tokens
     for source in inputs.sources.values():
         of_step = BATCH * sum(map(len, source.ids)) / len(source)
-        tokens += 3 * inputs.steps * of_step + read * len(attacks.marks(inputs.steps))
-    runs = len(inputs.sources) * len(inputs.rates)
-    loads = len(inputs.attacked) * (len(BITS) + 1) + 1
-    of_all = seconds * (len(inputs.attacked) * len(inputs.rates) * tokens / read + loads)
+        readings += 3 * len(inputs.rates) * inputs.steps * of_step
+    of_model = reading * readings / tokens + loading * (runs + len(BITS))
+    of_all = len(inputs.attacked) * of_model
     shown = ", ".join(f"{rate:g}" for rate in inputs.rates)
     return (
         f"plan: weights rounded to {' and '.join(map(str, BITS))} bits; prefixes of "

@@ -31,7 +31,7 @@ CONTINUED = {ROUGE: "rouge_l", EXACT: "exact_prefix"}
 # what an interval of a recovery says
 STATES = {
     1: "it gives back what was unlearned",
-    0: "whether it gives back more these documents cannot say",
+    0: "these documents cannot say whether it gives back more than that",
     -1: "it gives back no more than that",
 }
 
@@ -206,7 +206,7 @@ def _on_relearning(inputs: Inputs, table: pd.DataFrame, source: str) -> str:
     ours = levels.loc[MODEL]
     line = (
         f"relearning {some} at {strongest.setting:g} brings the other forget documents back to "
-        f"{ours['value']:.4g} from {_before(table, MODEL):.4g} in {ours.step} steps (before "
+        f"{ours['value']:.4g} from {_before(table, MODEL):.4g} in {_steps(ours.step)} (before "
         f"unlearning {_before(table, BASE):.4g})"
     )
     if name not in levels.index:
@@ -217,11 +217,19 @@ def _on_relearning(inputs: Inputs, table: pd.DataFrame, source: str) -> str:
         line += f"; a retrained model comes to {other['value']:.4g} from {start:.4g}"
     else:
         start = _before(table, BASE, "unseen")
-        line += f"; unseen documents come to {other['value']:.4g} from {start:.4g}, the base's"
-    line = f"{line} in {other.step}; {_recovered(strongest)}"
+        line += (
+            f"; unseen documents, which stand for a retrained model, come to {other['value']:.4g} "
+            f"from {start:.4g}"
+        )
+    line = f"{line} in {_steps(other.step)}; {_recovered(strongest)}"
     if strongest.low <= 0 and _before(table, MODEL) < start:
         line += "; it knew them better before any attack"
     return line
+
+
+def _steps(number: int) -> str:
+    """Return a number of steps in words."""
+    return f"{number} step" + "s" * (number != 1)
 
 
 def _before(table: pd.DataFrame, model: str, split: str = "forget") -> float:
