@@ -322,7 +322,11 @@ def curves(inputs: Inputs, found: Found) -> pd.DataFrame:
 
 @matplotlib.rc_context(STYLE)
 def draw(curves: pd.DataFrame, file: Path) -> None:
-    """Draw the curves, a panel a source, a colour a rate; the reference is dashed."""
+    """Draw the curves, a panel a source, a colour a rate; the reference is dashed.
+
+    Intervals of a level are wide, for documents differ, and would hide the changes: the table has
+    those of the changes.
+    """
     sources = list(dict.fromkeys(curves.source))
     figure = Figure(figsize=(1 + 3 * len(sources), 3), layout="constrained")
     axes = figure.subplots(1, len(sources), sharey=True, squeeze=False)[0]
@@ -333,8 +337,6 @@ def draw(curves: pd.DataFrame, file: Path) -> None:
         for (rate, model), rows in part.groupby(["learning_rate", "model"], sort=False):
             style = {"color": colours[rate], "label": f"{model}, {rate:g}"}
             ax.plot(rows.step, rows["value"], "-o" if model == MODEL else "--", ms=3, **style)
-            if model == MODEL:
-                ax.fill_between(rows.step, rows.low, rows.high, color=colours[rate], alpha=0.15)
         ax.set(title=f"relearning from {source}", xlabel="step", yscale="log")
     for axis in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
         axis(LogFormatter(minor_thresholds=(1, 0.5)))
