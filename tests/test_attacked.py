@@ -115,8 +115,9 @@ def test_the_table_has_every_attack_on_every_model(table, world):
     assert len(written) == len(table) and not table.duplicated(list(attacks.KEYS)).any()
     assert list(dict.fromkeys(table.method)) == [*TWO, attacks.NOTHING]
     of_each = table.groupby("method").size()
-    # 9 runs of 3 measures, 2 roundings of 3, 2 prefixes of 4, and the gap before
-    assert set(of_each) == {27 + 6 + 8 + 1}
+    # 9 runs of 3 measures, 2 roundings of 3, 2 prefixes of 4, and the gap before; and 9 shares
+    assert of_each[attacks.NOTHING] == 27 + 6 + 8 + 1
+    assert set(of_each[list(TWO)]) == {27 + 6 + 8 + 1 + 9}
     assert (table.low <= table["value"]).all() and (table["value"] <= table.high).all()
     assert set(table.n) == {3}
 
@@ -137,6 +138,15 @@ def test_recovery_is_that_of_the_rows(table):
     before = table[(table.method == attacks.NOTHING) & (table.attack == "none")]["value"].iloc[0]
     assert before == pytest.approx(levels["ours"][0, 0] - levels["control"][0, 0])
     assert before < 0  # the target has memorised it
+
+
+def test_the_share_that_came_back_is_of_what_was_unlearned(table):
+    before = table[table.attack == "none"].set_index("method")["value"]
+    for method in TWO:
+        own = table[(table.method == method) & (table.source == "forget")]
+        own = own[np.isclose(own.setting, 2e-3)].set_index("measure")["value"]
+        unlearned = before[method] - before[attacks.NOTHING]
+        assert own["share that came back"] == pytest.approx(own["recovery"] / unlearned)
 
 
 def test_a_control_against_itself_gives_nothing_back_and_without_one_nothing_is_known(table):

@@ -34,6 +34,7 @@ UNATTACKED, RELEARNING, ROUNDING, PREFIX = "none", "relearning", "rounding", "pr
 NO_SOURCE = "-"
 GAP = "forget gap"  # log perplexity of the forget set over the retrained model's, both attacked
 RECOVERY, AREA = "recovery", "area"
+SHARE_BACK = "share that came back"  # of what was unlearned: of the gap that the target had more
 DAMAGE = "rise of general text"
 ROUGE, EXACT = "ROUGE-L", "exact prefix"
 OVER = {ROUGE: "ROUGE-L over retrained", EXACT: "exact prefix over retrained"}
@@ -216,8 +217,11 @@ def attacks_table(profile: Profile) -> pd.DataFrame:
     n = draws.sample(profile, domain, "forget", selection.REPORT).families
     values: dict[tuple, list[Floats]] = {}
     scales: dict[tuple, Scale] = {}
-    for (_, method), ours, control in _with_control(profile):
-        for keys, drawn, scale in measures(profile, ours, control):
+    for (replicate, method), ours, control in _with_control(profile):
+        found = list(measures(profile, ours, control))
+        if method not in (NOTHING, AGAIN):
+            found += _shares(profile, found, ours, looks(profile)[replicate, NOTHING])
+        for keys, drawn, scale in found:
             values.setdefault((domain, method, *keys), []).append(drawn)
             scales[domain, method, *keys] = scale
     rows = []
@@ -225,6 +229,20 @@ def attacks_table(profile: Profile) -> pd.DataFrame:
         named = dict(zip(KEYS, keys, strict=True))
         rows.append(Row(named, np.stack(drawn), n, scales[keys]))
     return replicated.table(profile, TABLE, rows)
+
+
+def _shares(profile: Profile, found: list[tuple], ours: Looks, target: Looks) -> list[tuple]:
+    """Return which share of what a method unlearned came back in relearning, as `measures` does.
+
+    found: the measures of the method's model.
+    """
+    levels = [curves_of(profile, one.rounded, "bits")[:, -1] for one in (ours, target)]
+    unlearned = levels[0] - levels[1]  # the last mark is `attacked.WHOLE`: nothing was rounded
+    shares = []
+    for (attack, source, setting, measure), drawn, _ in found:
+        if (attack, measure) == (RELEARNING, RECOVERY):
+            shares.append(((attack, source, setting, SHARE_BACK), drawn / unlearned, PLAIN))
+    return shares
 
 
 def _with_control(
