@@ -37,6 +37,7 @@ BELOW = {
     "docs/running": (
         "/docs/own_data",
         "/docs/tuning",
+        "/docs/attacks",
         "/docs/published_models",
         "/docs/several_gpus",
         "/docs/troubleshooting",

@@ -28,19 +28,22 @@ NEEDED = {  # of each command: what must be there, or be new
     "tune": ("model", "forget", "retain", "unseen", "general", "out"),
     "evaluate": ("model", "documents", "unseen"),
     "compare": ("models", "documents", "unseen"),
+    "attack": ("model", "base", "retrained", "forget", "unseen", "general", "out"),
     "example": ("",),
 }
 METHOD = {"unlearn": "ascent_descent_general", "tune": "all"}
 TYPO = "a\nb"  # no model of the hub has such a name
 TYPOS = [
     *((command, option, f"nowhere/{TYPO}") for command in NEEDED for option in NEEDED[command]),
-    *((command, "model", "someone/tpyo") for command in ("unlearn", "tune", "evaluate")),
+    *((command, "model", "someone/tpyo") for command in ("unlearn", "tune", "evaluate", "attack")),
     ("evaluate", "against", f"nowhere/{TYPO}"),
     ("evaluate", "against", "tpyo"),
     ("compare", "models", "someone/tpyo"),
     ("unlearn", "checkpoints", "nowhere/deeper"),
     ("unlearn", "out", "model"),
     ("tune", "out", "forget"),
+    ("attack", "out", "forget"),
+    ("attack", "base", "tpyo"),
     ("evaluate", "out", "table.csv"),
     ("evaluate", "out", "table.csv/deeper.csv"),
     ("compare", "plot", "table.csv/deeper.png"),
@@ -66,7 +69,14 @@ def line(folder, command, typo, wrong):
 
 def right(name):
     """Return the path of an option, as it is right in the folder of the test."""
-    other = {"models": "model", "documents": "forget", "against": "model", "plot": "new.png"}
+    other = {
+        "models": "model",
+        "base": "model",
+        "retrained": "model",
+        "documents": "forget",
+        "against": "model",
+        "plot": "new.png",
+    }
     return other.get(name, "new.csv" if name == "out" else name)
 
 
@@ -95,5 +105,6 @@ def test_a_typo_is_one_line_before_torch_is_imported(number, answers):
     assert code == 2
     assert said.startswith("error: ") and said.count("\n") == 1
     assert " ".join(wrong.replace("table.png", "table.csv").split()) in said
-    assert option in ("model", "models", "against") or (f"--{option}" if option else "DIR") in said
+    models = ("model", "models", "against", "base", "retrained")
+    assert option in models or (f"--{option}" if option else "DIR") in said
     assert heavy == []

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from unlearn_utils.app import (
+    attack_command,
     audit_command,
     errors,
     evaluate_command,
@@ -54,6 +55,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     audit_command.add_arguments(audit)
     audit.set_defaults(check=audit_command.check_options, call=audit_command.audit)
+    attack = commands.add_parser("attack", help="how much of what a model has unlearned comes back")
+    attack_command.add_arguments(attack)
+    attack.set_defaults(check=attack_command.check_options, call=attack_command.attack)
 
     example = commands.add_parser(
         "example", help="write a small model and documents, to try these commands on"

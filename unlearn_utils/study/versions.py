@@ -14,6 +14,9 @@ VERSIONS = {
     "token_losses": 1,
     "answered": 1,
     "margins": 1,
+    "relearned": 1,
+    "rounded": 1,
+    "prefixed": 1,
     "counted": 2,
     "timed": 3,
 }
