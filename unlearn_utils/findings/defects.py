@@ -251,7 +251,7 @@ def ended_early(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(lines).assign(of=len(profile.replicates))
 
 
-# ------------------------------------------------------------------- slips of public code in general
+# ------------------------------------------------------------------ slips of public code in general
 
 
 @cache
