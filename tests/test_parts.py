@@ -83,7 +83,7 @@ def test_every_path_of_the_study_is_of_one_part():
     own = [*by_part["claim"], *by_part["methods"]]
     assert len(own) == len(set(own))
     assert set(own) == set(method_paths.every_run(study))
-    assert by_part["released"] == released_code.every_run(study)
+    assert by_part["released"] == released_code.all_runs(study)
     every = [run for runs in by_part.values() for run in runs]
     assert len(every) == len(set(every))
 
@@ -324,7 +324,7 @@ def test_everything_is_every_model_with_its_measurements_and_every_path(stored):
     assert set(kinds[8:]) == {"path"}
     runs = everything.every_run(TOY)
     assert len(runs) == len(set(runs)) == len(kinds) - 8
-    assert set(runs) == {*method_paths.every_run(TOY), *released_code.every_run(TOY)}
+    assert set(runs) == {*method_paths.every_run(TOY), *released_code.all_runs(TOY)}
     usual = [run for run in runs if run == method_paths.usual_run(TOY, 1, "arxiv", run.method)]
     assert len(usual) == len(METHODS)
     assert found[8].settings["keep"] is True

@@ -160,7 +160,7 @@ def test_a_folder_is_read_with_what_is_linked_into_it(tmp_path):
 
 
 def test_what_is_not_read_is_named_with_the_reason(tmp_path):
-    fill(tmp_path, "a.txt", "README", "b.json", "c/d.txt.zip", "c/.e.txt", "._a.txt")
+    fill(tmp_path, "a.txt", "README", "b.html", "c/d.txt.zip", "c/.e.txt", "._a.txt")
     fill(tmp_path, ".git/HEAD", ".git/objects/00/1", "c/.ipynb_checkpoints/a-checkpoint.txt")
     (tmp_path / "gone.txt").symlink_to("nowhere.txt")
     (tmp_path / "itself.txt").symlink_to("itself.txt")
@@ -169,7 +169,7 @@ def test_what_is_not_read_is_named_with_the_reason(tmp_path):
     assert files == ["a.txt"]
     assert set(unread) == {
         Unread("README", "of another kind"),
-        Unread("b.json", "of another kind"),
+        Unread("b.html", "of another kind"),
         Unread("c/d.txt.zip", "of another kind"),
         Unread("._a.txt", "hidden"),
         Unread("c/.e.txt", "hidden"),

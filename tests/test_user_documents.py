@@ -2,7 +2,6 @@
 
 import hashlib
 
-import pandas as pd
 import pytest
 from transformers import PreTrainedConfig
 from user_models import text
@@ -12,10 +11,8 @@ from unlearn_utils.app.user_documents import Documents
 
 
 def table(*texts):
-    rows = []
-    for number, content in enumerate(texts):
-        rows.append((f"{number}.txt", content, f"{hash(content):x}" * 4))
-    return pd.DataFrame(rows, columns=["name", "text", "sha256"])
+    names = [f"{number}.txt" for number in range(len(texts))]
+    return Documents(names, list(texts), [f"{hash(content):x}" * 4 for content in texts], [])
 
 
 class Words:

@@ -209,7 +209,7 @@ class Unlearning:
     batch: int = 4
     max_grad_norm: float = 1.0
     retain_weight: float = 1.0
-    variant: str | tuple[int, ...] = "corrected"
+    variant: str | tuple[int | str, ...] = "corrected"
     schedule: str = "constant"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What lies in a new model's folder beside the weights: results.csv, run.json and README.md.
+"""What lies in a new model's folder beside the weights: results, run.json and README.md.
 
 README.md is the model's card on the hub.
 """
@@ -18,7 +18,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 import unlearn_utils
-from unlearn_utils.app import model_files, terminal
+from unlearn_utils.app import interchange, model_files, terminal
 from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import RunSettings
 from unlearn_utils.app.user_documents import Documents, Tables
@@ -200,18 +200,25 @@ def _is_plain(word: object) -> bool:
 
 
 def write_files(
-    folder: Path, record: Mapping, results: pd.DataFrame, base: Path, chosen: Sequence[str]
+    folder: Path,
+    record: Mapping,
+    results: pd.DataFrame,
+    parts: Sequence[pd.DataFrame],
+    base: Path,
+    chosen: Sequence[str],
 ) -> None:
-    """Write the three files.
+    """Write the four files.
 
     Args:
         record: of `run_record`, with a verdict.
         results: of `with_settings`.
+        parts: of `results_table`, of which the results are.
         base: the base model's folder.
         chosen: names of the settings that were given on the command line.
     """
     card = model_card(record, results, stated_license(base), chosen)
     paths.write_whole(folder / "results.csv", results.to_csv(index=False))
+    interchange.write(folder / "results.json", interchange.of_models(parts, "forget"))
     paths.write_whole(folder / "run.json", json.dumps(record, indent=1) + "\n")
     paths.write_whole(folder / "README.md", card)
 

@@ -38,6 +38,12 @@ def add_evaluate_arguments(command: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="another, compared on the same documents or questions",
     )
+    command.add_argument(
+        "--retrained",
+        type=option_checks.text,
+        metavar="MODEL",
+        help="with --documents: one that never saw them; then the .json has what needs it",
+    )
     _add_measurement_arguments(command)
 
 
@@ -46,7 +52,7 @@ def add_compare_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--models", required=True, type=option_checks.text, nargs="+", metavar="MODEL"
     )
-    command.set_defaults(against=None)
+    command.set_defaults(against=None, retrained=None)
     _add_measurement_arguments(command)
 
 
@@ -67,7 +73,10 @@ def _add_measurement_arguments(command: argparse.ArgumentParser) -> None:
         help="tokens of a chunk; default: 4096, or what the models read",
     )
     command.add_argument(
-        "--out", type=option_checks.path, metavar="CSV", help="a file to write, tidy"
+        "--out",
+        type=option_checks.path,
+        metavar="CSV",
+        help="a file to write, tidy, and a .json beside it",
     )
     command.add_argument(
         "--plot",
@@ -80,10 +89,8 @@ def _add_measurement_arguments(command: argparse.ArgumentParser) -> None:
 
 def named_models(options: argparse.Namespace) -> list[str]:
     """Return the names of the models, each once."""
-    names = list(options.models)
-    if options.against is not None:
-        names.append(options.against)
-    return list(dict.fromkeys(names))
+    more = [name for name in (options.against, options.retrained) if name is not None]
+    return list(dict.fromkeys([*options.models, *more]))
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -113,6 +120,11 @@ def check_files(options: argparse.Namespace) -> None:
         _check_new("--plot", options.plot)
     if numbers is not None:
         _check_new("--out" if options.out else "--plot, its numbers:", numbers)
+    named = named_file(options)
+    if named is not None:
+        if named in (numbers, options.plot):
+            raise ValueError(f"--out {numbers}: a .json goes beside the table; choose another end")
+        _check_new("--out, its .json:", named)
 
 
 def _check_new(option: str, file: Path) -> None:
@@ -129,25 +141,37 @@ def numbers_file(options: argparse.Namespace) -> Path | None:
     return options.out
 
 
+def named_file(options: argparse.Namespace) -> Path | None:
+    """Return where results go by the names of `interchange`: beside the table of documents."""
+    if options.out is None or options.tasks:
+        return None
+    return options.out.with_suffix(".json")
+
+
 def measure(options: argparse.Namespace) -> None:
     """Measure models on the same documents or tasks, print a table, write and draw it if asked.
 
     Raises:
         OSError: the table is nowhere: it was not to be written, and cannot be printed.
     """
-    from unlearn_utils.app import figures
+    from unlearn_utils.app import figures, interchange
     from unlearn_utils.cache import paths
 
     check_one_process()
     check_options(options)
     names = named_models(options)
+    rows = []
     if options.tasks:
         table = task_commands.measure_on_tasks(names, options, terminal.say)
     else:
-        table = measure_on_documents(names, options)
+        rows, table = measure_on_documents(names, options)
     numbers = numbers_file(options)
     if numbers is not None:
         paths.write_whole(numbers.resolve(), table.to_csv(index=False))
+    named = named_file(options)
+    if named is not None:
+        by_name = interchange.of_models(rows, "documents", options.retrained)
+        interchange.write(named.resolve(), by_name)
     if options.plot is not None:
         figures.save(figures.comparison(table), options.plot.resolve())
         terminal.say(f"{options.plot}: the figure; its numbers are in {numbers}")
@@ -170,11 +194,14 @@ def check_one_process() -> None:
             )
 
 
-def measure_on_documents(names: Sequence[str], options: argparse.Namespace) -> pd.DataFrame:
-    """Return results of the models on the same chunks.
+def measure_on_documents(
+    names: Sequence[str], options: argparse.Namespace
+) -> tuple[list[pd.DataFrame], pd.DataFrame]:
+    """Return measurements and results of the models on the same chunks.
 
     Returns:
-        Tidy results, as `cards.results_table`; of two models also the log ratio of perplexities.
+        Rows of `user_run.measure` of each model; tidy results, as `cards.results_table`, of two
+        models also the log ratio of perplexities.
 
     Raises:
         ValueError: a tokenizer cuts a document otherwise than the first model's, so that
@@ -209,7 +236,7 @@ def measure_on_documents(names: Sequence[str], options: argparse.Namespace) -> p
     if len(rows) == 2:
         ratio = tables.log_ratios(*rows, ["split"], "log ratio of perplexities")
         table = pd.concat([table, ratio.assign(model=" / ".join(names))], ignore_index=True)
-    return table
+    return rows, table
 
 
 def check_same_tokens(names: Sequence[str], chunks: Sequence[Tables]) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ONLY_WITH = {  # an option -> the others that do something beside it alone
     "tasks": ("limit", "task_folder", "unsafe_code"),
-    "documents": ("unseen", "context", "plot"),
+    "documents": ("retrained", "unseen", "context", "plot"),
 }
 
 

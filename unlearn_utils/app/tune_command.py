@@ -211,15 +211,15 @@ def run(
         record["tuning"] = tuning_report.summary(search, every, chosen)
         results = cards.with_settings(results, record)
         given = unlearn_arguments.chosen_settings(options)
-        cards.write_files(new, record, results, inputs.base.folder, given)
+        cards.write_files(new, record, results, parts, inputs.base.folder, given)
         for name in (tuning_report.TABLE, tuning_report.FIGURE):
             shutil.copyfile(folder / name, new / name)
     shutil.rmtree(folder)
     terminal.say("\n".join([terminal.results_text(results), *judged.in_words()]))
     terminal.say(cards.describe_weights(record))
     terminal.say(
-        f"{options.out.resolve()}: the model, its tokenizer, README.md, results.csv, run.json, "
-        "paths.csv, paths.png"
+        f"{options.out.resolve()}: the model, its tokenizer, README.md, results.csv, "
+        "results.json, run.json, paths.csv, paths.png"
     )
 
 

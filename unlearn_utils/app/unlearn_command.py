@@ -81,12 +81,12 @@ def unlearn(options: argparse.Namespace) -> None:
             results = cards.with_settings(results, record)
         chosen = unlearn_arguments.chosen_settings(options)
         distributed.on_main_process(
-            lambda: cards.write_files(folder, record, results, inputs.base.folder, chosen)
+            lambda: cards.write_files(folder, record, results, parts, inputs.base.folder, chosen)
         )
     distributed.on_main_process(lambda: remove_checkpoints(checkpoints))
     terminal.say("\n".join([terminal.results_text(results), *found.in_words()]))
     terminal.say(cards.describe_weights(record))
-    terminal.say(f"{out}: the model, its tokenizer, README.md, results.csv, run.json")
+    terminal.say(f"{out}: the model, its tokenizer, README.md, results.csv, results.json, run.json")
 
 
 def prepare(

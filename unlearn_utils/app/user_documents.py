@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pandas as pd
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from unlearn_utils.app import errors
+from unlearn_utils.core import metrics
 from unlearn_utils.data import readers, sources, tokens
 from unlearn_utils.data.readers import Unread
 
@@ -28,12 +29,15 @@ class Documents:
         text: the document.
         sha256: of the text.
         unread: files, folders and rows.
+        questions: by name, of documents that are a question with its answer: the leading characters
+            that are not counted.
     """
 
     name: list[str]
     text: list[str]
     sha256: list[str]
     unread: list[Unread]
+    questions: Mapping[str, int] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------------- read
@@ -68,7 +72,8 @@ def read_documents(path: Path) -> Documents:
         raise ValueError(f"{readers.shown(path)}: {reason}")
     names = [document["name"] for document in found]
     texts = [document["text"] for document in found]
-    return Documents(names, texts, list(map(sources.hash_text, texts)), unread)
+    questions = {one["name"]: one["question"] for one in found if one["question"]}
+    return Documents(names, texts, list(map(sources.hash_text, texts)), unread, questions)
 
 
 # -------------------------------------------------------------------------------------------- cut
@@ -84,7 +89,8 @@ def cut_documents(
     """Return documents cut into consecutive chunks of `context` tokens.
 
     The opening token stands before the first chunk. A last chunk under `tokens.SHORTEST` tokens is
-    dropped, also where it is the document's only one.
+    dropped, also where it is the document's only one. A question stands before each part of its
+    answer.
 
     Args:
         documents: of `read_documents`.
@@ -92,12 +98,13 @@ def cut_documents(
         embeddings: how many tokens the model has an embedding of.
 
     Returns:
-        A row for each chunk: id, family, split, name, ids. The family is the document's hash, so
-        that its chunks count as one in every interval, as do copies of it.
+        A row for each chunk: id, family, split, name, ids, question (its leading tokens that are
+        not counted). The family is the document's hash, so that its chunks count as one in every
+        interval, as do copies of it.
 
     Raises:
-        ValueError: a document, which the message names, has a token beyond the embeddings; or
-            nothing is left of all documents.
+        ValueError: a document, which the message names, has a token beyond the embeddings, or a
+            question that leaves no room for its answer; or nothing is left of all documents.
     """
     rows = []
     named = zip(documents.name, documents.text, documents.sha256, strict=True)
@@ -109,11 +116,18 @@ def cut_documents(
                 f"{name}: the tokenizer gives id {highest}, the model has {embeddings} "
                 "embeddings; not its tokenizer?"
             )
-        for number, chunk in enumerate(tokens.cut(ids, context)):
-            rows.append((f"{digest[:16]}-{number}", digest, split, name, chunk))
+        question = 0
+        if name in documents.questions:
+            before = _encode(tokenizer, text[: documents.questions[name]], name)
+            question = _tokens_before(before, ids, context, name)
+            chunks = tokens.cut_answer(ids, question, context)
+        else:
+            chunks = tokens.cut(ids, context)
+        for number, chunk in enumerate(chunks):
+            rows.append((f"{digest[:16]}-{number}", digest, split, name, chunk, question))
     if not rows:
         raise ValueError(f"--{split}: no document has {tokens.SHORTEST} tokens")
-    return pd.DataFrame(rows, columns=["id", "family", "split", "name", "ids"])
+    return pd.DataFrame(rows, columns=["id", "family", "split", "name", "ids", "question"])
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> list[int]:
@@ -121,6 +135,27 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> list[in
     with errors.reading(f"{name}, read with the model's tokenizer"):
         (ids,) = tokens.encode_whole(tokenizer, [text])
     return ids
+
+
+def _tokens_before(before: list[int], ids: list[int], context: int, name: str) -> int:
+    """Return how many tokens stand before an answer: one that holds a part of it is the answer's.
+
+    Args:
+        before: the question by itself.
+        ids: with its answer.
+
+    Raises:
+        ValueError: the answer has no token, or no room in a chunk.
+    """
+    question = metrics.exact_prefix(before, ids)
+    if question == len(ids):
+        raise ValueError(f"{name}: the tokenizer gives the answer no token")
+    if question >= context:
+        raise ValueError(
+            f"{name}: the question has {question} tokens, and a chunk {context}: no room is left "
+            "for its answer"
+        )
+    return question
 
 
 def cut_sets(
@@ -209,6 +244,8 @@ def describe_sets(documents: Mapping[str, Documents], chunks: Tables, context: i
     for name, found in chunks.items():
         line = f"{name}: {len(documents[name].name)} documents, "
         line += f"{len(found)} chunks of up to {context} tokens"
+        if documents[name].questions:
+            line += f"; {len(documents[name].questions)} are answers, their questions not counted"
         short = sorted(set(documents[name].name) - set(found.name))
         if short:
             listed = ", ".join(short[:SHOWN])

@@ -144,7 +144,11 @@ def unlearn(
         ValueError: the model does not compute in bfloat16.
     """
     forget = list(chunks["forget"].ids)
-    retain = list(chunks["retain"].ids) if "retain" in chunks else []
+    forget_labels = evaluation.labels_of(chunks["forget"])
+    retain, retain_labels = [], []
+    if "retain" in chunks:
+        retain = list(chunks["retain"].ids)
+        retain_labels = evaluation.labels_of(chunks["retain"])
     steps = training.steps_of(len(forget), run.recipe.batch, run.recipe.epochs)
     with _explained_memory(IN_TRAINING):
         with distributed.raise_together():
@@ -156,8 +160,11 @@ def unlearn(
                 pad_id=tokenizer.pad_token_id,
                 seed=run.seed,
                 reference=_reference(model, base, run),
-                labels=training.draw_labels(run.method, forget, model, tokenizer, run.seed),
+                labels=training.draw_labels(
+                    run.method, forget, model, tokenizer, run.seed, labels=forget_labels
+                ),
                 nested=True,
+                retain_labels=retain_labels,
             )
         execution = training.Execution(
             watch=watch,

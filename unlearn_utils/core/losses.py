@@ -7,7 +7,7 @@ logits of all rows at once (`core.fused`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -131,15 +131,23 @@ def sequence_nll(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def kl_loss(
-    model: nn.Module, reference: nn.Module, batch: Batch, count: int | Tensor | None = None
+    model: nn.Module,
+    reference: nn.Module,
+    batch: Batch,
+    count: int | Tensor | None = None,
+    divergence: Callable[[Tensor, fused.Head], fused.RowTerm] = fused.divergence,
 ) -> Tensor:
     """Return KL(P_reference || P_model) in nats: the sum over predicted tokens / `count`.
 
-    count: None is the number of this batch's predicted tokens. No gradient flows to the reference.
+    Args:
+        model, reference: no gradient flows to the reference.
+        batch: what they read.
+        count: None is the number of this batch's predicted tokens.
+        divergence: of a position; another one than KL is a slip (`core.slips`).
     """
     mask = predicted_mask(batch["labels"])
     hidden, reference_hidden = (h[:, :-1][mask] for h in _both(model, reference, batch))
-    term = fused.divergence(reference_hidden, fused.head_of(reference))
+    term = divergence(reference_hidden, fused.head_of(reference))
     total = fused.fused_loss(hidden, fused.head_of(model), term)
     if count is None:
         count = mask.sum().clamp(min=1)

@@ -34,6 +34,14 @@ REPRODUCIBLE = {
     7: "random labels may equal the true token or a special one; special positions keep their true "
     "label",
 }
+PUBLIC = {  # slips of public code in general, which "official" does not have
+    "raw logits": "KL takes logits where log-probabilities belong",
+    "no logarithm": "KL takes probabilities where their logarithms belong",
+    "batch mean": "KL is divided by the sequences, not by the tokens",
+    "equal retain text": "every process reads the same retain text",
+    "padding": "padding is predicted, too, and counts in the mean",
+    "index -100": "the label -100, of what is not counted, is taken for a place in the vocabulary",
+}
 RETAIN_TEXTS = {
     "general": "general text, unlike the forget text",
     "in_distribution": "text of the forget text's own kind",
@@ -58,7 +66,8 @@ class Term:
         needs_reference: whether the loss reads the frozen original model.
         labels: a function of `core.replacement`, by its name, or any function: (batch, LabelSource)
             -> the labels that the loss reads in the place of the true tokens. None: the true ones.
-        official: by defect number, what stands in for `labels`, or, without labels, for `loss`.
+        official: by defect number, or slip of `PUBLIC`, what stands in for `labels`, or, without
+            labels, for `loss`.
         ascends: whether the loss is minus a next-token loss.
         passes: what a token of this side costs, in training passes: 1 is a forward and a backward
             pass; a forward pass alone, as of the reference, is a third.
@@ -70,7 +79,7 @@ class Term:
     counted: str = "tokens"
     needs_reference: bool = False
     labels: str | Callable[..., Tensor] | None = None
-    official: Mapping[int, str] = field(default_factory=dict, compare=False)
+    official: Mapping[int | str, str] = field(default_factory=dict, compare=False)
     ascends: bool = False
     passes: float = BACKWARD_AND_FORWARD
 
@@ -88,17 +97,17 @@ class Term:
         """Return how many tokens or sequences of a batch the loss is a mean over: a scalar."""
         return _function("losses", COUNTERS[self.counted])(batch)
 
-    def loss_function(self, reproduced: frozenset[int] = frozenset()) -> Callable[..., Tensor]:
+    def loss_function(self, reproduced: frozenset = frozenset()) -> Callable[..., Tensor]:
         """Return the loss, or the released code's where a defect of it is `reproduced`."""
         if self.labels is None:
             return _function("losses", self._chosen(self.loss, reproduced))
         return _function("losses", self.loss)
 
-    def label_function(self, reproduced: frozenset[int] = frozenset()) -> Callable[..., Tensor]:
+    def label_function(self, reproduced: frozenset = frozenset()) -> Callable[..., Tensor]:
         """Return what draws the labels, or the released code's where a defect is `reproduced`."""
         return _function("replacement", self._chosen(self.labels, reproduced))
 
-    def _chosen(self, corrected: str | Callable, reproduced: frozenset[int]) -> str | Callable:
+    def _chosen(self, corrected: str | Callable, reproduced: frozenset) -> str | Callable:
         """Return the corrected function, or the one of a reproduced defect."""
         for number, function in self.official.items():
             if number in reproduced:
@@ -107,16 +116,24 @@ class Term:
 
 
 def _function(module: str, found: str | Callable) -> Callable:
-    """Return a function of a module of this package, by its name; a function as it is."""
+    """Return a function of a module of this package, by its name; a function as it is.
+
+    A name such as `slips.kl_batch_mean` says its module.
+    """
     if callable(found):
         return found
-    return getattr(import_module(f"unlearn_utils.core.{module}"), found)
+    *other, name = found.split(".")
+    return getattr(import_module(f"unlearn_utils.core.{other[0] if other else module}"), name)
 
 
 ASCENT = Term(
     name="ascent",
     minimises="minus the cross-entropy of the forget text",
     loss="ascent",
+    official={
+        "padding": "slips.ascent_over_padding",
+        "index -100": "slips.ascent_of_index",
+    },
     ascends=True,
 )
 RANDOM_LABEL = Term(
@@ -139,13 +156,19 @@ DESCENT = Term(
     name="descent",
     minimises="the cross-entropy of the retain text",
     loss="descent",
+    official={"equal retain text": "slips.descent_on_one"},
 )
 KL = Term(
     name="kl",
     minimises="KL(original model || model) of the next token on the retain text",
     loss="kl_to_reference",
     needs_reference=True,
-    official={2: "official_kl_to_reference"},
+    official={
+        2: "official_kl_to_reference",
+        "raw logits": "slips.kl_of_raw_logits",
+        "no logarithm": "slips.kl_without_logarithm",
+        "batch mean": "slips.kl_batch_mean",
+    },
     passes=BACKWARD_AND_FORWARD + FORWARD,
 )
 
@@ -275,10 +298,11 @@ def get_method(method: str | Method) -> Method:
 # ------------------------------------------------------------------- the released code's defects
 
 
-def defects(variant: str | Iterable[int]) -> frozenset[int]:
+def defects(variant: str | Iterable[int | str]) -> frozenset[int | str]:
     """Return the numbers of the released code's defects that a variant reproduces.
 
-    They are none for "corrected", all of 1, 2, 3, 7 for "official", and a set of numbers is itself.
+    They are none for "corrected", all of 1, 2, 3, 7 for "official", and a set of numbers, or of
+    slips of `PUBLIC`, is itself.
 
     Raises:
         ValueError: any other name or number.
@@ -288,10 +312,10 @@ def defects(variant: str | Iterable[int]) -> frozenset[int]:
         chosen = named.get(variant)
     else:
         chosen = frozenset(variant)
-    if chosen is None or not chosen <= set(REPRODUCIBLE):
+    if chosen is None or not chosen <= {*REPRODUCIBLE, *PUBLIC}:
         raise ValueError(
             f'unknown variant {variant!r}; choose "corrected", "official" or a set of numbers out '
-            f"of {sorted(REPRODUCIBLE)}"
+            f"of {sorted(REPRODUCIBLE)}, or of {list(PUBLIC)}"
         )
     return chosen
 

@@ -351,6 +351,12 @@ def _from_folder(folder: Path, domain: str) -> DatasetDict:
         own = [path for path in files if _split_of(path, root) == split]
         documents, empty = readers.read_files(own, root)
         unread += empty
+        for document in documents:
+            if document["question"]:
+                raise ValueError(
+                    f"{document['name']}: a question with its answer, which a corpus does not tell "
+                    "apart; give `text`"
+                )
         if documents:
             splits[split] = _with_columns(Dataset.from_list(documents), split)
     if not splits:

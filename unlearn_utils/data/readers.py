@@ -18,8 +18,9 @@ import pyarrow as pa
 from pyarrow import parquet
 
 # in capitals too, and each with .gz after it
-SUFFIXES = (".txt", ".md", ".py", ".tex", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".md", ".py", ".tex", ".jsonl", ".json", ".parquet")
 MARK = "\ufeff"  # the byte order mark that some programs write before a text
+PAIR = ("question", "answer")  # columns of a record in the place of a text
 
 EMPTY = "empty"
 HIDDEN = "hidden"
@@ -197,17 +198,22 @@ def read_files(files: Iterable[Path], path: Path) -> tuple[list[dict], list[Unre
 def read_documents(path: Path) -> list[dict]:
     """Return the documents of one file, each a dict with `name`, `file`, `text` and other columns.
 
-    They are the whole file, each line of a .jsonl, or each row of a .parquet: their names are the
-    file's, with the number of the line or row after it.
+    They are the whole file, each line of a .jsonl, each record of a .json or each row of a
+    .parquet: their names are the file's, with the number of the line, record or row after it.
+    `question` is the number of leading characters that are a question, as `answered_row` says.
 
     Raises:
-        ValueError: the file is not UTF-8, not JSON, or has no column `text` or `content`; the
-            message names the file, and the line or row.
+        ValueError: the file is not UTF-8, not JSON, or has no column `text` or `content`, nor
+            `question` and `answer`; the message names the file, and the line or row.
     """
     file = shown(path.name)
     documents = []
     for name, row in _rows(path):
-        documents.append({"file": file} | text_row(row, name) | {"name": name})
+        if _is_pair(row):
+            document = answered_row(row, name)
+        else:
+            document = text_row(row, name) | {"question": 0}
+        documents.append({"file": file} | document | {"name": name})
     return documents
 
 
@@ -216,6 +222,8 @@ def _rows(path: Path) -> list[tuple[str, object]]:
     kind = kind_of(path)
     if kind == ".jsonl":
         return json_lines(path)
+    if kind == ".json":
+        return _json_records(path)
     if kind == ".parquet":
         return _table_rows(path)
     with _readable(path):
@@ -239,11 +247,23 @@ def json_lines(path: Path) -> list[tuple[str, object]]:
     return rows
 
 
-def _parsed(line: str, number: int) -> object:
-    """Return the object of a line of JSON. Raise ValueError, with the line's number."""
+def _json_records(path: Path) -> list[tuple[str, object]]:
+    """Return the name and the object of each record of a list; else as `json_lines`."""
+    with _readable(path):
+        written = _content(path).decode().removeprefix(MARK)
+        if not written.lstrip().startswith("["):
+            return json_lines(path)
+        records = _parsed(written)
+    return [(f"{shown(path)}:{number}", row) for number, row in enumerate(records, 1)]
+
+
+def _parsed(written: str, number: int | None = None) -> object:
+    """Return the object of a line of JSON, or of a file. Raise ValueError, with the line."""
     try:
-        return json.loads(line)
+        return json.loads(written)
     except (ValueError, RecursionError) as error:
+        if number is None:
+            raise ValueError(str(error)) from error
         reason = str(error).replace("line 1 column", "column")
         raise ValueError(f"line {number}: {reason}") from error
 
@@ -257,7 +277,8 @@ def _table_rows(path: Path) -> list[tuple[str, object]]:
             return []
         table = parquet.read_table(pa.BufferReader(content))
         rows = table.to_pylist()
-    _check_columns(table.column_names, file)
+    if not _is_pair(dict.fromkeys(table.column_names)):
+        _check_columns(table.column_names, file)
     return [(f"{file}:{number}", row) for number, row in enumerate(rows, 1)]
 
 
@@ -276,7 +297,7 @@ def _readable(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{shown(path)}: cannot be read ({reason}); expected UTF-8 text, one JSON object a "
-            "line, or a parquet table"
+            "line, a JSON list of them, or a parquet table"
         ) from error
 
 
@@ -296,14 +317,48 @@ def text_row(row: object, place: str | Path) -> dict:
         )
     _check_columns(row, place)
     text = row["text"] if "text" in row else row["content"]
+    _check_text(text, "a document", place)
+    others = {name: value for name, value in row.items() if name != "content"}
+    return others | {"text": text.removeprefix(MARK)}
+
+
+def answered_row(row: dict, place: str | Path) -> dict:
+    """Return a question with its answer as a dict with `text` and `question`.
+
+    The text is both, in plain words; `question` is how many of its leading characters are before
+    the answer.
+
+    place: where it stands, for the error.
+
+    Raises:
+        ValueError: one of the two is missing, empty or no text.
+    """
+    for column in PAIR:
+        if column not in row:
+            found = ", ".join(map(str, row))
+            raise ValueError(f"{place}: no column {column!r} beside the other (found: {found})")
+        _check_text(row[column], f"the {column}", place)
+        if not row[column].strip():
+            raise ValueError(f"{place}: the {column} is empty")
+    before = f"Question: {row['question']}\nAnswer:"
+    return {"text": f"{before} {row['answer']}", "question": len(before)}
+
+
+def _is_pair(row: object) -> bool:
+    """Return whether a record has a question or an answer in the place of a text."""
+    if not isinstance(row, dict) or "text" in row or "content" in row:
+        return False
+    return any(column in row for column in PAIR)
+
+
+def _check_text(text: object, what: str, place: str | Path) -> None:
+    """Check that a value is text. Raise ValueError, with its place and what it is of."""
     if not isinstance(text, str):
-        raise ValueError(f"{place}: a document is no text, but {text!r:.40}")
+        raise ValueError(f"{place}: {what} is no text, but {text!r:.40}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place}: a document is no text: {error.reason}") from error
-    others = {name: value for name, value in row.items() if name != "content"}
-    return others | {"text": text.removeprefix(MARK)}
+        raise ValueError(f"{place}: {what} is no text: {error.reason}") from error
 
 
 def _check_columns(names: Collection[str], place: str | Path) -> None:

@@ -85,6 +85,23 @@ def cut(ids: Sequence[int], context: int) -> list[list[int]]:
     return chunks
 
 
+def cut_answer(ids: Sequence[int], question: int, context: int) -> list[list[int]]:
+    """Return a question with its answer as chunks of at most `context`, each with the question.
+
+    No part of an answer is too short to count.
+
+    question: tokens before the answer, fewer than `context`.
+    """
+    before, answer = list(ids[:question]), ids[question:]
+    room = context - question
+    return [before + list(answer[i : i + room]) for i in range(0, len(answer), room)]
+
+
+def answer_labels(ids: Sequence[int], question: int) -> list[int]:
+    """Return the labels of a document of which the first `question` tokens are not counted."""
+    return [IGNORED] * question + list(ids[question:])
+
+
 def collate(
     rows: Sequence[Sequence[int]],
     pad_id: int,

@@ -37,7 +37,8 @@ def measure(
     How the model comes to its logits is looked at first, on the longest document.
 
     Args:
-        documents: a column `ids` (token ids) and any others.
+        documents: a column `ids` (token ids) and any others; `question`, if there is one, says how
+            many of the first are not counted.
         half: as in `token_scores`.
         seen: is called after each document.
 
@@ -51,7 +52,8 @@ def measure(
     longest = max(documents.ids, key=len)
     fused.examine(model, torch.tensor(longest[:EXAMINED]))
     rows = []
-    for scores in token_scores(model, list(documents.ids), tokenizer, half=half):
+    ids, labels = list(documents.ids), labels_of(documents)
+    for scores in token_scores(model, ids, tokenizer, half=half, labels=labels):
         rows.append(_row(scores))
         seen()
     return _beside(documents, rows)
@@ -77,7 +79,8 @@ def measure_briefly(
     """
     half = models.half_precision()
     rows = []
-    for log_probs, correct in _read(model, list(documents.ids), pad_id, batch, _hits, half):
+    ids, labels = list(documents.ids), labels_of(documents)
+    for log_probs, correct in _read(model, ids, labels, pad_id, batch, _hits, half):
         wide = log_probs.astype(np.float64)
         row = {
             "tokens": len(wide),
@@ -96,6 +99,7 @@ def token_scores(
     tokenizer: PreTrainedTokenizerBase,
     batch: int = 8,
     half: bool | None = None,
+    labels: Sequence[list[int]] | None = None,
 ) -> Iterator[membership.TokenScores]:
     """Yield what the model says of each document, in order.
 
@@ -105,12 +109,15 @@ def token_scores(
         batch: documents at a time.
         half: products are in bfloat16; else in float32, whatever type the weights have in memory.
             None: in bfloat16 on a GPU.
+        labels: of each document, of which -100 is not counted; None: its tokens.
     """
+    labels = labels or documents
     if half is None:
         half = _device(model).type != "cpu"
-    found = _read(model, documents, tokenizer.pad_token_id, batch, _distribution, half)
-    for ids, columns in zip(documents, found, strict=True):
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+    found = _read(model, documents, labels, tokenizer.pad_token_id, batch, _distribution, half)
+    for own, columns in zip(labels, found, strict=True):
+        counted = [label for label in own if label != losses.IGNORED]
+        text = tokenizer.decode(counted, skip_special_tokens=True)
         yield membership.TokenScores(*columns, text)
 
 
@@ -127,6 +134,14 @@ def _row(scores: membership.TokenScores) -> dict:
     return row
 
 
+def labels_of(documents: pd.DataFrame) -> list[list[int]]:
+    """Return the labels of each document: its tokens, but -100 where they are of a question."""
+    if "question" not in documents:
+        return list(documents.ids)
+    pairs = zip(documents.ids, documents.question, strict=True)
+    return [tokens.answer_labels(ids, question) for ids, question in pairs]
+
+
 def _beside(documents: pd.DataFrame, rows: Sequence[Mapping]) -> pd.DataFrame:
     """Return the documents' own columns less text and `ids`, with measurements beside them."""
     own = documents.drop(columns=["ids", "text"], errors="ignore").reset_index(drop=True)
@@ -140,6 +155,7 @@ def _beside(documents: pd.DataFrame, rows: Sequence[Mapping]) -> pd.DataFrame:
 def _read(
     model: nn.Module,
     documents: Sequence[list[int]],
+    labels: Sequence[list[int]],
     pad_id: int,
     batch: int,
     scores: PositionScores,
@@ -148,13 +164,15 @@ def _read(
     """Yield the columns that `scores` gives of each document's predicted tokens.
 
     Args:
+        labels: of each document, as `tokens.collate` takes them.
         batch: documents at a time.
         half: whether products are in bfloat16.
     """
     model.eval()
     device = _device(model)
     for start in range(0, len(documents), batch):
-        inputs = tokens.collate(documents[start : start + batch], pad_id, device=device)
+        some = slice(start, start + batch)
+        inputs = tokens.collate(documents[some], pad_id, labels[some], device)
         mask = losses.predicted_mask(inputs["labels"])
         targets = inputs["labels"][:, 1:][mask]
         products = widened(model)

@@ -48,9 +48,10 @@ class Job:
         pad_id: the token that pads; it never counts.
         seed: decides the order of the documents.
         reference: the original model, for methods that need it.
-        labels: of each forget document, for methods that replace labels (`draw_labels`).
+        labels: of each forget document, as `draw_labels` gives them; None: its own tokens.
         nested: documents are drawn pass by pass (`nested_pairs`), so that every longer run begins
             with the same steps; the study draws the forget documents of all passes first (`pairs`).
+        retain_labels: of each retain document; None: its own tokens.
     """
 
     method: Method
@@ -62,6 +63,7 @@ class Job:
     reference: nn.Module | None = None
     labels: Ids | None = None
     nested: bool = False
+    retain_labels: Ids | None = None
 
     def order(self) -> list[tuple[int, int]]:
         """Return the pairs of document numbers that are read, in their order."""
@@ -176,7 +178,8 @@ def paired(
         if job.method.retain is None:
             return sides
         theirs = [retain for _, retain in chosen]
-        sides["retain"] = tokens.collate([job.retain[j] for j in theirs], job.pad_id)
+        labels = [job.retain_labels[j] for j in theirs] if job.retain_labels else None
+        sides["retain"] = tokens.collate([job.retain[j] for j in theirs], job.pad_id, labels)
         if reference_hidden:
             states = [reference_hidden[j] for j in theirs]
             padded = nn.utils.rnn.pad_sequence(states, batch_first=True)
@@ -242,26 +245,29 @@ def draw_labels(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     variant: str | Iterable[int] = "corrected",
+    labels: Ids | None = None,
 ) -> Ids | None:
-    """Return the labels of each forget document, drawn once, or None without replacement.
+    """Return the labels of each forget document, drawn once; without replacement, those given.
 
     They come from the original model or from a seeded generator. Only tokens that the tokenizer has
     are drawn: a head may have rows beyond them, which were never trained.
+
+    labels: of each forget document, of which -100 stays; None: its own tokens.
     """
     if not method.replaces_labels:
-        return None
+        return labels
     generator = torch.Generator().manual_seed(seed)
     head_rows = fused.reading_of(model).logits
     ordinary = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
     never = tuple(sorted(set(range(head_rows)) - ordinary))
     vocabulary = min(len(tokenizer), head_rows)  # Gemma 3's tokenizer has an id more than its head
     drawn = []
-    for ids in forget:
-        batch = tokens.collate([ids], tokenizer.pad_token_id, device=model.device)
-        labels = methods.replacement_labels(
+    for ids, own in zip(forget, labels or forget, strict=True):
+        batch = tokens.collate([ids], tokenizer.pad_token_id, [own], model.device)
+        new = methods.replacement_labels(
             method, batch, model, generator, vocabulary, never, variant
         )
-        drawn.append(labels[0].tolist())
+        drawn.append(new[0].tolist())
     return drawn
 
 
@@ -423,7 +429,7 @@ def _name(model: nn.Module, job: Job, steps: int | None) -> str:
     """
     settings = (job.method.name, job.recipe, job.seed, steps, job.nested)
     digest = hashlib.sha256(repr(settings).encode())
-    for ids in (*job.forget, *job.retain, *(job.labels or ())):
+    for ids in (*job.forget, *job.retain, *(job.labels or ()), *(job.retain_labels or ())):
         digest.update(np.array([len(ids), *ids]).tobytes())
     for weight in model.parameters():
         digest.update(repr(weight.detach().flatten()[:1].tolist()).encode())

@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from unlearn_utils.core import distances, membership
 from unlearn_utils.core.arrays import Floats
-from unlearn_utils.core.distances import FORGET, SPLITS, Crossing
+from unlearn_utils.core.distances import FORGET, GENERAL, SPLITS, Crossing
 from unlearn_utils.core.replicates import SHARE, SIZE
 from unlearn_utils.findings import draws, plots
 from unlearn_utils.findings.draws import SCORE, Drawn
@@ -249,6 +249,54 @@ def ended_early(profile: Profile) -> pd.DataFrame:
             found[defect][code] += int(drawn.steps[-1] < drawn.total)
     lines = [{"defect": defect, **line} for defect, line in found.items()]
     return pd.DataFrame(lines).assign(of=len(profile.replicates))
+
+
+# ------------------------------------------------------------------ slips of public code in general
+
+
+@cache
+def public_comparisons(profile: Profile) -> dict[str, list[Comparison]]:
+    """Return the comparison of every replicate by slip; missing paths are run first."""
+    runs = released_code.every_public_run(profile)
+    paths = draws.drawn_paths(runs, "paths of public code")
+    every = dict(zip(runs, paths, strict=True))
+    found: dict[str, list[Comparison]] = {slip: [] for slip in released_code.PUBLIC}
+    for replicate in profile.replicates:
+        of_replicate = released_code.public_runs(profile, replicate, profile.domains[0])
+        for slip, by_replicate in found.items():
+            official, corrected = (
+                every[of_replicate[slip, code]] for code in (OFFICIAL, CORRECTED)
+            )
+            by_replicate.append(compare(official, corrected))
+    return found
+
+
+def public_table(profile: Profile) -> pd.DataFrame:
+    """Write and return table13_public: what each slip of public code changes, with intervals.
+
+    Returns:
+        slip, method, measure, and the columns of `replicated.table`. Measures: log perplexity of
+        the forget set, damage to the domain and to general text, AUC of Min-40%, each with the slip
+        less without; and the share of the epoch where the two are compared.
+    """
+    rows = []
+    n = families(profile)
+    of_text = {
+        "log perplexity of the forget set": (lambda gaps: gaps[..., FORGET], n["forget"]),
+        "damage to the domain": (distances.damage_to_domain, min(n["approximate"], n["retain"])),
+        "damage to general text": (lambda gaps: gaps[..., GENERAL], n["evaluation"]),
+    }
+    for slip, by_replicate in public_comparisons(profile).items():
+        keys = {"slip": slip, "method": released_code.PUBLIC[slip]}
+        gaps = np.stack([one.gaps[OFFICIAL] - one.gaps[CORRECTED] for one in by_replicate])
+        for measure, (of_gaps, documents) in of_text.items():
+            rows.append(Row({**keys, "measure": measure}, of_gaps(gaps), documents))
+        auc = np.stack([one.auc[OFFICIAL] - one.auc[CORRECTED] for one in by_replicate])
+        rows.append(Row({**keys, "measure": "AUC"}, auc, n[SIDES]))
+        shares = np.array([one.share for one in by_replicate])
+        same = np.tile(shares[:, None], (1, 1 + profile.resamples))
+        rows.append(Row({**keys, "measure": SHARED}, same, n["forget"], SHARE))
+    return table(profile, "table13_public", rows)
 
 
 # ------------------------------------------------------------------------ defect 11, the evaluation

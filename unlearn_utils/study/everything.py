@@ -35,7 +35,7 @@ def artifacts(profile: Profile) -> Iterator[Artifact]:
 
 def every_run(profile: Profile) -> list[Run]:
     """Return the runs of a profile's paths and of the released code's defects, once each."""
-    runs = [*method_paths.every_run(profile), *released_code.every_run(profile)]
+    runs = [*method_paths.every_run(profile), *released_code.all_runs(profile)]
     return list(dict.fromkeys(runs))
 
 

@@ -1,7 +1,11 @@
-"""The released code's defects that can be switched, each as two runs that differ in it alone."""
+"""The released code's defects that can be switched, each as two runs that differ in it alone.
+
+So are slips of public code in general, which no claim is about.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,6 +20,15 @@ NAMES = {  # in words, after "the released code"
     "4 twice the steps": "takes twice the steps",
     "5 idle first step": "idles in its first step",
     "7 random labels": "lets random labels be true or special ones",
+}
+
+PUBLIC = {  # slip of `methods.PUBLIC` -> the method that has it here
+    "raw logits": "ascent_kl_in_distribution",
+    "no logarithm": "ascent_kl_in_distribution",
+    "batch mean": "ascent_kl_in_distribution",
+    "equal retain text": "ascent_descent_in_distribution",
+    "padding": "gradient_ascent",
+    "index -100": "gradient_ascent",
 }
 
 Key = tuple[str, str]  # of a run: its defect, and whose code it is, "corrected" or "official"
@@ -52,6 +65,11 @@ def pairs(profile: Profile) -> dict[str, Pair]:
     }
 
 
+def public_pairs() -> dict[str, Pair]:
+    """Return the pair of each slip of public code; the run that has it is the official one."""
+    return {slip: Pair(method, {}, {"variant": (slip,)}) for slip, method in PUBLIC.items()}
+
+
 def _batch_of_few_steps(profile: Profile) -> int:
     """Return the batch that makes four steps an epoch, as the released code's gradient ascent has.
 
@@ -75,8 +93,20 @@ def runs(profile: Profile, replicate: int, target_domain: str) -> dict[Key, Run]
     They take one epoch, as the released code does, and its cosine schedule spans that epoch. The
     runs of two defects may be equal: they are then one path.
     """
+    return _runs(pairs(profile), profile, replicate, target_domain)
+
+
+def public_runs(profile: Profile, replicate: int, target_domain: str) -> dict[Key, Run]:
+    """Return the runs of every pair of `public_pairs`, as `runs`."""
+    return _runs(public_pairs(), profile, replicate, target_domain)
+
+
+def _runs(
+    chosen: Mapping[str, Pair], profile: Profile, replicate: int, target_domain: str
+) -> dict[Key, Run]:
+    """Return the two runs of each pair."""
     found = {}
-    for defect, pair in pairs(profile).items():
+    for defect, pair in chosen.items():
         for code, choices in (("corrected", pair.corrected), ("official", pair.official)):
             recipe = replace(profile.unlearning, epochs=1, **choices)
             found[defect, code] = Run(profile, target_domain, pair.method, recipe, replicate)
@@ -89,3 +119,16 @@ def every_run(profile: Profile) -> list[Run]:
     for replicate in profile.replicates:
         found += runs(profile, replicate, profile.domains[0]).values()
     return list(dict.fromkeys(found))
+
+
+def every_public_run(profile: Profile) -> list[Run]:
+    """Return the runs of `public_pairs`, as `every_run`."""
+    found = []
+    for replicate in profile.replicates:
+        found += public_runs(profile, replicate, profile.domains[0]).values()
+    return list(dict.fromkeys(found))
+
+
+def all_runs(profile: Profile) -> list[Run]:
+    """Return the runs of `every_run` and of `every_public_run`, once each."""
+    return list(dict.fromkeys([*every_run(profile), *every_public_run(profile)]))
