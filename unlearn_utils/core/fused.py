@@ -323,7 +323,7 @@ def fused_loss(hidden: Tensor, head: Head, term: RowTerm, weights: Tensor | None
     Args:
         hidden: (N, d)
         head: of the model.
-        term: `true_token`, `divergence` or `official_divergence`.
+        term: one of the terms of a row below.
         weights: (N,), constants; None: 1.
     """
     if weights is None:
@@ -533,6 +533,72 @@ def official_divergence(hidden: Tensor, head: Head, epsilon: float = 1e-12) -> R
         return losses, q * share.sum(-1, keepdim=True) - share
 
     return term
+
+
+def by_autograd(formula: Callable[[Tensor, slice], Tensor]) -> RowTerm:
+    """Return the term of a formula in plain PyTorch, whose slopes autograd finds.
+
+    formula: logits (m, V), which it leaves as they are, and the numbers of their rows -> losses
+        (m,).
+    """
+
+    def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            losses = formula(leaf, rows)
+            total = losses.sum()
+        (slopes,) = torch.autograd.grad(total, leaf)
+        return losses.detach(), slopes
+
+    return term
+
+
+def weighted_ascent(targets: Tensor, weigh: Callable[[Tensor], Tensor]) -> RowTerm:
+    """Return the term that is minus the cross-entropy with `targets` (N,), times a weight.
+
+    weigh: probabilities of the targets (m,) -> weights (m,), which have no gradient.
+    """
+
+    def formula(logits: Tensor, rows: slice) -> Tensor:
+        losses = F.cross_entropy(logits, targets[rows], reduction="none")
+        return -weigh((-losses.detach()).exp()) * losses
+
+    return by_autograd(formula)
+
+
+def without_targets(targets: Tensor) -> RowTerm:
+    """Return the term that is the cross-entropy with the row's own distribution, less its target.
+
+    That distribution has no gradient.
+
+    targets: (N,), the tokens whose probability is taken from it; the others' grow by one factor.
+    """
+
+    def formula(logits: Tensor, rows: slice) -> Tensor:
+        others = logits.detach().scatter(1, targets[rows, None], -torch.inf)
+        return F.cross_entropy(logits, others.softmax(-1), reduction="none")
+
+    return by_autograd(formula)
+
+
+def lowered_reference(targets: Tensor, hidden: Tensor, head: Head, penalty: float) -> RowTerm:
+    """Return the term that is the cross-entropy with the reference's distribution, lowered.
+
+    Args:
+        targets: (N,), the tokens whose logit is lowered.
+        hidden, head: of the reference, as for `divergence`.
+        penalty: what is taken off it.
+    """
+    hidden, head = _fixed(hidden, head)
+
+    def formula(logits: Tensor, rows: slice) -> Tensor:
+        with torch.no_grad():
+            index = targets[rows, None]
+            lowered = head_logits(hidden[rows], head)
+            lowered = lowered.scatter(1, index, lowered.gather(1, index) - penalty)
+        return F.cross_entropy(logits, lowered.softmax(-1), reduction="none")
+
+    return by_autograd(formula)
 
 
 def _softmax_(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,6 +69,61 @@ def official_kl_to_reference(
     return share * official_kl_loss(model, reference, batch)
 
 
+def npo(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> Tensor:
+    """Return NPO (arXiv 2404.05868, beta 0.1): `_preference` of how far each NLL has risen.
+
+    It has risen over the reference's; both are sums over the tokens of a sequence.
+    """
+    with torch.no_grad():
+        theirs = sequence_nll(reference, batch)
+    return _preference(sequence_nll(model, batch) - theirs, beta=0.1) / count
+
+
+def simnpo(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return SimNPO (arXiv 2410.07163, beta 4.5, delta 0): `_preference` of each NLL a token."""
+    mask = predicted_mask(batch["labels"])
+    tokens = mask.sum(1)[mask.any(1)]
+    return _preference(sequence_nll(model, batch) / tokens, beta=4.5) / count
+
+
+def _preference(raised: Tensor, beta: float) -> Tensor:
+    """Return the sum of -(2 / beta) log sigmoid(beta * raised); raised: (sequences,)."""
+    return -(2 / beta) * nn.functional.logsigmoid(beta * raised).sum()
+
+
+def wga(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return WGA (arXiv 2502.19301, beta 1): ascent, each token weighted by its probability."""
+    hidden, targets = _predicted(model, batch)
+    term = fused.weighted_ascent(targets, lambda p: p)
+    return fused.fused_loss(hidden, fused.head_of(model), term) / count
+
+
+def satimp(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return SatImp (arXiv 2505.11953, beta 5 and 1): ascent, weighted by p^5 (1 - p)."""
+    hidden, targets = _predicted(model, batch)
+    term = fused.weighted_ascent(targets, lambda p: p**5 * (1 - p))
+    return fused.fused_loss(hidden, fused.head_of(model), term) / count
+
+
+def ce_u(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return CE-U (arXiv 2503.01224): the cross-entropy with itself without the true token."""
+    hidden, targets = _predicted(model, batch)
+    term = fused.without_targets(targets)
+    return fused.fused_loss(hidden, fused.head_of(model), term) / count
+
+
+def undial(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> Tensor:
+    """Return UNDIAL (arXiv 2402.10052, beta 10): towards the reference, the true token lowered.
+
+    The mean is over predicted tokens: what is not counted is neither looked up nor divided by.
+    """
+    with torch.no_grad():
+        fixed, targets = _predicted(reference, batch)
+    hidden, _ = _predicted(model, batch)
+    term = fused.lowered_reference(targets, fixed, fused.head_of(reference), penalty=10.0)
+    return fused.fused_loss(hidden, fused.head_of(model), term) / count
+
+
 def signed_sequence_means(
     model: nn.Module, forget: Batch, retain: Batch, sign: float, retain_weight: float
 ) -> Tensor:
@@ -191,6 +246,12 @@ def _hidden(model: nn.Module, batch: Batch) -> Tensor:
     if shared is not None and shared.model is model:
         return shared.hidden
     return fused.hidden_states(model, batch["input_ids"], batch["attention_mask"])
+
+
+def _predicted(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the hidden states (N, d) of the predicted tokens of a batch, and the tokens (N,)."""
+    mask = predicted_mask(batch["labels"])
+    return _hidden(model, batch)[:, :-1][mask], batch["labels"][:, 1:][mask]
 
 
 def _both(model: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

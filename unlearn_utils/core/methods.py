@@ -8,8 +8,9 @@ code of the paper does otherwise in places; `variant` brings its conventions bac
 defect at a time.
 
 This is the one place that knows what a method needs: other modules ask the `Method`, and never
-compare its name. PyTorch is imported by what computes, so that a notebook which only reads results
-can read the table without it.
+compare its name. The study computes the paper's methods, `METHODS`. Those since are in `SINCE`, for
+a user's own model and for who asks for them by name. PyTorch is imported by what computes, so that
+a notebook which only reads results can read the tables without it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ RETAIN_TEXTS = {
 }
 COUNTERS = {"tokens": "predicted_tokens", "sequences": "predicted_sequences"}
 BACKWARD_AND_FORWARD, FORWARD = 1.0, 1 / 3  # of a token, in training passes (6 N FLOPs)
+PAPER = "arXiv 2402.15159"
 
 
 # ------------------------------------------------------------------------------------ the table
@@ -62,6 +64,7 @@ class Term:
         ascends: whether the loss is minus a next-token loss.
         passes: what a token of this side costs, in training passes: 1 is a forward and a backward
             pass; a forward pass alone, as of the reference, is a third.
+        source: where the term and its settings are from.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Term:
     official: Mapping[int, str] = field(default_factory=dict, compare=False)
     ascends: bool = False
     passes: float = BACKWARD_AND_FORWARD
+    source: str = ""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a `counted` that nothing counts."""
@@ -118,6 +122,7 @@ ASCENT = Term(
     minimises="minus the cross-entropy of the forget text",
     loss="ascent",
     ascends=True,
+    source=PAPER,
 )
 RANDOM_LABEL = Term(
     name="random_label",
@@ -126,6 +131,7 @@ RANDOM_LABEL = Term(
     loss="descent",
     labels="random_replacement",
     official={7: "official_random_replacement"},
+    source=PAPER,
 )
 ADVERSARIAL = Term(
     name="adversarial",
@@ -134,11 +140,13 @@ ADVERSARIAL = Term(
     loss="descent",
     labels="adversarial_replacement",
     official={1: "official_adversarial_replacement"},
+    source=PAPER,
 )
 DESCENT = Term(
     name="descent",
     minimises="the cross-entropy of the retain text",
     loss="descent",
+    source=PAPER,
 )
 KL = Term(
     name="kl",
@@ -147,10 +155,75 @@ KL = Term(
     needs_reference=True,
     official={2: "official_kl_to_reference"},
     passes=BACKWARD_AND_FORWARD + FORWARD,
+    source=PAPER,
+)
+
+# Forget terms since the paper. Their settings are those of open-unlearning (arXiv 2506.12618), for
+# models of 1e9 to 8e9 parameters, where the source names no other.
+
+NPO = Term(
+    name="npo",
+    minimises="-(2 / 0.1) log sigmoid(0.1 x (NLL - the original model's)) of each forget text",
+    loss="npo",
+    counted="sequences",
+    needs_reference=True,
+    passes=BACKWARD_AND_FORWARD + FORWARD,
+    source="NPO, arXiv 2404.05868; beta 0.1",
+)
+SIMNPO = Term(
+    name="simnpo",
+    minimises="-(2 / 4.5) log sigmoid(4.5 x NLL a token) of each forget text",
+    loss="simnpo",
+    counted="sequences",
+    source="SimNPO, arXiv 2410.07163; beta 4.5, delta 0 as in open-unlearning",
+)
+WGA = Term(
+    name="wga",
+    minimises="minus the cross-entropy of the forget text, each token weighted by its probability",
+    loss="wga",
+    source="WGA, arXiv 2502.19301; beta 1",
+)
+SATIMP = Term(
+    name="satimp",
+    minimises="minus the cross-entropy of the forget text, each token weighted by p^5 (1 - p) of "
+    "its probability p",
+    loss="satimp",
+    source="SatImp, arXiv 2505.11953; beta 5 and 1",
+)
+CE_U = Term(
+    name="ce_u",
+    minimises="the cross-entropy of the forget text with the model's own distribution without the "
+    "true token",
+    loss="ce_u",
+    source="CE-U, arXiv 2503.01224",
+)
+UNDIAL = Term(
+    name="undial",
+    minimises="the cross-entropy of the forget text with the original model's distribution, the "
+    "true token's logit lowered by 10",
+    loss="undial",
+    needs_reference=True,
+    passes=BACKWARD_AND_FORWARD + FORWARD,
+    source="UNDIAL, arXiv 2402.10052; beta 10 as in open-unlearning",
 )
 
 
-TERMS = {term.name: term for term in (ASCENT, RANDOM_LABEL, ADVERSARIAL, DESCENT, KL)}
+TERMS = {
+    term.name: term
+    for term in (
+        ASCENT,
+        RANDOM_LABEL,
+        ADVERSARIAL,
+        DESCENT,
+        KL,
+        NPO,
+        SIMNPO,
+        WGA,
+        SATIMP,
+        CE_U,
+        UNDIAL,
+    )
+}
 
 
 def get_term(term: str | Term) -> Term:
@@ -219,6 +292,11 @@ class Method:
         return f"{self.forget.minimises} + w * {self.retain.minimises}"
 
     @property
+    def source(self) -> str:
+        """Where the forget term is from, which a method is known by."""
+        return self.forget.source
+
+    @property
     def passes(self) -> float:
         """What a forget token costs, with the retain token that is read beside it, in passes."""
         return sum(term.passes for term in self.terms.values())
@@ -258,6 +336,25 @@ METHODS: dict[str, Method] = {
     )
 }
 
+# Each with the retain term that its own source uses most. Both terms weigh the same, as in the
+# seven; released code weighs the retain term 8 times for SimNPO and 10 times for SatImp.
+SINCE: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("npo", "NPO", NPO, DESCENT, "in_distribution"),
+        Method("simnpo", "SimNPO", SIMNPO, DESCENT, "in_distribution"),
+        Method("wga", "WGA", WGA, DESCENT, "in_distribution"),
+        Method("satimp", "SatImp", SATIMP, DESCENT, "in_distribution"),
+        Method("ce_u", "CE-U", CE_U),
+        Method("undial", "UNDIAL", UNDIAL),
+    )
+}
+
+
+def every() -> dict[str, Method]:
+    """Return all methods by name: the paper's, then those since."""
+    return METHODS | SINCE
+
 
 def get_method(method: str | Method) -> Method:
     """Return the method of that name, or the method itself.
@@ -267,9 +364,9 @@ def get_method(method: str | Method) -> Method:
     """
     if isinstance(method, Method):
         return method
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
-    return METHODS[method]
+    if method not in every():
+        raise ValueError(f"unknown method {method!r}; choose one of: {', '.join(every())}")
+    return every()[method]
 
 
 # ------------------------------------------------------------------- the released code's defects
@@ -369,11 +466,14 @@ def unlearning_loss(
         retain_weight: of the retain term.
 
     Raises:
-        ValueError: retain or reference is needed and missing; the method or variant is unknown.
+        ValueError: retain or reference is needed and missing; the method or variant is unknown, or
+            the released code lacks the method.
     """
     from unlearn_utils.core import losses
 
     method, chosen = get_method(method), defects(variant)
+    if chosen and method.name in SINCE:
+        raise ValueError(f'{method.name}: not in the released code; the variant is "corrected"')
     if method.retain is not None and retain is None:
         raise ValueError(f"{method.name} needs retain text")
     if method.needs_reference and reference is None:

@@ -41,7 +41,7 @@ class Job:
     """What is unlearned: all that decides the result.
 
     Attributes:
-        method: one of `methods.METHODS`, or your own.
+        method: one of `methods.every()`, or your own.
         forget, retain: token ids of each document; each forget document is paired with a retain
             document where the method has a retain term.
         recipe: learning rate, epochs, batch and so on.
