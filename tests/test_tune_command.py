@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from user_models import CONTEXT, VOCABULARY, record, value, write_model
 
 from unlearn_utils.app import commands, tune_command, tuning_report, user_documents, user_run
+from unlearn_utils.core import methods
 from unlearn_utils.core import tuning as rules
 from unlearn_utils.engine import training, tuning
 from unlearn_utils.profiles import Pretraining

@@ -116,14 +116,40 @@ def hidden_states(
     They are what the output head reads; where it has no weight, they are the model's own logits.
     What is masked may be any id, also one that the model has no embedding of.
     """
-    reading = reading_of(model)
-    if attention_mask is not None:
-        strange = (attention_mask == 0) & (input_ids >= reading.embeddings)
-        input_ids = input_ids.masked_fill(strange, 0)
-    given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    if reading.by_head:
+    given = _given(model, input_ids, attention_mask)
+    if reading_of(model).by_head:
         return body_of(unwrapped(model))(**given).last_hidden_state
     return unwrapped(model)(**given).logits
+
+
+def early_states(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None
+) -> Tensor:
+    """Return the hidden states (batch, time, d) after `early_layers`. Ids are as above.
+
+    Raises:
+        ValueError: this kind of model does not give them.
+    """
+    given = _given(model, input_ids, attention_mask)
+    body = body_of(unwrapped(model))
+    states = getattr(body(**given, output_hidden_states=True), "hidden_states", None)
+    if not states:
+        kind = type(unwrapped(model)).__name__
+        raise ValueError(f"this {kind} does not give the hidden states of its layers")
+    return states[early_layers(len(states) - 1)]
+
+
+def early_layers(layers: int) -> int:
+    """Return how many layers are a quarter of a model's, at least one: 8 of 32."""
+    return max(1, layers // 4)
+
+
+def _given(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> dict:
+    """Return the arguments of a model, with an id that it can embed where it is masked."""
+    if attention_mask is not None:
+        strange = (attention_mask == 0) & (input_ids >= reading_of(model).embeddings)
+        input_ids = input_ids.masked_fill(strange, 0)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
 
 
 def body_of(model: nn.Module) -> Callable:

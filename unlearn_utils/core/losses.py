@@ -124,6 +124,25 @@ def undial(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) 
     return fused.fused_loss(hidden, fused.head_of(model), term) / count
 
 
+def rmu(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return RMU (arXiv 2403.03218, c 2): how far early hidden states are from c u.
+
+    That is the squared distance, summed over channels and averaged over the tokens of the whole
+    batch. u is a fixed unit vector, drawn evenly from [0, 1) in each channel.
+    """
+    states = _early(model, batch)
+    drawn = torch.rand(states.shape[-1], generator=torch.Generator().manual_seed(0))
+    direction = (drawn / drawn.norm()).to(states.device)
+    return (states - 2 * direction).square().sum() / count
+
+
+def early_distance(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> Tensor:
+    """Return RMU's retain term: how far early hidden states are from the reference's."""
+    with torch.no_grad():
+        fixed = _early(reference, batch)
+    return (_early(model, batch) - fixed).square().sum() / count
+
+
 def signed_sequence_means(
     model: nn.Module, forget: Batch, retain: Batch, sign: float, retain_weight: float
 ) -> Tensor:
@@ -252,6 +271,12 @@ def _predicted(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the hidden states (N, d) of the predicted tokens of a batch, and the tokens (N,)."""
     mask = predicted_mask(batch["labels"])
     return _hidden(model, batch)[:, :-1][mask], batch["labels"][:, 1:][mask]
+
+
+def _early(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the early hidden states (N, d) of the predicted tokens of a batch, in float32."""
+    states = fused.early_states(model, batch["input_ids"], batch["attention_mask"])
+    return states[:, :-1][predicted_mask(batch["labels"])].float()
 
 
 def _both(model: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,8 @@ class Term:
         passes: what a token of this side costs, in training passes: 1 is a forward and a backward
             pass; a forward pass alone, as of the reference, is a third.
         source: where the term and its settings are from.
+        early: whether the loss is one of hidden states after a quarter of the layers
+            (`fused.early_states`). Then the three layers up to there are trained alone.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Term:
     ascends: bool = False
     passes: float = BACKWARD_AND_FORWARD
     source: str = ""
+    early: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for a `counted` that nothing counts."""
@@ -206,6 +209,25 @@ UNDIAL = Term(
     passes=BACKWARD_AND_FORWARD + FORWARD,
     source="UNDIAL, arXiv 2402.10052; beta 10 as in open-unlearning",
 )
+# The backward pass of both ends after three layers, a quarter of them at most.
+RMU = Term(
+    name="rmu",
+    minimises="the squared distance of the forget text's hidden states after a quarter of the "
+    "layers to a random vector of length 2",
+    loss="rmu",
+    passes=FORWARD + (BACKWARD_AND_FORWARD - FORWARD) / 4,
+    source="RMU, arXiv 2403.03218; there layer 7 of 32 and the two below; c 2 as in open-unlearning",
+    early=True,
+)
+RMU_RETAIN = Term(
+    name="rmu_retain",
+    minimises="the squared distance of the retain text's to the original model's",
+    loss="early_distance",
+    needs_reference=True,
+    passes=FORWARD + (BACKWARD_AND_FORWARD - FORWARD) / 4 + FORWARD,
+    source="RMU, arXiv 2403.03218; its weight 1 as in open-unlearning",
+    early=True,
+)
 
 
 TERMS = {
@@ -222,6 +244,8 @@ TERMS = {
         SATIMP,
         CE_U,
         UNDIAL,
+        RMU,
+        RMU_RETAIN,
     )
 }
 
@@ -283,6 +307,11 @@ class Method:
     def replaces_labels(self) -> bool:
         """Whether the forget term descends on other labels than the true tokens."""
         return self.forget.labels is not None
+
+    @property
+    def early(self) -> bool:
+        """Whether all terms are of early hidden states, so that a few layers are trained alone."""
+        return all(term.early for term in self.terms.values())
 
     @property
     def minimises(self) -> str:
@@ -347,6 +376,7 @@ SINCE: dict[str, Method] = {
         Method("satimp", "SatImp", SATIMP, DESCENT, "in_distribution"),
         Method("ce_u", "CE-U", CE_U),
         Method("undial", "UNDIAL", UNDIAL),
+        Method("rmu", "RMU", RMU, RMU_RETAIN, "in_distribution"),
     )
 }
 
@@ -478,7 +508,8 @@ def unlearning_loss(
         raise ValueError(f"{method.name} needs retain text")
     if method.needs_reference and reference is None:
         raise ValueError(f"{method.name} needs the original model as reference")
-    if method.retain is not None and losses.fit_one_forward(model, forget, retain):
+    one_forward = method.retain is not None and not method.early
+    if one_forward and losses.fit_one_forward(model, forget, retain):
         forget, retain = losses.share_forward(model, forget, retain)
     if 3 in chosen and method.retain is DESCENT:
         sign = -1.0 if method.forget.ascends else 1.0

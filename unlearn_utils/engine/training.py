@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +24,14 @@ from transformers import (
 from unlearn_utils.core import fused, losses, methods
 from unlearn_utils.core.methods import Method
 from unlearn_utils.data import tokens
-from unlearn_utils.engine import distributed, layers, models, optimizers, trainer
+from unlearn_utils.engine import architecture, distributed, layers, models, optimizers, trainer
 from unlearn_utils.engine.trainer import Goal, Objective, ObjectiveTrainer, Sides, Watch, Watcher
 from unlearn_utils.profiles import Pretraining, Unlearning
 
 Ids = Sequence[list[int]]  # documents as token ids
 REFERENCE_BYTES = 2**30  # the reference's hidden states are kept up to this size
 CHECKPOINTS = 10  # of a run
+EARLY_TRAINED = 3  # layers, of methods of early hidden states: arXiv 2403.03218
 
 
 # ---------------------------------------------------------------------- what is run, and how
@@ -389,7 +390,7 @@ def unlearn(model: nn.Module, job: Job, execution: Execution | None = None) -> l
     recomputed = nullcontext()
     if execution.recompute_layers:
         recomputed = models.checkpointed(model)
-    with recomputed:
+    with recomputed, trained_alone(model, job.method):
         return _run(
             Objective(model, unlearning_goal(job.method, recipe, reference)),
             read,
@@ -403,13 +404,43 @@ def unlearn(model: nn.Module, job: Job, execution: Execution | None = None) -> l
         )
 
 
+@contextmanager
+def trained_alone(model: nn.Module, method: Method) -> Iterator[None]:
+    """Train what the method trains, and no more, inside.
+
+    A method of early hidden states trains the last three layers that they come through: their
+    adapters, where there are some.
+    """
+    frozen = []
+    if method.early:
+        every = architecture.decoder_layers(model)
+        last = fused.early_layers(len(every))
+        kept = set()
+        for layer in every[max(0, last - EARLY_TRAINED) : last]:
+            kept.update(layer.parameters())
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and weight not in kept:
+                frozen.append(name)
+    _set_trained(model, frozen, False)
+    yield
+    _set_trained(model, frozen, True)
+
+
+def _set_trained(model: nn.Module, names: Sequence[str], trained: bool) -> None:
+    """Set whether the weights of these names are trained. FSDP puts others in their places."""
+    weights = dict(model.named_parameters())
+    for name in names:
+        weights[name].requires_grad_(trained)
+
+
 def _kept_hidden(job: Job, order: Sequence[tuple[int, int]]) -> dict[int, Tensor] | None:
     """Return the reference's hidden states of retain text, where the retain term reads them.
 
-    Defect 2 reads the reference where texts are padded, so nothing can be kept for it.
+    They are the last ones, not early ones. Defect 2 reads the reference where texts are padded, so
+    nothing can be kept for it.
     """
     retain = job.method.retain
-    if job.reference is None or retain is None or not retain.needs_reference:
+    if job.reference is None or retain is None or not retain.needs_reference or retain.early:
         return None
     if 2 in methods.defects(job.recipe.variant):
         return None
