@@ -627,6 +627,15 @@ def lowered_reference(targets: Tensor, hidden: Tensor, head: Head, penalty: floa
     return by_autograd(formula)
 
 
+def squared_peak() -> RowTerm:
+    """Return the term that is (largest logit - mean logit)^2: 0 of an even distribution."""
+
+    def formula(logits: Tensor, rows: slice) -> Tensor:
+        return (logits.amax(-1) - logits.mean(-1)).square()
+
+    return by_autograd(formula)
+
+
 def _softmax_(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the probabilities, in the place of the logits (m, V), and the log of their normaliser.
 

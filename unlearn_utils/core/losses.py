@@ -43,7 +43,8 @@ def predicted_sequences(batch: Batch) -> Tensor:
 # ----------------------------------------------------------------------- terms of the objective
 #
 # Each takes the model, a batch, the frozen original model (None where no term needs it) and the
-# number that the loss is a mean over, and returns a scalar in nats that is minimised.
+# number that the loss is a mean over, and returns a scalar in nats that is minimised. The model is
+# read before the original one: under adapters that is the same model, which is examined with them.
 
 
 def ascent(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
@@ -74,9 +75,10 @@ def npo(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> 
 
     It has risen over the reference's; both are sums over the tokens of a sequence.
     """
+    ours = sequence_nll(model, batch)
     with torch.no_grad():
         theirs = sequence_nll(reference, batch)
-    return _preference(sequence_nll(model, batch) - theirs, beta=0.1) / count
+    return _preference(ours - theirs, beta=0.1) / count
 
 
 def simnpo(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
@@ -117,11 +119,28 @@ def undial(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) 
 
     The mean is over predicted tokens: what is not counted is neither looked up nor divided by.
     """
+    hidden, targets = _predicted(model, batch)
     with torch.no_grad():
-        fixed, targets = _predicted(reference, batch)
-    hidden, _ = _predicted(model, batch)
+        fixed, _ = _predicted(reference, batch)
     term = fused.lowered_reference(targets, fixed, fused.head_of(reference), penalty=10.0)
     return fused.fused_loss(hidden, fused.head_of(model), term) / count
+
+
+def pdu(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return PDU (arXiv 2506.05314): (largest logit - mean logit)^2, a mean over tokens."""
+    hidden, _ = _predicted(model, batch)
+    return fused.fused_loss(hidden, fused.head_of(model), fused.squared_peak()) / count
+
+
+def rise(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> Tensor:
+    """Return by how much the next-token cross-entropy is above the reference's."""
+    mask = predicted_mask(batch["labels"])
+    hidden, fixed = (states[:, :-1][mask] for states in _both(model, reference, batch))
+    term = fused.true_token(batch["labels"][:, 1:][mask])
+    ours = fused.fused_loss(hidden, fused.head_of(model), term)
+    with torch.no_grad():
+        theirs = fused.fused_loss(fixed, fused.head_of(reference), term)
+    return (ours - theirs) / count
 
 
 def rmu(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
@@ -138,9 +157,10 @@ def rmu(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tens
 
 def early_distance(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> Tensor:
     """Return RMU's retain term: how far early hidden states are from the reference's."""
+    states = _early(model, batch)
     with torch.no_grad():
         fixed = _early(reference, batch)
-    return (_early(model, batch) - fixed).square().sum() / count
+    return (states - fixed).square().sum() / count
 
 
 def signed_sequence_means(

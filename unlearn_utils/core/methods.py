@@ -47,6 +47,27 @@ PAPER = "arXiv 2402.15159"
 # ------------------------------------------------------------------------------------ the table
 
 
+@dataclass(frozen=True)
+class Multiplier:
+    """A factor of a term that grows while its loss is above a bound, and falls while it is below.
+
+    So the factor finds what holds the loss at its bound: dual ascent on a Lagrange multiplier.
+
+    Attributes:
+        start: its value in the first step.
+        rate: by which it follows.
+        bound: of the loss, in nats.
+    """
+
+    start: float
+    rate: float
+    bound: float
+
+    def after(self, value: Tensor, loss: Tensor) -> Tensor:
+        """Return its next value; the loss is that of a whole optimizer batch."""
+        return (value + self.rate * (loss - self.bound)).clamp(min=0)
+
+
 @dataclass(frozen=True, repr=False)
 class Term:
     """One side of the objective: what is minimised there, and what follows from it.
@@ -67,6 +88,9 @@ class Term:
         source: where the term and its settings are from.
         early: whether the loss is one of hidden states after a quarter of the layers
             (`fused.early_states`). Then the three layers up to there are trained alone.
+        multiplier: what the loss is multiplied by in a run, which is state of the run; None: 1.
+        negated: of a task vector: what training changes of the weights is taken off the original
+            ones, so many times. None: weights are as trained.
     """
 
     name: str
@@ -80,6 +104,8 @@ class Term:
     passes: float = BACKWARD_AND_FORWARD
     source: str = ""
     early: bool = False
+    multiplier: Multiplier | None = None
+    negated: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a `counted` that nothing counts."""
@@ -216,7 +242,7 @@ RMU = Term(
     "layers to a random vector of length 2",
     loss="rmu",
     passes=FORWARD + (BACKWARD_AND_FORWARD - FORWARD) / 4,
-    source="RMU, arXiv 2403.03218; there layer 7 of 32 and the two below; c 2 as in open-unlearning",
+    source="RMU, arXiv 2403.03218, there layer 7 of 32; c 2 as in open-unlearning",
     early=True,
 )
 RMU_RETAIN = Term(
@@ -227,6 +253,33 @@ RMU_RETAIN = Term(
     passes=FORWARD + (BACKWARD_AND_FORWARD - FORWARD) / 4 + FORWARD,
     source="RMU, arXiv 2403.03218; its weight 1 as in open-unlearning",
     early=True,
+)
+PDU = Term(
+    name="pdu",
+    minimises="the square of the largest logit less the mean logit on the forget text",
+    loss="pdu",
+    source="PDU, arXiv 2506.05314; multiplier from 100, rate 5, bound 0.3 as in open-unlearning",
+)
+# There the bound is of the retain loss itself, of short answers that the model knows by heart. No
+# model comes near 0.3 on documents, so here it is of the rise over the original model's loss.
+PDU_RETAIN = Term(
+    name="pdu_retain",
+    minimises="m * the rise of the retain text's cross-entropy over the original model's; m is 100 "
+    "at first, and grows by 5 * (rise - 0.3) a step, but not below 0",
+    loss="rise",
+    needs_reference=True,
+    passes=BACKWARD_AND_FORWARD + FORWARD,
+    source="PDU, arXiv 2506.05314; of the rise: ours",
+    multiplier=Multiplier(start=100.0, rate=5.0, bound=0.3),
+)
+TASK_VECTOR = Term(
+    name="task_vector",
+    minimises="the cross-entropy of the forget text; the new model is the original one less what "
+    "this changes of its weights",
+    loss="descent",
+    needs_reference=True,  # for its weights: it is never run
+    source="task vectors, arXiv 2212.04089; once the change, there 0 to 1",
+    negated=1.0,
 )
 
 
@@ -246,6 +299,9 @@ TERMS = {
         UNDIAL,
         RMU,
         RMU_RETAIN,
+        PDU,
+        PDU_RETAIN,
+        TASK_VECTOR,
     )
 }
 
@@ -377,6 +433,8 @@ SINCE: dict[str, Method] = {
         Method("ce_u", "CE-U", CE_U),
         Method("undial", "UNDIAL", UNDIAL),
         Method("rmu", "RMU", RMU, RMU_RETAIN, "in_distribution"),
+        Method("pdu", "PDU", PDU, PDU_RETAIN, "in_distribution"),
+        Method("task_vector", "Task vector", TASK_VECTOR),
     )
 }
 
@@ -493,7 +551,7 @@ def unlearning_loss(
         counts: what each side has of what its term counts (predicted tokens, or sequences) in the
             whole optimizer batch, so that the losses of its micro-batches add up to its loss. None:
             what this batch has. Under defect 3 counts do not apply.
-        retain_weight: of the retain term.
+        retain_weight: of the retain term, whose `multiplier` a run adds (`engine.training`).
 
     Raises:
         ValueError: retain or reference is needed and missing; the method or variant is unknown, or

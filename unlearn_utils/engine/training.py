@@ -7,7 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,15 @@ from unlearn_utils.core import fused, losses, methods
 from unlearn_utils.core.methods import Method
 from unlearn_utils.data import tokens
 from unlearn_utils.engine import architecture, distributed, layers, models, optimizers, trainer
-from unlearn_utils.engine.trainer import Goal, Objective, ObjectiveTrainer, Sides, Watch, Watcher
+from unlearn_utils.engine.trainer import (
+    Factor,
+    Goal,
+    Objective,
+    ObjectiveTrainer,
+    Sides,
+    Watch,
+    Watcher,
+)
 from unlearn_utils.profiles import Pretraining, Unlearning
 
 Ids = Sequence[list[int]]  # documents as token ids
@@ -362,12 +370,17 @@ def unlearn(model: nn.Module, job: Job, execution: Execution | None = None) -> l
         The history: step, loss, learning_rate.
 
     Raises:
-        ValueError: the sets, as `check_sets` says; a reference is needed and missing; or a batch
-            does not divide among micro-batches and processes.
+        ValueError: the sets, as `check_sets` says; a reference is needed and missing; a batch does
+            not divide among micro-batches and processes; or FSDP divides a model whose whole
+            weights the method takes.
     """
     execution = execution or Execution()
     recipe, reference = job.recipe, job.reference
     check_sets(job.method, job.forget, job.retain)
+    negated = job.method.forget.negated
+    if negated is not None:
+        check_whole(job)
+        execution = replace(execution, watch=_seen_negated(execution.watch, job))
     if execution.steps == 0:
         return []
     if execution.watch and 0 in execution.watched and execution.watch(0, model):
@@ -390,9 +403,10 @@ def unlearn(model: nn.Module, job: Job, execution: Execution | None = None) -> l
     recomputed = nullcontext()
     if execution.recompute_layers:
         recomputed = models.checkpointed(model)
-    with recomputed, trained_alone(model, job.method):
-        return _run(
-            Objective(model, unlearning_goal(job.method, recipe, reference)),
+    method, factor = _with_factor(job.method, model.device)
+    with recomputed, trained_alone(model, method):
+        history = _run(
+            Objective(model, unlearning_goal(method, recipe, reference), factor),
             read,
             paired(job, _kept_hidden(job, order)),
             (optimizer, schedule),
@@ -402,6 +416,64 @@ def unlearn(model: nn.Module, job: Job, execution: Execution | None = None) -> l
             averaged=methods.averages_micro_batches(recipe.variant),
             checkpoints=checkpoints,
         )
+    if negated is not None:
+        _negate(model, job)
+    return history
+
+
+def _with_factor(method: Method, device: torch.device) -> tuple[Method, Factor | None]:
+    """Return the method with its retain term multiplied, and by what, where a multiplier does."""
+    if method.retain is None or method.retain.multiplier is None:
+        return method, None
+    factor = Factor(method.retain.multiplier, device)
+    return replace(method, retain=factor.on(method.retain)), factor
+
+
+# -------------------------------------------------------------------------------- task vectors
+
+
+def check_whole(job: Job) -> None:
+    """Check that what a task vector needs is there: the original weights, and the model's whole.
+
+    Raises:
+        ValueError: they are not.
+    """
+    name = job.method.name
+    if job.reference is None:
+        raise ValueError(f"{name} needs the original model as reference")
+    if distributed.sharded():
+        raise ValueError(
+            f"{name} needs whole weights in each process: use DDP in the place of FSDP"
+        )
+
+
+@torch.no_grad()
+def _negate(model: nn.Module, job: Job) -> None:
+    """Put the original weights less the changes of the model's own in their place."""
+    pairs = zip(model.parameters(), job.reference.parameters(), strict=True)
+    for weight, original in pairs:
+        change = weight - original
+        weight.copy_(original - job.method.forget.negated * change)
+
+
+def _seen_negated(watch: Watch | None, job: Job) -> Watch | None:
+    """Return a watch that sees the model as it would end after each step."""
+    if watch is None:
+        return None
+
+    def seen(step: int, model: nn.Module) -> bool | None:
+        trained = [weight.detach().clone() for weight in model.parameters()]
+        _negate(model, job)
+        stop = watch(step, model)
+        with torch.no_grad():
+            for weight, before in zip(model.parameters(), trained, strict=True):
+                weight.copy_(before)
+        return stop
+
+    return seen
+
+
+# ------------------------------------------------------------------------ what a method trains
 
 
 @contextmanager
