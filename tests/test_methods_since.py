@@ -442,6 +442,13 @@ def test_micro_batches_of_a_run_are_one_batch(build, float32, name):
     assert [row["loss"] for row in theirs] == pytest.approx(ours, rel=1e-4)
 
 
+def test_layers_computed_again_give_the_same_early_states(build, float32):
+    one, history = run(build, "rmu")
+    again, theirs = run(build, "rmu", recompute_layers=True)
+    assert history == theirs
+    assert all(torch.equal(weight, state(again)[name]) for name, weight in state(one).items())
+
+
 def test_rmu_trains_three_layers_alone_and_leaves_all_trainable(build, float32):
     model, _ = run(build, "rmu", layers=16)
     before = state(build(0, layers=16))
