@@ -180,6 +180,12 @@ def test_the_card_says_what_a_mean_is_over(method, said):
     assert cards.describe_means(method) == said
 
 
+def test_the_card_says_where_a_method_is_from():
+    said = cards.describe_source(methods.get_method("npo"))
+    assert said == " Source: NPO, arXiv 2404.05868; beta 0.1."
+    assert cards.describe_source(Method("mine", "Mine", SEQUENCES)) == ""
+
+
 def test_the_license_is_the_base_card_s(tmp_path):
     assert cards.stated_license(tmp_path) == {"license": "unknown"}
     (tmp_path / "README.md").write_text("# No front matter\n")
@@ -190,10 +196,11 @@ def test_the_license_is_the_base_card_s(tmp_path):
 
 def test_the_table_of_methods_is_that_of_core():
     table = cards.method_table().set_index("name")
-    assert list(table.index) == list(METHODS)
-    for name, method in METHODS.items():
+    assert list(table.index) == list(methods.every())
+    for name, method in methods.every().items():
         row = table.loc[name]
         assert row["forget term"] == method.forget.name
         assert row["minimises"] == method.minimises
+        assert row["source"] == method.source and "arXiv" in method.source
         assert (row["retain text"] in RETAIN_TEXTS) is (method.retain is not None)
         assert bool(row["retain term"]) is (method.retain is not None)

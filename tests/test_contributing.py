@@ -84,7 +84,7 @@ def run(folder, *words):
 def seen(folder):
     """What a new user sees of the method, of the score and of the claim."""
     script = str(folder / "tests" / "try_new_method.py")
-    done = run(folder, script, "npo", "least likely", "F5")
+    done = run(folder, script, "kto", "least likely", "F5")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -103,25 +103,25 @@ def test_no_test_has_to_change_for_them(folder):
 
 
 def test_the_command_line_lists_the_method_with_its_words(seen):
-    (line,) = [line for line in seen["listed"].splitlines() if line.startswith("npo ")]
-    assert "log sigmoid" in line
-    assert seen["card"]["minimises"].startswith("-(2 / beta) log sigmoid")
+    (line,) = [line for line in seen["listed"].splitlines() if line.startswith("kto ")]
+    assert "arXiv 2402.01306" in line
+    assert seen["card"]["minimises"].startswith("sigmoid(-0.1 x (NLL")
 
 
 def test_every_profile_runs_its_paths(seen):
     """At the profile's own rate on every domain, and at each rate of the grid on the first."""
-    assert set(seen["runs"]) == {*SEVEN, "npo"}
-    assert seen["runs"]["npo"] == seen["runs"]["gradient_ascent"] == 3
+    assert set(seen["runs"]) == {*SEVEN, "kto"}
+    assert seen["runs"]["kto"] == seen["runs"]["gradient_ascent"] == 3
 
 
 def test_the_comparison_the_ranking_and_robustness_have_it(seen):
-    assert "npo" in seen["equal"] and "npo" in seen["robust"]
-    assert {"npo", "gradient_ascent", "do nothing", "another retrained model"} < set(seen["ranked"])
-    assert set(seen["coverage"]) > {"npo", "target", "retrained"}
+    assert "kto" in seen["equal"] and "kto" in seen["robust"]
+    assert {"kto", "gradient_ascent", "do nothing", "another retrained model"} < set(seen["ranked"])
+    assert set(seen["coverage"]) > {"kto", "target", "retrained"}
 
 
 def test_the_plane_draws_it_in_a_style_of_its_own(seen):
-    assert "npo" in seen["drawn"]
+    assert "kto" in seen["drawn"]
     assert len(seen["other styles"]) == len(SEVEN) and seen["style"] not in seen["other styles"]
 
 

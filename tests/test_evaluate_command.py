@@ -123,7 +123,7 @@ def test_methods_are_all_shown(capsys):
     assert run("methods") == 0
     out = capsys.readouterr().out
     assert "in_distribution" in out
-    for name, method in methods.METHODS.items():
+    for name, method in methods.every().items():
         (line,) = [line for line in out.splitlines() if line.startswith(f"{name} ")]
         assert line.endswith(method.minimises)
 

@@ -118,7 +118,7 @@ def test_importing_changes_no_variable():
 
 def strings(path):
     """Return the strings of a file that are a method's name, or a term's that is no plain word."""
-    names = set(methods.METHODS) | set(methods.TERMS) - {"descent"}
+    names = set(methods.every()) | set(methods.TERMS) - {"descent"}
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and node.value in names:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from user_models import CONTEXT, VOCABULARY, record, value, write_model
 
 from unlearn_utils.app import commands, tune_command, tuning_report, user_documents, user_run
+from unlearn_utils.core import methods
 from unlearn_utils.core import tuning as rules
 from unlearn_utils.engine import training, tuning
 from unlearn_utils.profiles import Pretraining
@@ -204,7 +205,7 @@ def test_all_is_every_method_that_differs_in_what_it_trains_on():
     names = tune_command.methods_of(options)
     assert "gradient_ascent" in names and "ascent_descent_in_distribution" in names
     assert "ascent_descent_general" not in names
-    assert len(names) == 5
+    assert len(names) == 5 + len(methods.SINCE)
 
 
 @pytest.mark.parametrize(("within", "said"), [(True, "raise --epochs"), (False, "lost over 10%")])

@@ -75,7 +75,7 @@ def command_line():
 
 
 def loss_by_hand(name):
-    """Return the loss of the first step, and NPO's formula from plain logits of both models."""
+    """Return the loss of the first step, and KTO's formula from plain logits of both models."""
     method = methods.get_method(name)
     torch.manual_seed(0)
     start = pool.target(TINY).folder()
@@ -92,7 +92,7 @@ def loss_by_hand(name):
             log_probs = one(ids).logits[:, :-1].log_softmax(-1)
             sums.append(-log_probs.gather(2, ids[:, 1:, None]).sum().item())
         rise = sums[0] - sums[1]
-        each.append(-(2 / 0.1) * -math.log1p(math.exp(-0.1 * rise)))
+        each.append(1 / (1 + math.exp(0.1 * rise)))
     collate = training.paired(
         training.Job(method, forget, [], TINY.unlearning, tokenizer(TINY).pad_token_id, 0)
     )

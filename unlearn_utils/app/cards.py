@@ -272,7 +272,7 @@ Documents by the SHA-256 of their UTF-8 text; their text and names are not part 
 ## Method
 
 {method.title} (`{method.name}`). Minimised: {_describe_objective(method, record)}.
-{describe_means(method)} Texts given:
+{describe_means(method)}{describe_source(method)} Texts given:
 
 {_given_rows(record)}
 
@@ -366,6 +366,11 @@ def describe_means(method: Method) -> str:
     )
 
 
+def describe_source(method: Method) -> str:
+    """Return where a method is from, in words; nothing of an own method that says none."""
+    return f" Source: {method.source}." if method.source else ""
+
+
 def _describe_objective(method: Method, record: Mapping) -> str:
     """Return what a method minimises, and what the retain text was meant as."""
     if method.retain is None:
@@ -416,15 +421,16 @@ def _verdict_rows(record: Mapping) -> str:
 
 
 def method_table() -> pd.DataFrame:
-    """Return the methods: name, forget term, retain term, retain text, and what is minimised."""
+    """Return all methods: name, terms, retain text, source, and what is minimised."""
     rows = []
-    for method in methods.METHODS.values():
+    for method in methods.every().values():
         retain = method.retain.name if method.retain is not None else ""
         row = {
             "name": method.name,
             "forget term": method.forget.name,
             "retain term": retain,
             "retain text": method.retain_text or "",
+            "source": method.source,
             "minimises": method.minimises,
         }
         rows.append(row)

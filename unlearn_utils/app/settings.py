@@ -33,7 +33,7 @@ class RunSettings:
     """Every setting of a run but model, documents and context.
 
     Attributes:
-        method: one of `methods.METHODS`, or your own.
+        method: one of `methods.every()`, or your own.
         recipe: learning rate, epochs, batch and so on.
         micro_batch: chunks at a time in each process.
         seed: decides the order of the chunks, random labels and the adapters' first weights.

@@ -115,7 +115,7 @@ def methods_of(options: argparse.Namespace) -> list[str]:
     if options.method != ALL:
         return [options.method]
     names = []
-    for method in methods.METHODS.values():
+    for method in methods.every().values():
         if method.retain is None or method.retain_text == "in_distribution":
             names.append(method.name)
     return names

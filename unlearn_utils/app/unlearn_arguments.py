@@ -190,6 +190,10 @@ def check_options(options: argparse.Namespace) -> None:
     lora = _lora_numbers(options.lora)
     if options.merge and lora is None:
         raise ValueError("--merge adds LoRA adapters to the weights, so it needs --lora")
+    if method.forget.negated is not None and lora is not None:
+        raise ValueError(
+            f"--lora: {method.name} takes the change of whole weights off them; leave --lora out"
+        )
     if method.retain is not None and options.retain is None:
         raise ValueError(
             f"--retain is missing: {method.name} has a retain term; give text that the model shall "

@@ -116,14 +116,40 @@ def hidden_states(
     They are what the output head reads; where it has no weight, they are the model's own logits.
     What is masked may be any id, also one that the model has no embedding of.
     """
-    reading = reading_of(model)
-    if attention_mask is not None:
-        strange = (attention_mask == 0) & (input_ids >= reading.embeddings)
-        input_ids = input_ids.masked_fill(strange, 0)
-    given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    if reading.by_head:
+    given = _given(model, input_ids, attention_mask)
+    if reading_of(model).by_head:
         return body_of(unwrapped(model))(**given).last_hidden_state
     return unwrapped(model)(**given).logits
+
+
+def early_states(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None
+) -> Tensor:
+    """Return the hidden states (batch, time, d) after `early_layers`. Ids are as above.
+
+    Raises:
+        ValueError: this kind of model does not give them.
+    """
+    given = _given(model, input_ids, attention_mask)
+    body = body_of(unwrapped(model))
+    states = getattr(body(**given, output_hidden_states=True), "hidden_states", None)
+    if not states:
+        kind = type(unwrapped(model)).__name__
+        raise ValueError(f"this {kind} does not give the hidden states of its layers")
+    return states[early_layers(len(states) - 1)]
+
+
+def early_layers(layers: int) -> int:
+    """Return how many layers are a quarter of a model's, at least one: 8 of 32."""
+    return max(1, layers // 4)
+
+
+def _given(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> dict:
+    """Return the arguments of a model, with an id that it can embed where it is masked."""
+    if attention_mask is not None:
+        strange = (attention_mask == 0) & (input_ids >= reading_of(model).embeddings)
+        input_ids = input_ids.masked_fill(strange, 0)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
 
 
 def body_of(model: nn.Module) -> Callable:
@@ -323,7 +349,7 @@ def fused_loss(hidden: Tensor, head: Head, term: RowTerm, weights: Tensor | None
     Args:
         hidden: (N, d)
         head: of the model.
-        term: `true_token`, `divergence` or `official_divergence`.
+        term: one of the terms of a row below.
         weights: (N,), constants; None: 1.
     """
     if weights is None:
@@ -533,6 +559,81 @@ def official_divergence(hidden: Tensor, head: Head, epsilon: float = 1e-12) -> R
         return losses, q * share.sum(-1, keepdim=True) - share
 
     return term
+
+
+def by_autograd(formula: Callable[[Tensor, slice], Tensor]) -> RowTerm:
+    """Return the term of a formula in plain PyTorch, whose slopes autograd finds.
+
+    formula: logits (m, V), which it leaves as they are, and the numbers of their rows -> losses
+        (m,).
+    """
+
+    def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            losses = formula(leaf, rows)
+            total = losses.sum()
+        (slopes,) = torch.autograd.grad(total, leaf)
+        return losses.detach(), slopes
+
+    return term
+
+
+def weighted_ascent(targets: Tensor, weigh: Callable[[Tensor], Tensor]) -> RowTerm:
+    """Return the term that is minus the cross-entropy with `targets` (N,), times a weight.
+
+    weigh: probabilities of the targets (m,) -> weights (m,), which have no gradient.
+    """
+
+    def formula(logits: Tensor, rows: slice) -> Tensor:
+        losses = F.cross_entropy(logits, targets[rows], reduction="none")
+        return -weigh((-losses.detach()).exp()) * losses
+
+    return by_autograd(formula)
+
+
+def without_targets(targets: Tensor) -> RowTerm:
+    """Return the term that is the cross-entropy with the row's own distribution, less its target.
+
+    That distribution has no gradient.
+
+    targets: (N,), the tokens whose probability is taken from it; the others' grow by one factor.
+    """
+
+    def formula(logits: Tensor, rows: slice) -> Tensor:
+        others = logits.detach().scatter(1, targets[rows, None], -torch.inf)
+        return F.cross_entropy(logits, others.softmax(-1), reduction="none")
+
+    return by_autograd(formula)
+
+
+def lowered_reference(targets: Tensor, hidden: Tensor, head: Head, penalty: float) -> RowTerm:
+    """Return the term that is the cross-entropy with the reference's distribution, lowered.
+
+    Args:
+        targets: (N,), the tokens whose logit is lowered.
+        hidden, head: of the reference, as for `divergence`.
+        penalty: what is taken off it.
+    """
+    hidden, head = _fixed(hidden, head)
+
+    def formula(logits: Tensor, rows: slice) -> Tensor:
+        with torch.no_grad():
+            index = targets[rows, None]
+            lowered = head_logits(hidden[rows], head)
+            lowered = lowered.scatter(1, index, lowered.gather(1, index) - penalty)
+        return F.cross_entropy(logits, lowered.softmax(-1), reduction="none")
+
+    return by_autograd(formula)
+
+
+def squared_peak() -> RowTerm:
+    """Return the term that is (largest logit - mean logit)^2: 0 of an even distribution."""
+
+    def formula(logits: Tensor, rows: slice) -> Tensor:
+        return (logits.amax(-1) - logits.mean(-1)).square()
+
+    return by_autograd(formula)
 
 
 def _softmax_(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,8 @@ def predicted_sequences(batch: Batch) -> Tensor:
 # ----------------------------------------------------------------------- terms of the objective
 #
 # Each takes the model, a batch, the frozen original model (None where no term needs it) and the
-# number that the loss is a mean over, and returns a scalar in nats that is minimised.
+# number that the loss is a mean over, and returns a scalar in nats that is minimised. The model is
+# read before the original one: under adapters that is the same model, which is examined with them.
 
 
 def ascent(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
@@ -67,6 +68,99 @@ def official_kl_to_reference(
     """Return the released code's mean over positions, times this batch's share of the tokens."""
     share = predicted_tokens(batch) / count
     return share * official_kl_loss(model, reference, batch)
+
+
+def npo(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> Tensor:
+    """Return NPO (arXiv 2404.05868, beta 0.1): `_preference` of how far each NLL has risen.
+
+    It has risen over the reference's; both are sums over the tokens of a sequence.
+    """
+    ours = sequence_nll(model, batch)
+    with torch.no_grad():
+        theirs = sequence_nll(reference, batch)
+    return _preference(ours - theirs, beta=0.1) / count
+
+
+def simnpo(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return SimNPO (arXiv 2410.07163, beta 4.5, delta 0): `_preference` of each NLL a token."""
+    mask = predicted_mask(batch["labels"])
+    tokens = mask.sum(1)[mask.any(1)]
+    return _preference(sequence_nll(model, batch) / tokens, beta=4.5) / count
+
+
+def _preference(raised: Tensor, beta: float) -> Tensor:
+    """Return the sum of -(2 / beta) log sigmoid(beta * raised); raised: (sequences,)."""
+    return -(2 / beta) * nn.functional.logsigmoid(beta * raised).sum()
+
+
+def wga(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return WGA (arXiv 2502.19301, beta 1): ascent, each token weighted by its probability."""
+    hidden, targets = _predicted(model, batch)
+    term = fused.weighted_ascent(targets, lambda p: p)
+    return fused.fused_loss(hidden, fused.head_of(model), term) / count
+
+
+def satimp(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return SatImp (arXiv 2505.11953, beta 5 and 1): ascent, weighted by p^5 (1 - p)."""
+    hidden, targets = _predicted(model, batch)
+    term = fused.weighted_ascent(targets, lambda p: p**5 * (1 - p))
+    return fused.fused_loss(hidden, fused.head_of(model), term) / count
+
+
+def ce_u(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return CE-U (arXiv 2503.01224): the cross-entropy with itself without the true token."""
+    hidden, targets = _predicted(model, batch)
+    term = fused.without_targets(targets)
+    return fused.fused_loss(hidden, fused.head_of(model), term) / count
+
+
+def undial(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> Tensor:
+    """Return UNDIAL (arXiv 2402.10052, beta 10): towards the reference, the true token lowered.
+
+    The mean is over predicted tokens: what is not counted is neither looked up nor divided by.
+    """
+    hidden, targets = _predicted(model, batch)
+    with torch.no_grad():
+        fixed, _ = _predicted(reference, batch)
+    term = fused.lowered_reference(targets, fixed, fused.head_of(reference), penalty=10.0)
+    return fused.fused_loss(hidden, fused.head_of(model), term) / count
+
+
+def pdu(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return PDU (arXiv 2506.05314): (largest logit - mean logit)^2, a mean over tokens."""
+    hidden, _ = _predicted(model, batch)
+    return fused.fused_loss(hidden, fused.head_of(model), fused.squared_peak()) / count
+
+
+def rise(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> Tensor:
+    """Return by how much the next-token cross-entropy is above the reference's."""
+    mask = predicted_mask(batch["labels"])
+    hidden, fixed = (states[:, :-1][mask] for states in _both(model, reference, batch))
+    term = fused.true_token(batch["labels"][:, 1:][mask])
+    ours = fused.fused_loss(hidden, fused.head_of(model), term)
+    with torch.no_grad():
+        theirs = fused.fused_loss(fixed, fused.head_of(reference), term)
+    return (ours - theirs) / count
+
+
+def rmu(model: nn.Module, batch: Batch, reference: nn.Module | None, count: Tensor) -> Tensor:
+    """Return RMU (arXiv 2403.03218, c 2): how far early hidden states are from c u.
+
+    That is the squared distance, summed over channels and averaged over the tokens of the whole
+    batch. u is a fixed unit vector, drawn evenly from [0, 1) in each channel.
+    """
+    states = _early(model, batch)
+    drawn = torch.rand(states.shape[-1], generator=torch.Generator().manual_seed(0))
+    direction = (drawn / drawn.norm()).to(states.device)
+    return (states - 2 * direction).square().sum() / count
+
+
+def early_distance(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> Tensor:
+    """Return RMU's retain term: how far early hidden states are from the reference's."""
+    states = _early(model, batch)
+    with torch.no_grad():
+        fixed = _early(reference, batch)
+    return (states - fixed).square().sum() / count
 
 
 def signed_sequence_means(
@@ -126,7 +220,8 @@ def sequence_nll(model: nn.Module, batch: Batch) -> Tensor:
             term = fused.true_token(labels[:, 1:][mask])
             sums.append(fused.fused_loss(states[:, :-1][mask], head, term))
     if not sums:  # nothing, but of the graph: every process must have a gradient of every weight
-        return next_token_sum(model, batch).reshape(1)[:0]
+        term = fused.true_token(batch["labels"][:0].flatten())
+        return fused.fused_loss(hidden[:0].flatten(0, 1), head, term).reshape(1)[:0]
     return torch.stack(sums)
 
 
@@ -199,6 +294,18 @@ def _hidden(model: nn.Module, batch: Batch) -> Tensor:
     if shared is not None and shared.model is model:
         return shared.hidden
     return fused.hidden_states(model, batch["input_ids"], batch["attention_mask"])
+
+
+def _predicted(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the hidden states (N, d) of the predicted tokens of a batch, and the tokens (N,)."""
+    mask = predicted_mask(batch["labels"])
+    return _hidden(model, batch)[:, :-1][mask], batch["labels"][:, 1:][mask]
+
+
+def _early(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the early hidden states (N, d) of the predicted tokens of a batch, in float32."""
+    states = fused.early_states(model, batch["input_ids"], batch["attention_mask"])
+    return states[:, :-1][predicted_mask(batch["labels"])].float()
 
 
 def _both(model: nn.Module, reference: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

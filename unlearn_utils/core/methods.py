@@ -8,8 +8,9 @@ code of the paper does otherwise in places; `variant` brings its conventions bac
 defect at a time.
 
 This is the one place that knows what a method needs: other modules ask the `Method`, and never
-compare its name. PyTorch is imported by what computes, so that a notebook which only reads results
-can read the table without it.
+compare its name. The study computes the paper's methods, `METHODS`. Those since are in `SINCE`, for
+a user's own model and for who asks for them by name. PyTorch is imported by what computes, so that
+a notebook which only reads results can read the tables without it.
 """
 
 from __future__ import annotations
@@ -48,9 +49,31 @@ RETAIN_TEXTS = {
 }
 COUNTERS = {"tokens": "predicted_tokens", "sequences": "predicted_sequences"}
 BACKWARD_AND_FORWARD, FORWARD = 1.0, 1 / 3  # of a token, in training passes (6 N FLOPs)
+PAPER = "arXiv 2402.15159"
 
 
 # ------------------------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """A factor of a term that grows while its loss is above a bound, and falls while it is below.
+
+    So the factor finds what holds the loss at its bound: dual ascent on a Lagrange multiplier.
+
+    Attributes:
+        start: its value in the first step.
+        rate: by which it follows.
+        bound: of the loss, in nats.
+    """
+
+    start: float
+    rate: float
+    bound: float
+
+    def after(self, value: Tensor, loss: Tensor) -> Tensor:
+        """Return its next value; the loss is that of a whole optimizer batch."""
+        return (value + self.rate * (loss - self.bound)).clamp(min=0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,6 +94,12 @@ class Term:
         ascends: whether the loss is minus a next-token loss.
         passes: what a token of this side costs, in training passes: 1 is a forward and a backward
             pass; a forward pass alone, as of the reference, is a third.
+        source: where the term and its settings are from.
+        early: whether the loss is one of hidden states after a quarter of the layers
+            (`fused.early_states`). Then the three layers up to there are trained alone.
+        multiplier: what the loss is multiplied by in a run, which is state of the run; None: 1.
+        negated: of a task vector: what training changes of the weights is taken off the original
+            ones, so many times. None: weights are as trained.
     """
 
     name: str
@@ -82,6 +111,10 @@ class Term:
     official: Mapping[int | str, str] = field(default_factory=dict, compare=False)
     ascends: bool = False
     passes: float = BACKWARD_AND_FORWARD
+    source: str = ""
+    early: bool = False
+    multiplier: Multiplier | None = None
+    negated: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a `counted` that nothing counts."""
@@ -135,6 +168,7 @@ ASCENT = Term(
         "index -100": "slips.ascent_of_index",
     },
     ascends=True,
+    source=PAPER,
 )
 RANDOM_LABEL = Term(
     name="random_label",
@@ -143,6 +177,7 @@ RANDOM_LABEL = Term(
     loss="descent",
     labels="random_replacement",
     official={7: "official_random_replacement"},
+    source=PAPER,
 )
 ADVERSARIAL = Term(
     name="adversarial",
@@ -151,12 +186,14 @@ ADVERSARIAL = Term(
     loss="descent",
     labels="adversarial_replacement",
     official={1: "official_adversarial_replacement"},
+    source=PAPER,
 )
 DESCENT = Term(
     name="descent",
     minimises="the cross-entropy of the retain text",
     loss="descent",
     official={"equal retain text": "slips.descent_on_one"},
+    source=PAPER,
 )
 KL = Term(
     name="kl",
@@ -170,10 +207,127 @@ KL = Term(
         "batch mean": "slips.kl_batch_mean",
     },
     passes=BACKWARD_AND_FORWARD + FORWARD,
+    source=PAPER,
+)
+
+# Forget terms since the paper. Their settings are those of open-unlearning (arXiv 2506.12618), for
+# models of 1e9 to 8e9 parameters, where the source names no other.
+
+NPO = Term(
+    name="npo",
+    minimises="-(2 / 0.1) log sigmoid(0.1 x (NLL - the original model's)) of each forget text",
+    loss="npo",
+    counted="sequences",
+    needs_reference=True,
+    passes=BACKWARD_AND_FORWARD + FORWARD,
+    source="NPO, arXiv 2404.05868; beta 0.1",
+)
+SIMNPO = Term(
+    name="simnpo",
+    minimises="-(2 / 4.5) log sigmoid(4.5 x NLL a token) of each forget text",
+    loss="simnpo",
+    counted="sequences",
+    source="SimNPO, arXiv 2410.07163; beta 4.5, delta 0 as in open-unlearning",
+)
+WGA = Term(
+    name="wga",
+    minimises="minus the cross-entropy of the forget text, each token weighted by its probability",
+    loss="wga",
+    source="WGA, arXiv 2502.19301; beta 1",
+)
+SATIMP = Term(
+    name="satimp",
+    minimises="minus the cross-entropy of the forget text, each token weighted by p^5 (1 - p) of "
+    "its probability p",
+    loss="satimp",
+    source="SatImp, arXiv 2505.11953; beta 5 and 1",
+)
+CE_U = Term(
+    name="ce_u",
+    minimises="the cross-entropy of the forget text with the model's own distribution without the "
+    "true token",
+    loss="ce_u",
+    source="CE-U, arXiv 2503.01224",
+)
+UNDIAL = Term(
+    name="undial",
+    minimises="the cross-entropy of the forget text with the original model's distribution, the "
+    "true token's logit lowered by 10",
+    loss="undial",
+    needs_reference=True,
+    passes=BACKWARD_AND_FORWARD + FORWARD,
+    source="UNDIAL, arXiv 2402.10052; beta 10 as in open-unlearning",
+)
+# The backward pass of both ends after three layers, a quarter of them at most.
+RMU = Term(
+    name="rmu",
+    minimises="the squared distance of the forget text's hidden states after a quarter of the "
+    "layers to a random vector of length 2",
+    loss="rmu",
+    passes=FORWARD + (BACKWARD_AND_FORWARD - FORWARD) / 4,
+    source="RMU, arXiv 2403.03218, there layer 7 of 32; c 2, in released code 2 to 300",
+    early=True,
+)
+RMU_RETAIN = Term(
+    name="rmu_retain",
+    minimises="the squared distance of the retain text's to the original model's",
+    loss="early_distance",
+    needs_reference=True,
+    passes=FORWARD + (BACKWARD_AND_FORWARD - FORWARD) / 4 + FORWARD,
+    source="RMU, arXiv 2403.03218; weight 1, in released code 1 to 1200",
+    early=True,
+)
+PDU = Term(
+    name="pdu",
+    minimises="the square of the largest logit less the mean logit on the forget text",
+    loss="pdu",
+    source="PDU, arXiv 2506.05314; multiplier from 100, rate 5, bound 0.3 as there for TOFU",
+)
+# Its authors bound the retain loss itself, a little above the original model's. What that is differs
+# from text to text, so here the bound is of the rise over it. Settings are theirs for TOFU; for the
+# documents of MUSE they begin with 50, at rate 1, after epochs without a change.
+PDU_RETAIN = Term(
+    name="pdu_retain",
+    minimises="m * the rise of the retain text's cross-entropy over the original model's; m is 100 "
+    "at first, and grows by 5 * (rise - 0.3) a step, but not below 0",
+    loss="rise",
+    needs_reference=True,
+    passes=BACKWARD_AND_FORWARD + FORWARD,
+    source="PDU, arXiv 2506.05314; a bound of the rise: ours",
+    multiplier=Multiplier(start=100.0, rate=5.0, bound=0.3),
+)
+TASK_VECTOR = Term(
+    name="task_vector",
+    minimises="the cross-entropy of the forget text; the new model is the original one less what "
+    "this changes of its weights",
+    loss="descent",
+    needs_reference=True,  # for its weights: it is never run
+    source="task vectors, arXiv 2212.04089; once the change, in released code 1 to 5 times",
+    negated=1.0,
 )
 
 
-TERMS = {term.name: term for term in (ASCENT, RANDOM_LABEL, ADVERSARIAL, DESCENT, KL)}
+TERMS = {
+    term.name: term
+    for term in (
+        ASCENT,
+        RANDOM_LABEL,
+        ADVERSARIAL,
+        DESCENT,
+        KL,
+        NPO,
+        SIMNPO,
+        WGA,
+        SATIMP,
+        CE_U,
+        UNDIAL,
+        RMU,
+        RMU_RETAIN,
+        PDU,
+        PDU_RETAIN,
+        TASK_VECTOR,
+    )
+}
 
 
 def get_term(term: str | Term) -> Term:
@@ -235,11 +389,21 @@ class Method:
         return self.forget.labels is not None
 
     @property
+    def early(self) -> bool:
+        """Whether all terms are of early hidden states, so that a few layers are trained alone."""
+        return all(term.early for term in self.terms.values())
+
+    @property
     def minimises(self) -> str:
         """What is minimised, in words; w is the weight of the retain term."""
         if self.retain is None:
             return self.forget.minimises
         return f"{self.forget.minimises} + w * {self.retain.minimises}"
+
+    @property
+    def source(self) -> str:
+        """Where the forget term is from, which a method is known by."""
+        return self.forget.source
 
     @property
     def passes(self) -> float:
@@ -281,6 +445,29 @@ METHODS: dict[str, Method] = {
     )
 }
 
+# Each with the retain term that its own source uses most. Both terms weigh the same, as in the
+# seven. Open-unlearning weighs the retain term 8 times for SimNPO, and for SatImp 10 times or a
+# tenth, where its configuration and its README differ. `--retain-weight` sets another weight.
+SINCE: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("npo", "NPO", NPO, DESCENT, "in_distribution"),
+        Method("simnpo", "SimNPO", SIMNPO, DESCENT, "in_distribution"),
+        Method("wga", "WGA", WGA, DESCENT, "in_distribution"),
+        Method("satimp", "SatImp", SATIMP, DESCENT, "in_distribution"),
+        Method("ce_u", "CE-U", CE_U),
+        Method("undial", "UNDIAL", UNDIAL),
+        Method("rmu", "RMU", RMU, RMU_RETAIN, "in_distribution"),
+        Method("pdu", "PDU", PDU, PDU_RETAIN, "in_distribution"),
+        Method("task_vector", "Task vector", TASK_VECTOR),
+    )
+}
+
+
+def every() -> dict[str, Method]:
+    """Return all methods by name: the paper's, then those since."""
+    return METHODS | SINCE
+
 
 def get_method(method: str | Method) -> Method:
     """Return the method of that name, or the method itself.
@@ -290,9 +477,9 @@ def get_method(method: str | Method) -> Method:
     """
     if isinstance(method, Method):
         return method
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
-    return METHODS[method]
+    if method not in every():
+        raise ValueError(f"unknown method {method!r}; choose one of: {', '.join(every())}")
+    return every()[method]
 
 
 # ------------------------------------------------------------------- the released code's defects
@@ -390,19 +577,23 @@ def unlearning_loss(
         counts: what each side has of what its term counts (predicted tokens, or sequences) in the
             whole optimizer batch, so that the losses of its micro-batches add up to its loss. None:
             what this batch has. Under defect 3 counts do not apply.
-        retain_weight: of the retain term.
+        retain_weight: of the retain term, whose `multiplier` a run adds (`engine.training`).
 
     Raises:
-        ValueError: retain or reference is needed and missing; the method or variant is unknown.
+        ValueError: retain or reference is needed and missing; the method or variant is unknown, or
+            the released code lacks the method.
     """
     from unlearn_utils.core import losses
 
     method, chosen = get_method(method), defects(variant)
+    if chosen and method.name in SINCE:
+        raise ValueError(f'{method.name}: not in the released code; the variant is "corrected"')
     if method.retain is not None and retain is None:
         raise ValueError(f"{method.name} needs retain text")
     if method.needs_reference and reference is None:
         raise ValueError(f"{method.name} needs the original model as reference")
-    if method.retain is not None and losses.fit_one_forward(model, forget, retain):
+    one_forward = method.retain is not None and not method.early
+    if one_forward and losses.fit_one_forward(model, forget, retain):
         forget, retain = losses.share_forward(model, forget, retain)
     if 3 in chosen and method.retain is DESCENT:
         sign = -1.0 if method.forget.ascends else 1.0

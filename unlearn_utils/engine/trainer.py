@@ -11,12 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
@@ -26,6 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from unlearn_utils.core import fused, losses
+from unlearn_utils.core.methods import Multiplier, Term
 
 Sides = Mapping[str, losses.Batch]  # "forget" and "retain", or "text": one batch each
 Watch = Callable[[int, nn.Module], bool | None]  # step, model -> whether to stop
@@ -109,6 +111,48 @@ def collated(
 # -------------------------------------------------------------------------------------- the loop
 
 
+class Factor(nn.Module):
+    """The multiplier of a term on its way through a run.
+
+    Attributes:
+        rule: how it follows the loss.
+        value: its value now, a buffer, which checkpoints keep.
+        seen: the loss so far in this optimizer batch, of this process. It is no buffer: DDP makes
+            those of all processes alike.
+    """
+
+    def __init__(self, rule: Multiplier, device: torch.device) -> None:
+        super().__init__()
+        self.rule = rule
+        self.register_buffer("value", torch.tensor(float(rule.start), device=device))
+        self.seen = torch.zeros((), device=device)
+
+    def on(self, term: Term) -> Term:
+        """Return the term with its loss multiplied, and seen."""
+        loss = term.loss_function()
+
+        def multiplied(*given: object) -> Tensor:
+            found = loss(*given)
+            self.seen = self.seen + found.detach()
+            return self.value * found
+
+        return replace(term, loss=multiplied)
+
+    def follow(self) -> None:
+        """Go on to the next optimizer step, with the loss that all processes have seen in this."""
+        self.value.copy_(self.rule.after(self.value, reduce(self.seen, "sum")))
+        self.seen = torch.zeros_like(self.seen)
+
+
+class Following(TrainerCallback):
+    """Lets the objective's factor follow, after each optimizer step."""
+
+    def on_step_end(self, args, state, control, model: Objective, **_) -> None:
+        """Let it follow, before a checkpoint is written."""
+        if model.factor is not None:
+            model.factor.follow()
+
+
 class Objective(nn.Module):
     """A model whose forward is the loss.
 
@@ -117,10 +161,11 @@ class Objective(nn.Module):
     which reads the head's weight without calling the head.
     """
 
-    def __init__(self, model: nn.Module, goal: Goal) -> None:
+    def __init__(self, model: nn.Module, goal: Goal, factor: Factor | None = None) -> None:
         super().__init__()
         self.model = model
         self.goal = goal
+        self.factor = factor  # that the goal uses
         # names of the layers, for accelerate
         self._no_split_modules = getattr(fused.unwrapped(model), "_no_split_modules", None)
 
@@ -135,9 +180,9 @@ class ObjectiveTrainer(Trainer):
     The Trainer's own count reads one `labels`; ours counts what each side's loss is a mean over,
     in all micro-batches and all processes.
 
-    Checkpoints hold what is trained (safetensors), optimizer, schedule and random generators
-    (torch.save, read with weights_only=True) and the history (JSON); under FSDP accelerate writes
-    the first two. A folder `checkpoint-N` is complete: it gets its name last.
+    Checkpoints hold what is trained and the factor (safetensors), optimizer, schedule and random
+    generators (torch.save, read with weights_only=True) and the history (JSON); under FSDP
+    accelerate writes the first two. A folder `checkpoint-N` is complete: it gets its name last.
 
     Attributes:
         averaged: the loss is a mean over its own micro-batch instead (the released code), and
@@ -161,6 +206,7 @@ class ObjectiveTrainer(Trainer):
         # not passed on: under FSDP the Trainer refuses those that exist
         self.optimizer, self.lr_scheduler = optimizers
         self.remove_callback(PrinterCallback)
+        self.add_callback(Following())
         if self.is_fsdp_enabled and self.accelerator.mixed_precision == "bf16":
             self._sum_in_float32()
 
@@ -252,6 +298,8 @@ class ObjectiveTrainer(Trainer):
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 trained[name] = parameter.detach().contiguous()
+        if self.model.factor is not None:
+            trained["factor.value"] = self.model.factor.value
         save_file(trained, Path(output_dir) / WEIGHTS)
 
     def _save_rng_state(self, output_dir: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,22 @@ from transformers import (
 from unlearn_utils.core import fused, losses, methods
 from unlearn_utils.core.methods import Method
 from unlearn_utils.data import tokens
-from unlearn_utils.engine import distributed, layers, models, optimizers, trainer
-from unlearn_utils.engine.trainer import Goal, Objective, ObjectiveTrainer, Sides, Watch, Watcher
+from unlearn_utils.engine import architecture, distributed, layers, models, optimizers, trainer
+from unlearn_utils.engine.trainer import (
+    Factor,
+    Goal,
+    Objective,
+    ObjectiveTrainer,
+    Sides,
+    Watch,
+    Watcher,
+)
 from unlearn_utils.profiles import Pretraining, Unlearning
 
 Ids = Sequence[list[int]]  # documents as token ids
 REFERENCE_BYTES = 2**30  # the reference's hidden states are kept up to this size
 CHECKPOINTS = 10  # of a run
+EARLY_TRAINED = 3  # layers, of methods of early hidden states: arXiv 2403.03218
 
 
 # ---------------------------------------------------------------------- what is run, and how
@@ -41,7 +50,7 @@ class Job:
     """What is unlearned: all that decides the result.
 
     Attributes:
-        method: one of `methods.METHODS`, or your own.
+        method: one of `methods.every()`, or your own.
         forget, retain: token ids of each document; each forget document is paired with a retain
             document where the method has a retain term.
         recipe: learning rate, epochs, batch and so on.
@@ -367,12 +376,17 @@ def unlearn(model: nn.Module, job: Job, execution: Execution | None = None) -> l
         The history: step, loss, learning_rate.
 
     Raises:
-        ValueError: the sets, as `check_sets` says; a reference is needed and missing; or a batch
-            does not divide among micro-batches and processes.
+        ValueError: the sets, as `check_sets` says; a reference is needed and missing; a batch does
+            not divide among micro-batches and processes; or FSDP divides a model whose whole
+            weights the method takes.
     """
     execution = execution or Execution()
     recipe, reference = job.recipe, job.reference
     check_sets(job.method, job.forget, job.retain)
+    negated = job.method.forget.negated
+    if negated is not None:
+        check_whole(job)
+        execution = replace(execution, watch=_seen_negated(execution.watch, job))
     if execution.steps == 0:
         return []
     if execution.watch and 0 in execution.watched and execution.watch(0, model):
@@ -395,9 +409,10 @@ def unlearn(model: nn.Module, job: Job, execution: Execution | None = None) -> l
     recomputed = nullcontext()
     if execution.recompute_layers:
         recomputed = models.checkpointed(model)
-    with recomputed:
-        return _run(
-            Objective(model, unlearning_goal(job.method, recipe, reference)),
+    method, factor = _with_factor(job.method, model.device)
+    with recomputed, trained_alone(model, method):
+        history = _run(
+            Objective(model, unlearning_goal(method, recipe, reference), factor),
             read,
             paired(job, _kept_hidden(job, order)),
             (optimizer, schedule),
@@ -407,15 +422,103 @@ def unlearn(model: nn.Module, job: Job, execution: Execution | None = None) -> l
             averaged=methods.averages_micro_batches(recipe.variant),
             checkpoints=checkpoints,
         )
+    if negated is not None:
+        _negate(model, job)
+    return history
+
+
+def _with_factor(method: Method, device: torch.device) -> tuple[Method, Factor | None]:
+    """Return the method with its retain term multiplied, and by what, where a multiplier does."""
+    if method.retain is None or method.retain.multiplier is None:
+        return method, None
+    factor = Factor(method.retain.multiplier, device)
+    return replace(method, retain=factor.on(method.retain)), factor
+
+
+# -------------------------------------------------------------------------------- task vectors
+
+
+def check_whole(job: Job) -> None:
+    """Check that what a task vector needs is there: the original weights, and the model's whole.
+
+    Raises:
+        ValueError: they are not.
+    """
+    name = job.method.name
+    if job.reference is None:
+        raise ValueError(f"{name} needs the original model as reference")
+    if distributed.sharded():
+        raise ValueError(
+            f"{name} needs whole weights in each process: use DDP in the place of FSDP"
+        )
+
+
+@torch.no_grad()
+def _negate(model: nn.Module, job: Job) -> None:
+    """Put the original weights less the changes of the model's own in their place."""
+    pairs = zip(model.parameters(), job.reference.parameters(), strict=True)
+    for weight, original in pairs:
+        change = weight - original
+        weight.copy_(original - job.method.forget.negated * change)
+
+
+def _seen_negated(watch: Watch | None, job: Job) -> Watch | None:
+    """Return a watch that sees the model as it would end after each step."""
+    if watch is None:
+        return None
+
+    def seen(step: int, model: nn.Module) -> bool | None:
+        trained = [weight.detach().clone() for weight in model.parameters()]
+        _negate(model, job)
+        stop = watch(step, model)
+        with torch.no_grad():
+            for weight, before in zip(model.parameters(), trained, strict=True):
+                weight.copy_(before)
+        return stop
+
+    return seen
+
+
+# ------------------------------------------------------------------------ what a method trains
+
+
+@contextmanager
+def trained_alone(model: nn.Module, method: Method) -> Iterator[None]:
+    """Train what the method trains, and no more, inside.
+
+    A method of early hidden states trains the last three layers that they come through: their
+    adapters, where there are some.
+    """
+    frozen = []
+    if method.early:
+        every = architecture.decoder_layers(model)
+        last = fused.early_layers(len(every))
+        kept = set()
+        for layer in every[max(0, last - EARLY_TRAINED) : last]:
+            kept.update(layer.parameters())
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and weight not in kept:
+                frozen.append(name)
+    _set_trained(model, frozen, False)
+    yield
+    _set_trained(model, frozen, True)
+
+
+def _set_trained(model: nn.Module, names: Sequence[str], trained: bool) -> None:
+    """Set whether the weights of these names are trained. FSDP puts others in their places."""
+    weights = dict(model.named_parameters())
+    for name in names:
+        weights[name].requires_grad_(trained)
 
 
 def _kept_hidden(job: Job, order: Sequence[tuple[int, int]]) -> dict[int, Tensor] | None:
     """Return the reference's hidden states of retain text, where the retain term reads them.
 
-    Defect 2 reads the reference where texts are padded, so nothing can be kept for it.
+    They are the last ones, not early ones. Defect 2 reads the reference where texts are padded, so
+    nothing can be kept for it.
     """
     retain = job.method.retain
-    if job.reference is None or retain is None or not retain.needs_reference:
+    if job.reference is None or retain is None or not retain.needs_reference or retain.early:
         return None
     if 2 in methods.defects(job.recipe.variant):
         return None
