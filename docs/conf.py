@@ -36,6 +36,7 @@ BELOW = {
     ),
     "docs/running": (
         "/docs/own_data",
+        "/docs/measuring_models",
         "/docs/tuning",
         "/docs/attacks",
         "/docs/published_models",
