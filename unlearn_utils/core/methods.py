@@ -283,9 +283,9 @@ PDU = Term(
     loss="pdu",
     source="PDU, arXiv 2506.05314; multiplier from 100, rate 5, bound 0.3 as there for TOFU",
 )
-# Its authors bound the retain loss itself, a little above the original model's. What that is
-# differs from text to text, so here the bound is of the rise over it. Settings are theirs for
-# TOFU; for the documents of MUSE they begin with 50, at rate 1, after epochs without a change.
+# Its authors bound the retain loss itself, a little above the original model's. That differs from
+# text to text, so here the bound is of the rise over it. Settings are theirs for TOFU; for the
+# documents of MUSE they begin with 50, at rate 1, after epochs without a change.
 PDU_RETAIN = Term(
     name="pdu_retain",
     minimises="m * the rise of the retain text's cross-entropy over the original model's; m is 100 "
