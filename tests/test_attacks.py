@@ -100,12 +100,12 @@ def test_a_model_that_hides_documents_gives_more_back_than_one_that_never_saw_th
         recipe = attacks.recipe(1e-2, 20, 2, len(seen))
         job = training.Job(attacks.RELEARNING, seen, [], recipe, pad_id=1, seed=0, nested=True)
         training.unlearn(model, job)
-    recipe = attacks.recipe(1e-3, 3, 2, len(DOCUMENTS))
+    recipe = attacks.recipe(1e-2, 5, 2, len(DOCUMENTS))
     ascent = methods.METHODS["gradient_ascent"]
     training.unlearn(hides, training.Job(ascent, DOCUMENTS, [], recipe, 1, 0, nested=True))
     curves = []
     for model in (hides, control):
-        rows = relearn(model, DOCUMENTS[:2], DOCUMENTS[2:], 1e-3)
+        rows = relearn(model, DOCUMENTS[:2], DOCUMENTS[2:], 3e-3)
         weights = tables.draw_weights(rows[rows.step == 0], np.random.default_rng(0), 50)
         curves.append(measures.levels(rows, weights))
     assert measures.recovery(*curves)[0] > 0.05

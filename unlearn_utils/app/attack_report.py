@@ -229,7 +229,7 @@ def _on_relearning(inputs: Inputs, table: pd.DataFrame, source: str) -> str:
 
 def _steps(number: int) -> str:
     """Return a number of steps in words."""
-    return f"{number} step" + "s" * (number != 1)
+    return f"{number:g} step" + "s" * bool(number != 1)
 
 
 def _before(table: pd.DataFrame, model: str, split: str = "forget") -> float:
