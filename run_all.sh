@@ -14,12 +14,18 @@ profiles
   study      what laptop does, for six other replicates, and notebook 16; about 3 hours, or in
              parts: python -m unlearn_utils compute study --part NAME; writes to runs/study/ and
              figures/study/, its progress to runs/study/progress.txt
+  published  a published model of 135 million parameters, trained on with and without a forget set;
+             notebook 17; about 90 minutes, up to 10 GB of memory; it downloads 0.1 to 0.3 GB once:
+             python -m unlearn_utils fetch published; writes to runs/published/ and
+             figures/published/
   gpu        Pythia-1.4b on one GPU; documents that it was and was not trained on; hours; writes to
              runs/gpu/
+  hubble     Hubble-1B on one GPU; trained by its makers with and without inserted passages; hours;
+             writes to runs/hubble/
   paper      Yi-6B and the paper's dataset on one GPU of 140 GB, or on several (see
              docs/several_gpus.md); writes to runs/paper/; with UNLEARN_BOOKS=FOLDER the domain
              books, too, from FOLDER/books/{forget,approximate,retain}
-             gpu and paper need the hub once: python -m unlearn_utils fetch PROFILE
+             gpu, hubble and paper need the hub once: python -m unlearn_utils fetch PROFILE
 
 options
   --only NN  only notebook NN
@@ -63,8 +69,8 @@ while (($#)); do
     esac
 done
 case $profile in
-smoke | laptop | study | gpu | paper) ;;
-*) refuse "unknown profile $profile; there are smoke, laptop, study, gpu, paper" ;;
+smoke | laptop | study | published | gpu | hubble | paper) ;;
+*) refuse "unknown profile $profile; there are smoke, laptop, study, published, gpu, hubble, paper" ;;
 esac
 
 source ./environment.sh

@@ -36,6 +36,7 @@ BELOW = {
     ),
     "docs/running": (
         "/docs/own_data",
+        "/docs/tuning",
         "/docs/published_models",
         "/docs/several_gpus",
         "/docs/troubleshooting",

@@ -15,6 +15,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "figures" / "study"
+PUBLISHED = ROOT / "figures" / "published"
 EXPECTED = ROOT / "tests" / "expected" / "laptop.csv"
 VALUES = ("value", "low", "high", "rerun_low", "rerun_high")
 

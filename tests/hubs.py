@@ -1,10 +1,13 @@
 """A folder in the place of the hub (`UNLEARN_HUB`): tiny models and small datasets.
 
 They have the pinned names, and the formats of what is published. The model of the profile paper is
-random. That of the profile gpu has memorised members, so that there is something to unlearn.
+random. That of the profile gpu has memorised members, so that there is something to unlearn. Of the
+two of the profile hubble one has.
 """
 
+import gzip
 import json
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +17,7 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -25,11 +29,20 @@ MEMBERS, OTHERS = 48, 24  # texts of a source that are members, and that are non
 MEMORISED = 32  # of the members, the first
 READ = 128  # tokens of a text, its first, that are memorised
 STEPS = 150  # of memorising
+INSERTIONS = (1, 4, 16)  # how often passages of Hubble are inserted
+SHORT = 80  # tokens of a passage, its first, that are memorised: as many as are continued
+INSERTED, HELD_OUT = 24, 20  # passages of a kind
+KINDS = {"gutenberg_popular": "arxiv", "gutenberg_unpopular": "github", "general": "general"}
 
 
 def texts(domain: str, n: int) -> list[str]:
     """Return n passages of the embedded corpus, from its retain text."""
-    return list(corpus.load("embedded", domain)["retain"]["text"][:n])
+    return _texts(domain)[:n]
+
+
+@cache
+def _texts(domain: str) -> list[str]:
+    return list(corpus.load("embedded", domain)["retain"]["text"])
 
 
 def mirror(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Path:
@@ -47,7 +60,10 @@ def mirror(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> P
         llama = LlamaForCausalLM(config).to(torch.bfloat16)
         config = GPTNeoXConfig(**shape, max_position_embeddings=2048)
         neox = GPTNeoXForCausalLM(config)
-        memorise(neox, tokenizer)
+        members = []
+        for _, domain in SOURCES:
+            members += texts(domain, MEMORISED)
+        memorise(neox, tokenizer, members)
         neox = neox.to(torch.float16)
     for profile, model in ((profiles.PAPER, llama), (profiles.GPU, neox)):
         model.save_pretrained(folder / profile.hub.name)
@@ -57,14 +73,17 @@ def mirror(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> P
     return folder
 
 
-def memorise(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Train a model in place on the first members, in random batches of eight."""
-    members = []
-    for _, domain in SOURCES:
-        members += texts(domain, MEMORISED)
-    ids = tokens.encode(tokenizer, members, READ)
+def memorise(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    found: list[str],
+    context: int = READ,
+    steps: int = STEPS,
+) -> None:
+    """Train a model in place on the first tokens of texts, in random batches of eight."""
+    ids = tokens.encode(tokenizer, found, context)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
-    for _ in range(STEPS):
+    for _ in range(steps):
         batch = [ids[number] for number in torch.randperm(len(ids))[:8]]
         model(**tokens.collate(batch, tokenizer.pad_token_id)).loss.backward()
         optimizer.step()
@@ -96,3 +115,56 @@ def paper(folder: Path) -> None:
                 part = [" ".join(part[:12]), *part[12:]]
             file = folder / domain / f"{split}-00000-of-00001.parquet"
             pd.DataFrame({column: part}).to_parquet(file)
+
+
+def hubble(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Path:
+    """Write what the profile hubble reads below `folder`, and return it.
+
+    Both models are trained alike on other text, and `perturbed` on what is inserted, too.
+    """
+    inserted = []
+    for kind, domain in KINDS.items():
+        rows = passages(domain)
+        write_passages(folder, kind, rows)
+        for text, number in rows:
+            inserted += [text] * number
+    pair = profiles.HUBBLE.hub
+    others = texts("general", 100)[INSERTED + HELD_OUT :]
+    for name, read in ((pair.name, others + inserted), (pair.retrained, others)):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            config = LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=2048,
+                tie_word_embeddings=False,
+            )
+            model = LlamaForCausalLM(config)
+            memorise(model, tokenizer, read, SHORT, steps=80)
+        model.to(torch.bfloat16).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def passages(domain: str) -> list[tuple[str, int]]:
+    """Return texts and how often each is inserted; the last are held out."""
+    found = texts(domain, INSERTED + HELD_OUT)
+    numbers = [INSERTIONS[place % len(INSERTIONS)] for place in range(INSERTED)]
+    return list(zip(found, numbers + [0] * HELD_OUT, strict=True))
+
+
+def write_passages(folder: Path, kind: str, rows: list[tuple[str, int]]) -> Path:
+    """Write a JSON object a line, with `text` and `meta`, a JSON string; return the file."""
+    name = hub.PASSAGES[kind]
+    file = folder / name / f"{name.split('/')[1]}_nodup.jsonl.gz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for text, number in rows:
+        meta = json.dumps({"duplicates": number, "title": "A book"})
+        lines.append(json.dumps({"text": text, "meta": meta}) + "\n")
+    file.write_bytes(gzip.compress("".join(lines).encode()))
+    return file

@@ -12,7 +12,7 @@ from user_models import chunks_of, logits, record, unlearn, value
 
 import unlearn_utils
 from unlearn_utils.app import cards, user_documents
-from unlearn_utils.core import methods
+from unlearn_utils.core import methods, tables
 from unlearn_utils.core.methods import METHODS, RETAIN_TEXTS, Method, Term
 from unlearn_utils.engine import models
 
@@ -22,7 +22,13 @@ from unlearn_utils.engine import models
 def test_intervals_count_documents_not_chunks(llama, documents, tmp_path, capsys):
     unlearn(llama, documents, tmp_path / "out")
     results = pd.read_csv(tmp_path / "out" / "results.csv")
-    assert list(results.columns) == ["model", "split", "measure", "value", "low", "high", "n"]
+    measured = ["model", "split", "measure", "value", "low", "high", "n"]
+    assert list(results.columns) == [*measured, "method", "learning_rate", "steps", "goal"]
+    run = record(tmp_path / "out")
+    assert set(results.method) == {"gradient_ascent"}
+    assert set(results.learning_rate) == {2e-5}
+    assert set(results.steps) == {len(run["history"])} == {4}
+    assert set(results.goal) == {value(results, "before", "unseen", "perplexity")}
     assert set(results.n) == {4}
     assert "forget: 4 documents, 13 chunks of up to 32 tokens" in capsys.readouterr().out
     expected = {("forget against unseen", "AUC Min-40%")}
@@ -144,7 +150,8 @@ def test_the_card_says_what_was_done(llama, documents, tmp_path):
     results = pd.read_csv(tmp_path / "out" / "results.csv")
     after = results[(results.model == "after") & (results.measure == "AUC Min-40%")]
     row = after.iloc[0]
-    assert f"| {row.value:.3f} [{row.low:.3f}, {row.high:.3f}] | 4 |" in card.text
+    assert f"| {tables.text(row, 4, significant=True)} | 4 |" in card.text
+    assert f"- {record(tmp_path / 'out')['verdict']['line']}" in card.text
 
 
 SEQUENCES = Term("mine", "my loss", loss="ascent", counted="sequences")

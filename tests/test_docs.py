@@ -125,15 +125,6 @@ def test_the_first_screen_says_what_this_is_shows_it_and_has_the_commands():
     assert any("notebooks/00_start_here.ipynb" in line for line in lines)
 
 
-def test_what_a_run_prints_is_what_the_readme_shows():
-    (shown,) = [line for line in read(README).splitlines() if line.startswith("[01/")]
-    first = json.loads(read(NOTEBOOKS[1]))
-    minutes = first["metadata"]["expected_minutes"]["laptop"]
-    title = first["cells"][0]["source"][0].strip("# \n").replace(" · ", " ")
-    line = f"[01/{len(NOTEBOOKS)}] {title}"
-    assert shown == f"{line:<60} {minutes:5.1f} min (expected {minutes:.1f})"
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_unseen_and_general_text_have_one_name_in_prose(page):
     if page.name == "glossary.md":

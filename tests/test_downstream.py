@@ -350,13 +350,15 @@ def test_the_command_writes_a_table(saved, model, other, tokenizer, folder, tmp_
     assert f"{one} - {two}" in out
     table = pd.read_csv(csv)
     assert list(table) == ["model", "task", "measure", "value", "low", "high", "n"]
-    rows = answered(model, tokenizer, folder, "muons", "leptons", limit=10)
-    others = answered(other, tokenizer, folder, "muons", "leptons", limit=10)
-    parts = [
-        downstream.summarise(rows).assign(model=one),
-        downstream.summarise(others).assign(model=two),
-        downstream.differences(rows, others).assign(model=f"{one} - {two}"),
-    ]
+    parts = []  # every interval is that of a task alone
+    tasks = ("muons", "leptons")
+    rows = {task: answered(model, tokenizer, folder, task, limit=10) for task in tasks}
+    others = {task: answered(other, tokenizer, folder, task, limit=10) for task in tasks}
+    parts += [downstream.summarise(rows[task]).assign(model=one) for task in tasks]
+    parts += [downstream.summarise(others[task]).assign(model=two) for task in tasks]
+    for task in tasks:
+        difference = downstream.differences(rows[task], others[task])
+        parts.append(difference.assign(model=f"{one} - {two}"))
     expected = pd.concat(parts, ignore_index=True)[list(table)]
     pd.testing.assert_frame_equal(table, expected)
     assert commands.main(["compare", "--models", two, *given]) == 2

@@ -26,6 +26,7 @@ TOY = replace(
     corpus=replace(toys.TOY.corpus, pairs=4, retain=12),
     pretraining=profiles.Pretraining(epochs=2, batch=4),
     grid=replace(toys.TOY.grid, learning_rates=(1e-3, 2e-3), epochs=2, usual_epochs=2),
+    parts=STUDY.parts,
 )
 EXPOSURES, SIZES, SHARES = elsewhere.AXES
 ALONE = elsewhere.parameters(sized(24, 1, 400, 48))  # of the larger model, which has one replicate

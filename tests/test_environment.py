@@ -29,6 +29,7 @@ IN_THE_LOCK = [
     *EXTRAS["downstream"],
     *EXTRAS["cluster"],
     *EXTRAS["tests"],
+    *EXTRAS["published"],
 ]
 
 

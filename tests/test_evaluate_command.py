@@ -6,11 +6,13 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from user_models import (
     CONTEXT,
     chunks_of,
     plain_mean_nll,
+    unlearn,
     value,
     without_special_tokens,
     write_model,
@@ -63,6 +65,36 @@ def test_compare_is_evaluate_of_several(llama, other, documents, tmp_path, capsy
     assert alone == value(both, str(other), "documents", "accuracy")
     assert list(dict.fromkeys(both.model)) == [str(llama), str(other), f"{llama} / {other}"]
     assert set(one.model) == {str(other)}
+
+
+BFLOAT16 = ("--lora", "rank=2", "--bf16")
+
+
+@pytest.mark.parametrize(("dtype", "more"), [("float32", ()), ("bfloat16", BFLOAT16)])
+def test_one_quantity_has_one_interval(dtype, more, documents, tokenizer, tmp_path):
+    """To the last digit, whatever other models and sets stand beside."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    write_model(base, "llama", tokenizer, getattr(torch, dtype))
+    unlearn(base, documents, out, "gradient_ascent", "--learning-rate", 1e-3, *more)
+    unlearned = pd.read_csv(out / "results.csv")
+
+    forget = ("--documents", documents["forget"], "--context", CONTEXT)
+    both = (*forget, "--unseen", documents["unseen"])
+    assert run("evaluate", "--model", out, *both, "--out", tmp_path / "alone.csv") == 0
+    pair = ("--models", base, out)
+    assert run("compare", *pair, *both, "--out", tmp_path / "pair.csv") == 0
+    assert run("compare", *pair, *forget, "--out", tmp_path / "forget.csv") == 0
+
+    names = {"before": str(base), "after": str(out)}
+    keys = ["model", "split", "measure"]
+    first = unlearned.replace({"model": names}).set_index(keys)
+    splits = {"documents": "forget", "documents against unseen": "forget against unseen"}
+    for name, rows in (("alone", 5), ("pair", 10), ("forget", 4)):
+        found = pd.read_csv(tmp_path / f"{name}.csv").replace({"split": splits})
+        found = found[found.measure != "log ratio of perplexities"].set_index(keys)
+        assert len(found) == rows
+        same = first.loc[found.index, list(found.columns)]
+        pd.testing.assert_frame_equal(found, same, check_exact=True)
 
 
 def test_perplexities_of_different_tokens_are_not_compared(

@@ -205,6 +205,25 @@ def test_brief_leaves_the_model_as_measure_does(model, float32):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_a_head_is_cast_once_for_all_chunks(model, monkeypatch):
+    fused.reading_of(model)  # which looks at the head, too
+    heads = []
+    original = fused.head_logits
+
+    def noted(hidden, head):
+        heads.append(head.weight)
+        return original(hidden, head)
+
+    monkeypatch.setattr(fused, "head_logits", noted)
+    monkeypatch.setattr(fused, "CPU_LOGIT_BYTES", 4 * 300 * 7)  # 7 rows of logits at a time
+    monkeypatch.setattr(fused, "CPU_ROWS", 1)
+    monkeypatch.setattr(models, "half_precision", lambda: True)
+    evaluation.measure_briefly(model, table(), PAD_ID)
+    assert len(heads) > 1
+    assert all(head is heads[0] for head in heads)
+    assert heads[0].dtype == torch.bfloat16
+
+
 def test_brief_runs_in_the_training_precision(model, monkeypatch):
     """In bfloat16 other numbers, but near.
 

@@ -13,16 +13,18 @@ import pytest
 from committed import ROOT, claim, interval, laptop, of_laptop, of_study, study, value, words
 
 from unlearn_utils import profiles
-from unlearn_utils.core import efficiency
+from unlearn_utils.core import efficiency, tables
 from unlearn_utils.core.methods import METHODS
-from unlearn_utils.findings import claims, stability
+from unlearn_utils.findings import claims, published, stability
+from unlearn_utils.findings import elsewhere as measured
 
 START, POOL = "notebooks/00_start_here.ipynb", "notebooks/02_target_and_retrained.ipynb"
 COMPARED, SETTINGS = "notebooks/10_comparison.ipynb", "notebooks/11_hyperparameters.ipynb"
 COST, RELEASED = "notebooks/12_efficiency.ipynb", "notebooks/13_released_code.ipynb"
 CLAIMS, OWN = "notebooks/14_claims.ipynb", "notebooks/15_your_own_documents.ipynb"
 ELSEWHERE = "notebooks/16_elsewhere.ipynb"
-PAGES = (START, POOL, COMPARED, SETTINGS, COST, RELEASED, CLAIMS, OWN, ELSEWHERE)
+PUBLISHED = "notebooks/17_published_model.ipynb"
+PAGES = (START, POOL, COMPARED, SETTINGS, COST, RELEASED, CLAIMS, OWN, ELSEWHERE, PUBLISHED)
 WITH_DOCS = (*PAGES, "docs/hardware.md", "docs/notebooks.md", "docs/running.md", "run_all.sh")
 
 DESCENT, KL = "ascent_descent_in_distribution", "ascent_kl_in_distribution"
@@ -399,7 +401,8 @@ def test_how_many_values_lie_where_the_other_replicates_expect_them():
     stands(page, f"Of {every.predictions:,.0f} values {every.share:.1%} lie inside")
     stands(page, f"it is {tables.share.min():.1%} to {tables.share.max():.1%}")
     stands(page, f"wider than {every.relative:.2f} times their value")
-    assert tables.share.between(0.9, 0.99).all()
+    assert tables.share.between(0.88, 0.99).all()
+    assert tables.share.idxmin() == "table11_search"  # numbers of paths and steps: few whole ones
 
 
 def test_how_many_values_of_a_run_in_float32_lie_where_a_rerun_is_expected():
@@ -424,33 +427,32 @@ def test_the_words_of_the_figure_of_claims():
 # ----------------------------------------------------------------------- 15 Your own documents
 
 
-def test_the_rate_that_is_kept():
-    def perplexity(setting, split):
-        return of_laptop("table15_results", setting=setting, split=split, measure="perplexity")
+def test_what_tune_comes_to():
+    def perplexity(model, split):
+        return of_laptop("table15_results", model=model, split=split, measure="perplexity")
 
+    text = (ROOT / OWN).read_text(encoding="utf-8")
+    assert "chosen: ascent_descent_in_distribution at 0.0001, step 60 of 60: forget" in text
+    stands(OWN, "takes the learning rate 0.0001 and the last of 60 steps")
     goal = perplexity("before", "unseen")
-    missed = {}
-    for rate in ("0.0003", "0.0006", "0.0009"):
-        missed[rate] = abs(math.log(perplexity(rate, "forget")["value"] / goal["value"]))
-    assert min(missed, key=missed.get) == "0.0006"
-    stands(OWN, "0.0006 is kept, twice the profile's")
-    assert math.isclose(2 * profiles.profile("laptop").unlearning.learning_rate, 0.0006)
     for split in ("forget", "retain"):
-        before, after = perplexity("before", split), perplexity("0.0006", split)
+        before, after = perplexity("before", split), perplexity("after", split)
         stands(OWN, f"from {interval(before, 1)} to {interval(after, 1)}")
+    forget = [perplexity(model, "forget")["value"] for model in ("before", "after")]
+    assert forget[1] / forget[0] < math.sqrt(goal["value"] / forget[0])  # less than half the way
     keys = {"model": "retrained", "split": "documents", "measure": "perplexity"}
     retrained = of_laptop("table15_compared", **keys)
     stands(OWN, "unseen text was " + interval(goal, 1), interval(retrained, 1))
 
 
-def test_membership_after_the_rate_that_is_kept():
+def test_membership_after_tune():
     found = []
-    for model in ("model", "kept", "retrained"):
+    for model in ("model", "unlearned", "retrained"):
         keys = {"split": "documents against unseen", "measure": "AUC Min-40%"}
         found.append(of_laptop("table15_compared", model=model, **keys))
     stands(OWN, "AUC goes from " + interval(found[0]), "to " + interval(found[1]))
     stands(OWN, "and is " + interval(found[2]) + " for the retrained model")
-    assert found[0]["low"] > found[1]["high"] and found[1]["low"] > found[2]["high"]
+    assert found[1]["low"] > found[2]["high"]
 
 
 # ------------------------------------------------------------------ 16 Does it hold elsewhere?
@@ -522,3 +524,42 @@ def test_the_order_of_methods_elsewhere(settings):
         assert not (few_exposures and order[0] == DESCENT)
     assert (first, third, last) == (6, 10, 9)
     stands(ELSEWHERE, "is the first in six of eleven", "first three in ten", "the last in nine")
+
+
+# ------------------------------------------------------------------------------ a published model
+
+
+def published_row(measure, method, pair):
+    """The row of a pair in the committed table of notebook 17."""
+    table = pd.read_csv(ROOT / "figures" / "published" / "table17_published.csv")
+    part = table[(table.measure == measure) & (table.method == method)]
+    return part[part.pair == str(pair)].iloc[0]
+
+
+def both_pairs(measure, method):
+    return [tables.text(published_row(measure, method, pair), 3) for pair in (1, 2)]
+
+
+def test_what_the_published_model_shows():
+    best = both_pairs(published.OF_ALL, KL)
+    stands(PUBLISHED, f"by {best[0]} nats a token in the first pair and {best[1]} in the second")
+    stands(PUBLISHED, " and ".join(both_pairs(published.OF_ALL, RANDOM)))
+    stands(PUBLISHED, " and ".join(both_pairs(measured.BIAS, measured.TARGET)))
+    stands(PUBLISHED, " and ".join(both_pairs(measured.DETECTED, measured.LEAST)))
+    stands(PUBLISHED, " and ".join(both_pairs(measured.ROBUST_OVER, DESCENT)))
+    off = published_row(published.OFF, "most of the methods", published.BOTH)
+    stands(PUBLISHED, f"damage is off by {off.value:.3f} nats at most")
+
+
+def test_the_order_of_methods_on_the_published_model():
+    table = pd.read_csv(
+        ROOT / "figures" / "published" / "table17_published.csv", dtype={"pair": str}
+    )
+    places = published.orders(table)
+    with_study = published.agreement(places, published.HERE, published.THERE)
+    between = published.agreement(places, "pair 1", "pair 2")
+    known = places[published.THERE].notna().sum()
+    assert known == 6
+    stands(PUBLISHED, f"the study's is {with_study:.2f} (six methods), and {between:.2f} between")
+    assert places.index[places[published.HERE] == 1].tolist() == [KL]
+    assert places.index[places[published.HERE] == 2].tolist() == [DESCENT]

@@ -43,13 +43,11 @@ def kinds(model):
     ("native", "context", "attention"),
     [
         (True, 32, layers.QuickAttention),
-        (True, 1024, LlamaAttention),
+        (True, 1024, layers.QuickAttention),  # a text's length decides, not the model's context
         (False, 32, LlamaAttention),
     ],
 )
-def test_attention_is_switched_only_for_short_sequences_in_bfloat16(
-    build, monkeypatch, native, context, attention
-):
+def test_attention_is_switched_only_in_bfloat16(build, monkeypatch, native, context, attention):
     monkeypatch.setattr(models, "half_precision", lambda: native)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model = build(0, context=context)
@@ -99,6 +97,20 @@ def test_a_quickened_model_has_the_states_and_gradients_of_the_plain_one(
     assert theirs.keys() == ours.keys()
     for name, expected in theirs.items():
         assert expected is None or (ours[name] - expected).norm() < 1e-4 * expected.norm(), name
+
+
+@pytest.mark.parametrize(("short", "in_steps"), [(27, True), (26, False)])
+def test_attention_comes_in_plain_steps_as_long_as_the_text_is_short(
+    build, monkeypatch, short, in_steps
+):
+    """The text has 27 tokens."""
+    called = []
+    attended = layers.attended
+    monkeypatch.setattr(layers, "SHORT", short)
+    monkeypatch.setattr(layers, "attended", lambda *given: called.append(1) or attended(*given))
+    quick = quickened(build(0), monkeypatch)
+    fused.hidden_states(quick, EVEN["input_ids"], EVEN["attention_mask"])
+    assert bool(called) is in_steps
 
 
 def test_a_quickened_model_without_gradients_is_transformers_own(build, monkeypatch):

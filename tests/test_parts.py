@@ -35,6 +35,7 @@ TOY = replace(
     replicates=(1,),
     pretraining=profiles.Pretraining(epochs=2, batch=4),
     grid=replace(toys.TOY.grid, epochs=1, usual_epochs=1, claimed_domains=("arxiv",)),
+    parts=profiles.STUDY.parts,
 )
 MACHINE = ["part", "artifacts", "made", "minutes", "core_minutes", "processor", "cores", "bf16"]
 
@@ -124,11 +125,11 @@ def test_the_pool_s_part_is_every_model_and_its_measurements(stored):
     assert paths_ == []
 
 
-def test_an_unknown_part_is_named_and_a_published_model_has_none():
+def test_an_unknown_part_is_named_and_each_profile_has_its_own():
     with pytest.raises(ValueError, match="unknown part 'pol'; choose one of: pool, claim, methods"):
         parts.compute(TOY, "pol")
-    with pytest.raises(ValueError, match="the profile paper has no parts"):
-        parts.compute(profiles.PAPER, "pool")
+    with pytest.raises(ValueError, match="unknown part 'sizes'; choose one of: pool, claim, meth"):
+        parts.compute(profiles.PUBLISHED, "sizes")
 
 
 # --------------------------------------------------------------------------------- what is written
@@ -297,16 +298,17 @@ def test_code_without_a_repository_is_the_version(tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------- the command line
 
 
-def test_the_command_computes_the_parts_of_the_study_alone(monkeypatch, capsys):
+def test_the_command_computes_the_parts_of_profiles_that_have_some(monkeypatch, capsys):
     called = []
     monkeypatch.setattr(parts, "compute", lambda profile, name: called.append((profile, name)))
     monkeypatch.setattr(everything, "compute", lambda profile: called.append(profile))
-    for words in (["study", "--part", "claim"], ["study"], ["smoke"]):
+    for words in (["study", "--part", "claim"], ["study"], ["published"], ["smoke"]):
         assert __main__.main(["compute", *words]) == 0
-    assert called == [(profiles.STUDY, "claim"), (profiles.STUDY, None), profiles.SMOKE]
+    in_parts = [(profiles.STUDY, "claim"), (profiles.STUDY, None), (profiles.PUBLISHED, None)]
+    assert called == [*in_parts, profiles.SMOKE]
 
     assert __main__.main(["compute", "gpu", "--part", "pool"]) == 2
-    assert "the profile gpu has no parts; study has" in capsys.readouterr().err
+    assert "the profile gpu has no parts; leave --part out" in capsys.readouterr().err
     monkeypatch.undo()
     assert __main__.main(["compute", "study", "--part", "pol"]) == 2
     assert "unknown part 'pol'; choose one of: pool, claim" in capsys.readouterr().err

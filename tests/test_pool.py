@@ -248,8 +248,8 @@ def test_weights_on_the_way_are_those_after_so_many_steps(world, monkeypatch, tm
     monkeypatch.setenv("UNLEARN_STORE", str(tmp_path))
     real = models.save
 
-    def killed(model, folder):
-        real(model, folder)
+    def killed(model, folder, *dtype):
+        real(model, folder, *dtype)
         if folder.name == "at_75":
             shutil.copytree(folder, tmp_path / "kept")
             raise KeyboardInterrupt
@@ -301,8 +301,8 @@ def test_a_killed_training_gives_the_same_model_when_it_is_resumed(world, tmp_pa
     monkeypatch.setenv("UNLEARN_STORE", str(tmp_path))
     real = models.save
 
-    def killed(model, folder):
-        real(model, folder)
+    def killed(model, folder, *dtype):
+        real(model, folder, *dtype)
         if not folder.name.startswith("at_"):
             raise KeyboardInterrupt
 

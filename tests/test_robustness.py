@@ -14,7 +14,7 @@ from unlearn_utils.findings import draws, robustness
 from unlearn_utils.findings.draws import Drawn
 from unlearn_utils.findings.robustness import MAIN_PLANE, Cells, Guideline
 from unlearn_utils.profiles import PROFILES, Corpus, Grid, Pretraining, Unlearning
-from unlearn_utils.study import method_paths, selection, single_run, study_documents
+from unlearn_utils.study import costs, method_paths, selection, single_run, study_documents
 from unlearn_utils.study.method_paths import ASCENT, CLAIMED
 from unlearn_utils.study.single_run import Run
 
@@ -47,8 +47,7 @@ def by_hand(monkeypatch, tmp_path):
         return STEPS_OF_EPOCH * run.recipe.epochs
 
     def families(profile, domain, half):
-        assert half == REPORT
-        return len(domain)
+        return len(domain) + 10 * (half == SELECTION)
 
     with monkeypatch.context() as patch:
         patch.setattr(single_run, "steps_of_run", steps_of_run)
@@ -324,7 +323,9 @@ def cells_by_hand(chosen, report, auc=None, rates=None, epochs=None):
     told = np.full(chosen.shape[:2], 0.5) if auc is None else np.atleast_2d(np.array(auc, float))
     return Cells(
         rates=np.array([0.0] + [USUAL] * (number - 1) if rates is None else rates),
-        epochs=np.array(range(number) if epochs is None else epochs, float),
+        steps=STEPS_OF_EPOCH * np.array(range(number) if epochs is None else epochs, float),
+        per_epoch=STEPS_OF_EPOCH,
+        diverged=frozenset(),
         gaps={SELECTION: chosen, REPORT: report},
         target={SELECTION: chosen[:, 0], REPORT: report[:, 0]},
         auc={SELECTION: told, REPORT: np.full(told.shape, np.nan)},
@@ -405,6 +406,17 @@ def test_general_text_may_rise_by_less_than_the_bound_over_the_target_s():
     assert robustness.BOUND == 0.10
 
 
+def test_the_command_bounds_retain_text_too():
+    """What rules chose before is as it was: general text alone is bounded for them."""
+    here = with_general(cells_by_hand([-0.8, -0.2, -0.1], [-0.8, -0.2, -0.1]), 0, 0, 0)
+    here.gaps[SELECTION][..., 2] = [-0.8, -0.8, -0.8 + np.log(1.11)]
+    assert choose(PROXY, here) == [2]
+    bounded, search = list(robustness.RULES.items())[-2:]
+    assert choose(bounded[1], here) == choose(search[1], here) == [1]
+    assert search[0] == robustness.SEARCH
+    assert list(robustness.RULES)[:-2] == list(robustness.GUIDELINES)
+
+
 def test_auc_of_one_half_is_a_goal():
     here = cells_by_hand([-0.8, -0.2, -0.1], [-0.8, -0.2, -0.1], auc=[0.9, 0.52, 0.4])
     here = with_general(here, 0, 0, 0)
@@ -447,7 +459,8 @@ def test_cells_are_the_marks_within_the_plane_with_the_target_first():
     ]
     found = robustness.cells(rates)
     assert found.rates.tolist() == [0, LOW, LOW, LOW, USUAL, USUAL, HIGH]
-    assert found.epochs.tolist() == [0, 0.25, 1, 2, 0.25, 1.5, 0.25]
+    assert found.steps.tolist() == [0, 1, 4, 8, 1, 6, 1] and found.per_epoch == 4
+    assert found.diverged == {HIGH}
     expected = [-0.8, -0.7, -0.6, -0.5, -0.4, -0.3, 3.0]
     assert found.gaps[REPORT][0, :, 2].tolist() == expected
     assert found.gaps[SELECTION][0, 4:6, 0].tolist() == [-2, -3]
@@ -476,7 +489,7 @@ def test_regrets_by_method_and_their_mean(by_hand):
     by_hand.setattr(robustness, "BOUND", 9.0)
     found = robustness.regrets(PROFILE)
     assert set(asked) == {("arxiv", 1, SELECTION), ("arxiv", 2, SELECTION)}
-    assert list(found) == list(robustness.GUIDELINES)
+    assert list(found) == list(robustness.RULES)
     tuned = found["tune rate and steps to the proxy"]
     assert list(tuned) == [*METHODS, "mean"]
     assert tuned[CLAIMED] == pytest.approx(np.array([[0.2], [0.0]]))
@@ -490,8 +503,49 @@ def test_regret_table(by_hand):
     found = robustness.regret_table(PROFILE)
     assert list(found)[:3] == ["guideline", "method", "value"]
     assert not found[["guideline", "method"]].duplicated().any()
-    assert len(found) == len(robustness.GUIDELINES) * (len(METHODS) + 1)
+    assert len(found) == len(robustness.RULES) * (len(METHODS) + 1)
     assert set(found.n) == {5} and set(found.replicates) == {2}
+
+
+def test_the_command_s_rule_sees_no_more_than_the_command_would():
+    """The second rate goes past the goal with its first step: what comes after is never seen.
+
+    So the mark of the lowest rate is chosen, and the largest rate is not run.
+    """
+    rates = [
+        path(run_of(LOW), [0, 4, 8], [-0.8, -0.5, -0.4]),
+        path(run_of(USUAL), [0, 1, 4], [-0.8, 0.5, -0.1]),
+        path(run_of(HIGH), [0, 1], [-0.8, -0.1]),
+    ]
+    for drawn in rates:
+        drawn.gaps[SELECTION][..., 2:] = 0.0  # retain and general text stay
+    here = robustness.cells(rates)
+    assert choose(PROXY, here) == [4]
+    assert choose(robustness.RULES[robustness.SEARCH], here) == [2]
+    ran = robustness.searched(PROFILE, here, np.array([-0.1]))
+    assert ran.seen.tolist() == [[True, True, True, True, False, False]]
+    assert (ran.paths, ran.steps, ran.marks) == (2, 8 + 1, 3)
+
+
+def test_what_a_search_costs(by_hand):
+    """Each rate goes the whole way at once, so the first step of the first path ends it all.
+
+    A step reads 2 forget documents of 3 tokens, and one mark 8 documents of 2 tokens: as many
+    passes of the method, and a third of a pass.
+    """
+    grid_by_hand(by_hand, lambda *_: [0.0, 0.0, 0.0])
+    by_hand.setattr(draws, "proxy_gap", lambda *_: np.array([-0.1]))
+    by_hand.setattr(robustness, "BOUND", 9.0)
+    by_hand.setattr(costs, "tokens_of_retraining", lambda profile, domain: 100.0)
+    by_hand.setattr(robustness, "tokens_read", lambda profile, domain: (6.0, 16))
+    found = robustness.search_table(PROFILE)
+    keys = ["method", "measure"]
+    assert list(found)[:3] == [*keys, "value"] and not found[keys].duplicated().any()
+    assert set(found.n) == {len("arxiv") + 10} and set(found.replicates) == {2}
+    value = found.set_index(keys)["value"]
+    assert value[ASCENT].tolist() == pytest.approx([1, 1, (6 + 16 / 3) / 100])
+    passes = np.mean([method.passes for method in METHODS.values()])
+    assert value["mean"].tolist() == pytest.approx([1, 1, (6 * passes + 16 / 3) / 100])
 
 
 # --------------------------------------------------------------------------- how much retain text
@@ -608,8 +662,10 @@ def test_a_tiny_grid_from_training_to_tables(by_hand, monkeypatch, tmp_path):
     assert claim[MAIN_PLANE, "robustness"] == pytest.approx(over)
 
     regret = robustness.regret_table(TINY)
-    assert len(regret) == len(robustness.GUIDELINES) * (len(few) + 1)
+    assert len(regret) == len(robustness.RULES) * (len(few) + 1)
     assert regret["value"].notna().all()
+    search = robustness.search_table(TINY)
+    assert len(search) == 3 * (len(few) + 1) and search["value"].notna().all()
     of_one_rate = robustness.rate_table(TINY)
     assert len(of_one_rate) == len(few) * 2 * 2
     retain = robustness.retain_text_table(TINY)

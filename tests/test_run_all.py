@@ -101,7 +101,8 @@ def test_help():
 def test_the_help_of_the_command_line_names_every_profile(capsys):
     with pytest.raises(SystemExit):
         __main__.main(["run", "--help"])
-    assert "smoke, laptop, study, gpu or paper" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "smoke, laptop, study, published, gpu, hubble or paper" in said
 
 
 @pytest.mark.parametrize("command", [["run", "huge"], ["run", "smoke"], ["expect"]])
@@ -344,6 +345,7 @@ def test_another_profile_leaves_notebooks_and_figures_alone(tmp_path, capsys):
 WHERE = {
     "laptop": "figures",
     "study": "figures/study",
+    "published": "figures/published",
     "smoke": "runs/smoke/figures",
     "gpu": "runs/gpu/figures",
 }
@@ -635,10 +637,10 @@ def test_what_was_found_damaged_is_said_once_at_the_end(tmp_path, capsys):
 )
 def test_the_whole_study_is_computed_in_parts_before(two, given, calls, monkeypatch):
     called = []
-    monkeypatch.setattr(profile_run, "compute_parts", lambda: called.append(1) or 7)
+    monkeypatch.setattr(profile_run, "compute_parts", lambda name: called.append(name) or 7)
     monkeypatch.setattr(profile_run, "execute_all", lambda *_: 8)
     assert profile_run.run(two, "study", **given) == (7 if calls else 8)
-    assert len(called) == calls
+    assert called == ["study"] * calls
 
 
 def wait(own, other):

@@ -216,6 +216,8 @@ def test_a_row_as_text():
     assert tables.text(row, 1, "+") == "+1.2 [-1.0, +10.0]"
     large = {"value": 12345.6, "low": 9999.9, "high": 3.21e12}
     assert tables.text(large, 1) == "1.2e+04 [9999.9, 3.2e+12]"
+    assert tables.text(large, 4, significant=True) == "1.235e+04 [1.000e+04, 3.210e+12]"
+    assert tables.text(row, 4, significant=True) == "1.234 [-0.9960, 10.00]"
     assert tables.text(tables.NOT_AVAILABLE._asdict()) == "not available"
 
 

@@ -264,7 +264,38 @@ def test_pairs_without_retain_text():
     assert sorted(training.pairs(3, 0, 1, np.random.default_rng(0))) == [(0, 0), (1, 0), (2, 0)]
 
 
+@pytest.mark.parametrize(("forget", "retain"), [(6, 4), (4, 18), (3, 3), (5, 1), (3, 0)])
+def test_nested_pairs_are_the_first_of_every_longer_run(forget, retain):
+    long = training.nested_pairs(forget, retain, 4 * forget, np.random.default_rng(0))
+    for number in range(len(long) + 1):
+        found = training.nested_pairs(forget, retain, number, np.random.default_rng(0))
+        assert found == long[:number]
+    assert long[:forget] == training.pairs(forget, retain, 1, np.random.default_rng(0))
+    ours, theirs = map(list, zip(*long, strict=True))
+    for start in range(0, len(ours), forget):
+        assert sorted(ours[start : start + forget]) == list(range(forget))
+    for start in range(0, len(theirs) - retain, max(1, retain)):
+        assert len(set(theirs[start : start + retain])) == retain
+
+
+def test_a_shorter_nested_run_has_the_first_steps_of_a_longer_one(build):
+    """Of 6 documents in batches of 2: half an epoch, one and a half, three."""
+    histories = []
+    for epochs in (1 / 2, 1.5, 3):
+        given = job("ascent_descent_general", Unlearning(batch=2, epochs=epochs))
+        histories.append(training.unlearn(build(0), replace(given, nested=True)))
+    short, middle, long = histories
+    assert [len(history) for history in histories] == [2, 5, 9]
+    assert short[:1] == middle[:1]
+    assert middle[:4] == long[:4]
+    assert short[1] != middle[1]  # its last batch has one document
+
+
 def test_steps_by_hand():
+    assert training.steps_of(6, 4, 0.5) == 1
+    assert training.steps_of(60, 4, 1.5) == 23  # 90 documents, the last two alone
+    assert training.steps_of(30, 3, 0.1) == 1  # 3 documents, though 30 * 0.1 is more than 3
+    assert training.documents_of(13, 1.5) == 20
     assert training.steps_of(6, 4, 1) == 2
     assert training.steps_of(8, 4, 1) == 2
     assert training.steps_of(6, 4, 2) == 3

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import sys
 
@@ -231,24 +232,70 @@ def test_only_lines_in_a_log(llama, documents, tmp_path, capsys):
     unlearn(llama, documents, tmp_path / "out", "gradient_ascent", "--batch", 1)
     out, err = capsys.readouterr()
     marks = (2, 3, 4, 6, 7, 8, 10, 11, 12, 13)
-    expected = [f"unlearning: step {step} of 13" for step in marks]
-    assert [line for line in out.splitlines() if "step" in line] == expected
+    lines = [line for line in out.splitlines() if "unlearning:" in line]
+    for step, line in zip(marks, lines, strict=True):
+        said = rf"unlearning: step {step} of 13, forget -\d\.\d{{3}}, \d\d:\d\d left"
+        assert re.fullmatch(said, line)
+    assert "measuring" not in out  # lines of what is soon done are no help
     assert err == ""
     assert "\r" not in out
 
 
-def test_a_bar_on_a_terminal(monkeypatch, capsys):
+def show_on_terminal(monkeypatch):
+    """Let stderr be a terminal, and return what it is shown."""
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    watch = terminal.show_progress(3)
-    assert sys.stderr.getvalue() == ""  # nothing before the first step
+    return sys.stderr
+
+
+def test_a_bar_on_a_terminal_has_the_loss_of_each_term(monkeypatch, capsys):
+    """Those of the micro-batches of a step add up; the method computes what it did."""
+    screen = show_on_terminal(monkeypatch)
+    progress = terminal.Progress("unlearning", 3)
+    term = methods.Term("mine", "mine", lambda model, *_: torch.tensor(float(model)))
+    method = methods.Method("mine", "Mine", term, methods.DESCENT, "general")
+    followed = progress.follow(method)
+    assert followed.retain.count is not None and followed.needs_reference is False
+    assert screen.getvalue() == ""  # nothing before the first step
     for step in (1, 2, 3):
-        watch(step, None)
-    assert "3/3" in sys.stderr.getvalue()
-    assert capsys.readouterr().out == ""
+        for part in (step, step):
+            assert followed.forget.loss_function()(part, None, None, None) == step
+        progress.watch(step, None)
+    terminal.say("a line")  # draws the bar again, below
+    progress.close()
+    shown = screen.getvalue()
+    assert "1/3" in shown and "forget 2.000" in shown
+    assert "3/3" in shown and "forget 6.000" in shown
+    assert capsys.readouterr().out == "a line\n"
+
+
+def test_lines_of_a_log_are_some_time_apart(monkeypatch, capsys):
+    now = [0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    progress = terminal.Progress("measuring", 10, "chunk", apart=25)
+    for _ in range(10):
+        now[0] += 10
+        progress.advance()
+    assert capsys.readouterr().out.splitlines() == [
+        "measuring: chunk 3 of 10, 01:10 left",
+        "measuring: chunk 6 of 10, 00:40 left",
+        "measuring: chunk 9 of 10, 00:10 left",
+    ]
+
+
+@pytest.mark.parametrize("lora", [(), ("--lora", "rank=2")])
+def test_a_terminal_shows_no_bars_of_libraries(lora, llama, documents, tmp_path, monkeypatch):
+    screen = show_on_terminal(monkeypatch)
+    out = tmp_path / "out"
+    unlearn(llama, documents, out, "ascent_descent_general", "--learning-rate", 1e-3, *lora)
+    given = ("--models", out, llama, "--documents", documents["forget"], "--context", CONTEXT)
+    assert commands.main(["compare", *map(str, given)]) == 0
+    titles = {re.split(r":? *\d+%", part)[0].strip() for part in screen.getvalue().split("\r")}
+    assert titles - {""} == {"unlearning", "measuring"}
 
 
 # ------------------------------------------------------------------------------------ less memory
@@ -307,16 +354,21 @@ def interrupt_after_training(given, monkeypatch):
             commands.main(given)
 
 
-def test_a_command_that_was_ended_goes_on(llama, documents, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("length", "last"), [((), 4), (("--epochs", "1.5"), 5), (("--steps", "5"), 5)]
+)
+def test_a_command_that_was_ended_goes_on(
+    length, last, llama, documents, tmp_path, monkeypatch, capsys
+):
     """After training, so that nothing of it is left; what others keep in the folder stays."""
     folder, out, alone = (tmp_path / name for name in ("checkpoints", "out", "alone"))
     folder.mkdir()
     (folder / "own.txt").touch()
-    given = arguments(llama, documents, out, "gradient_ascent", "--learning-rate", 1e-3)
+    given = arguments(llama, documents, out, "gradient_ascent", "--learning-rate", 1e-3, *length)
     kept = [*given, "--checkpoints", str(folder)]
     interrupt_after_training(kept, monkeypatch)
     assert not out.exists()
-    assert [path.name for path in folder.glob("out-*/*/checkpoint-*")] == ["checkpoint-4"]
+    assert [path.name for path in folder.glob("out-*/*/checkpoint-*")] == [f"checkpoint-{last}"]
 
     capsys.readouterr()
     assert commands.main(kept) == 0

@@ -5,7 +5,7 @@ import os
 import pytest
 from filelock import FileLock
 
-from unlearn_utils.cache import workers
+from unlearn_utils.cache import memory, workers
 from unlearn_utils.cache.store import Artifact
 
 
@@ -16,7 +16,7 @@ def toys(tmp_path, monkeypatch):
     monkeypatch.setenv("UNLEARN_WORKERS", "1")
     for name in ("UNLEARN_FRESH", "UNLEARN_PROGRESS", "UNLEARN_SCHEDULER"):
         monkeypatch.delenv(name, raising=False)
-    for name in workers.KEEP_FREED:
+    for name in memory.KEEP_FREED:
         monkeypatch.setenv(name, "1")  # given back afterwards
 
     def make(folder):

@@ -51,7 +51,12 @@ def _add_run(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _add_fetch_and_compute(subparsers: argparse._SubParsersAction) -> None:
-    of_the_hub = [name for name, profile in profiles.PROFILES.items() if profile.hub]
+    of_the_hub, in_parts = [], []
+    for name, profile in profiles.PROFILES.items():
+        if profile.hub or profile.base:
+            of_the_hub.append(name)
+        if profile.parts:
+            in_parts.append(name)
     fetch = subparsers.add_parser(
         "fetch",
         help="download the model and the data of a profile, to go on without a connection",
@@ -62,11 +67,11 @@ def _add_fetch_and_compute(subparsers: argparse._SubParsersAction) -> None:
     compute = subparsers.add_parser(
         "compute",
         help="train what a profile's notebooks need; in several processes with accelerate launch, "
-        "but for study, which has parts",
+        f"but for {' and '.join(in_parts)}, which have parts",
     )
-    compute.add_argument("profile", help=listed([profiles.STUDY.name, *of_the_hub]))
+    compute.add_argument("profile", help=listed(dict.fromkeys([*in_parts, *of_the_hub])))
     compute.add_argument(
-        "--part", metavar="NAME", help="only this part of study; a wrong name lists them all"
+        "--part", metavar="NAME", help="only this part; a wrong name lists them all"
     )
     compute.set_defaults(check=check_compute, call=compute_profile)
 
@@ -159,13 +164,29 @@ def fetch_profile(options: argparse.Namespace) -> int:
     for folder in folders:
         print(folder)
     if profile.tasks:
-        from unlearn_utils.engine import downstream
-
-        tasks = downstream.load(profile.tasks)
-        print("\n".join(downstream.describe(tasks)))
+        print(fetch_tasks(profile))
     nothing = "nothing else" if folders else "nothing"
     print(f"The profile {profile.name} reads {nothing} from the hub.")
     return 0
+
+
+def fetch_tasks(profile: profiles.Profile) -> str:
+    """Download the questions of a profile's downstream tasks, and return what they are.
+
+    A model that a package carries stands in where there is no hub: then there are no questions
+    either, and its notebook goes on without them.
+
+    Raises:
+        ValueError: as `downstream.load`.
+    """
+    from unlearn_utils.engine import downstream
+
+    try:
+        return "\n".join(downstream.describe(downstream.load(profile.tasks)))
+    except ValueError as error:
+        if profile.base is None:
+            raise
+        return f"not available: questions of downstream tasks ({error})"
 
 
 def check_compute(options: argparse.Namespace) -> None:
@@ -178,8 +199,8 @@ def check_compute(options: argparse.Namespace) -> None:
 
     workers.check_scheduler()
     profile = profiles.profile(options.profile)
-    if options.part and profile.name != profiles.STUDY.name:
-        raise ValueError(f"the profile {profile.name} has no parts; {profiles.STUDY.name} has")
+    if options.part and not profile.parts:
+        raise ValueError(f"the profile {profile.name} has no parts; leave --part out")
 
 
 def compute_profile(options: argparse.Namespace) -> None:
@@ -194,7 +215,7 @@ def compute_profile(options: argparse.Namespace) -> None:
 
     check_compute(options)
     profile = profiles.profile(options.profile)
-    if profile.name == profiles.STUDY.name:
+    if profile.parts:
         parts.compute(profile, options.part)
     else:
         everything.compute(profile)

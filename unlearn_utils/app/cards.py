@@ -18,10 +18,11 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 import unlearn_utils
-from unlearn_utils.app import model_files
+from unlearn_utils.app import model_files, terminal
 from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import RunSettings
 from unlearn_utils.app.user_documents import Documents, Tables
+from unlearn_utils.app.verdict import Verdict
 from unlearn_utils.cache import paths
 from unlearn_utils.core import methods, tables
 from unlearn_utils.core.methods import Method
@@ -34,6 +35,7 @@ RELEASED = "the released code of arXiv 2402.15159 uses it"
 SOURCES = {  # of each default: where it comes from
     "learning_rate": f"{RELEASED}, for 6e9 parameters; smaller models may need more",
     "epochs": RELEASED,
+    "steps": "epochs x chunks of the forget set / batch, rounded up",
     "batch": "ours",
     "retain_weight": "ours: both terms weigh the same",
     "context": "4,096 in arXiv 2402.15159, or what the model reads if that is less",
@@ -41,6 +43,12 @@ SOURCES = {  # of each default: where it comes from
     "schedule": "ours: so few steps leave nothing to anneal",
     "seed": "ours",
     "lora": "ours: every weight is trained",
+}
+COUNTED_EPOCHS = "steps x batch / chunks of the forget set"  # where steps were given
+TUNED = {  # of `tune`
+    "learning_rate": "chosen, see below",
+    "epochs": "the most of a path",
+    "steps": "chosen, see below",
 }
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")
 COUNTED = {"tokens": "predicted tokens", "sequences": "sequences"}  # of a term, in words
@@ -64,19 +72,43 @@ they are too narrow."""
 def results_table(parts: Sequence[pd.DataFrame], members: str) -> pd.DataFrame:
     """Return tidy results: model, split, measure, value, low, high, n (documents).
 
+    Each set of each model has draws of its own, from one seed: an interval is the same whatever
+    other models and sets stand beside it.
+
     Args:
-        parts: rows of `user_run.measure`, each with a column model.
+        parts: rows of `user_run.measure`, one model each, with a column model.
         members: the set that is told from "unseen", where there is one, by Min-40% Prob of each
             chunk; a higher AUC means that it is known better.
     """
-    rows = pd.concat(parts, ignore_index=True)
-    found = [tables.summarise(rows, ["model", "split"], ["perplexity", "accuracy"])]
-    if "unseen" in set(rows.split):
+    by, measures = ["model", "split"], ["perplexity", "accuracy"]
+    found, areas = [], []
+    for rows in parts:
+        for _, part in rows.groupby("split", sort=False):
+            found.append(tables.summarise(part, by, measures))
         sides = rows[rows.split.isin([members, "unseen"])]
         sides = sides.replace({"split": {members: "forget", "unseen": "approximate"}})
-        areas = tables.auc_table(sides, ["model"], ["Min-40%"])
-        found.append(areas.assign(split=f"{members} against unseen"))
-    return pd.concat(found, ignore_index=True)
+        if "approximate" in set(sides.split):
+            area = tables.auc_table(sides, ["model"], ["Min-40%"])
+            areas.append(area.assign(split=f"{members} against unseen"))
+    return pd.concat(found + areas, ignore_index=True)
+
+
+def with_settings(results: pd.DataFrame, record: Mapping) -> pd.DataFrame:
+    """Return results with the run's settings as last columns, so that those of runs join.
+
+    Args:
+        results: of `results_table`.
+        record: of `run_record`, with a verdict.
+
+    Returns:
+        Also method, learning_rate, steps, and goal: the perplexity of the unseen documents before.
+    """
+    return results.assign(
+        method=record["method"],
+        learning_rate=record["learning_rate"],
+        steps=len(record["history"]),
+        goal=record["verdict"]["goal"],
+    )
 
 
 def run_record(
@@ -111,6 +143,7 @@ def run_record(
     outcome = {
         "context": context,
         "changed": changed,
+        "steps": len(history),
         "history": history,
         "processes": distributed.process_state().num_processes,
     }
@@ -172,8 +205,8 @@ def write_files(
     """Write the three files.
 
     Args:
-        record: of `run_record`.
-        results: of `results_table`.
+        record: of `run_record`, with a verdict.
+        results: of `with_settings`.
         base: the base model's folder.
         chosen: names of the settings that were given on the command line.
     """
@@ -195,7 +228,7 @@ def model_card(
     """Return README.md: front matter in YAML, what was done, what was measured, and the limits.
 
     Args:
-        record: of `run_record`.
+        record: of `run_record`, with a verdict.
         results: of `results_table`.
         license: of `stated_license`.
         chosen: names of the settings that were given on the command line.
@@ -243,7 +276,7 @@ Documents by the SHA-256 of their UTF-8 text; their text and names are not part 
 {len(record["history"])} steps of AdamW without weight decay. \
 Documents are cut into chunks of {record["context"]} tokens;
 a last chunk under {tokens.SHORTEST} tokens is dropped, as the released code does.
-
+{_tuning_section(record)}
 ## Measurements
 
 Before and after. Forget: the very text that was trained on; retain: the text to be kept; \
@@ -254,9 +287,36 @@ unseen ones (0.5: not at all).
 
 {_measurement_rows(results)}
 
+{_verdict_rows(record)}
+
 ## Limits
 
 {LIMITS}
+"""
+
+
+def _tuning_section(record: Mapping) -> str:
+    """Return how rate and step were chosen, and what that cost; nothing where both were given."""
+    found = record.get("tuning")
+    if found is None:
+        return ""
+    bounded = " and ".join(found["bounded"])
+    bound = (
+        f"Perplexity of {bounded} text rose by less than {found['bound']:.0%}. " if bounded else ""
+    )
+    read = ", ".join(f"{number} {name}" for name, number in found["documents_read"].items())
+    return f"""
+## How learning rate and step were chosen
+
+No retrained model was needed. The {found["goal"]}. {bound}\
+Of {found["paths"]} paths (paths.csv, paths.png) the mark nearest to the goal was taken, \
+by half of the documents; the other half reports. Documents read on the way: {read}.
+
+{found["verdict"][0].upper() + found["verdict"][1:]}.
+
+Cost, tuning included: {found["steps_of_paths"]} steps, forward and backward passes over about \
+{found["training_passes_tokens"]:,} tokens, \
+{6 * found["parameters"] * found["training_passes_tokens"]:.2g} FLOPs (6 a parameter and token).
 """
 
 
@@ -313,6 +373,10 @@ def _setting_rows(record: Mapping, chosen: Sequence[str]) -> str:
     rows = []
     for name, source in SOURCES.items():
         said = "given" if name in chosen else source
+        if name == "epochs" and "steps" in chosen:
+            said = COUNTED_EPOCHS
+        if name in TUNED and "tuning" in record:
+            said = TUNED[name]
         rows.append(f"| {name} | {_setting_text(record[name])} | {said} |")
     return "\n".join(rows)
 
@@ -328,11 +392,17 @@ def _setting_text(value: object) -> str:
 
 def _measurement_rows(results: pd.DataFrame) -> str:
     """Return a Markdown table with a row for each split and measure, before beside after."""
-    wide = tables.wide(results, ["split", "measure", "n"], "model", digits=3)
+    index = ["split", "measure", "n"]
+    wide = tables.wide(results, index, "model", terminal.SIGNIFICANT, significant=True)
     rows = ["| text | measure | before | after | n |", "|---|---|---|---|---|"]
     for (split, measure, n), (before, after) in zip(wide.index, wide.to_numpy(), strict=True):
         rows.append(f"| {split} | {measure} | {before} | {after} | {n} |")
     return "\n".join(rows)
+
+
+def _verdict_rows(record: Mapping) -> str:
+    """Return the verdict line and the warnings, a row each."""
+    return "\n".join(f"- {line}" for line in Verdict(**record["verdict"]).in_words())
 
 
 # -------------------------------------------------------------------------------- all the methods

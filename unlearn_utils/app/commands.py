@@ -1,4 +1,4 @@
-"""Commands for a user's own documents and models: unlearn, evaluate, compare, methods.
+"""Commands for a user's own documents and models: unlearn, tune, evaluate and so on.
 
 Imports are lazy, so that `--help` is instant.
 """
@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from unlearn_utils.app import (
     errors,
     evaluate_command,
+    example_command,
     terminal,
+    tune_command,
     unlearn_arguments,
     unlearn_command,
 )
+from unlearn_utils.cache import memory
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -29,6 +32,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     unlearn_arguments.add_arguments(unlearn)
     unlearn.set_defaults(check=unlearn_arguments.check_options, call=unlearn_command.unlearn)
 
+    tune = commands.add_parser(
+        "tune", help="find the learning rate and the steps of unlearn; writes the best new model"
+    )
+    tune_command.add_arguments(tune)
+    tune.set_defaults(check=tune_command.check_options, call=tune_command.tune)
+
     evaluate = commands.add_parser(
         "evaluate", help="a model on documents, or on tasks, alone or against another"
     )
@@ -38,6 +47,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     compare = commands.add_parser("compare", help="the same of several models, as a table")
     evaluate_command.add_compare_arguments(compare)
     compare.set_defaults(check=evaluate_command.check_options, call=evaluate_command.measure)
+
+    example = commands.add_parser(
+        "example", help="write a small model and documents, to try these commands on"
+    )
+    example_command.add_arguments(example)
+    example.set_defaults(check=example_command.check_options, call=example_command.make)
 
     methods = commands.add_parser("methods", help="the methods and what each minimises")
     methods.set_defaults(call=show_methods)
@@ -62,6 +77,7 @@ def _checked_and_called(options: argparse.Namespace) -> None:
     """
     if "check" in options and errors.processes() == 1:
         options.check(options)
+    memory.keep_freed()
     with terminal.quiet():
         from unlearn_utils.engine import distributed
 

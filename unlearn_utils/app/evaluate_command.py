@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearn_utils.app import option_checks, task_commands, terminal
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from unlearn_utils.app.user_documents import Tables
+
+FIGURES = (".png", ".pdf", ".svg")
 
 
 def add_evaluate_arguments(command: argparse.ArgumentParser) -> None:
@@ -66,6 +69,13 @@ def _add_measurement_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out", type=option_checks.path, metavar="CSV", help="a file to write, tidy"
     )
+    command.add_argument(
+        "--plot",
+        type=option_checks.path,
+        metavar="FILE",
+        help="with --documents: a figure to write (.png, .pdf or .svg), its numbers in --out, or "
+        "in FILE.csv without it, the ending replaced",
+    )
 
 
 def named_models(options: argparse.Namespace) -> list[str]:
@@ -83,25 +93,49 @@ def check_options(options: argparse.Namespace) -> None:
         ValueError: an option cannot be followed.
     """
     task_commands.check_options(options)
-    for name in named_models(options):
-        option_checks.check_model(name)
     for name in ("documents", "unseen"):
         path = getattr(options, name)
         if path is not None:
             option_checks.check_documents(f"--{name}", path)
-    if options.out is None:
-        return
-    if options.out.exists():
-        raise ValueError(f"--out {options.out}: already there; choose another file")
-    option_checks.check_writable("--out", options.out)
+    check_files(options)
+    for name in named_models(options):  # the last, for it may ask the hub
+        option_checks.check_model(name)
+
+
+def check_files(options: argparse.Namespace) -> None:
+    """Check that the table and the figure can be written. Raise ValueError if one cannot."""
+    numbers = numbers_file(options)
+    if options.plot is not None:
+        if options.plot.suffix not in FIGURES:
+            raise ValueError(f"--plot {options.plot}: must end in {', '.join(FIGURES)}")
+        if numbers == options.plot:
+            raise ValueError(f"--plot {options.plot}: --out is the same file; choose another")
+        _check_new("--plot", options.plot)
+    if numbers is not None:
+        _check_new("--out" if options.out else "--plot, its numbers:", numbers)
+
+
+def _check_new(option: str, file: Path) -> None:
+    """Check that a file is not there and can be made. Raise ValueError if not."""
+    if file.exists():
+        raise ValueError(f"{option} {file}: already there; choose another file")
+    option_checks.check_writable(option, file)
+
+
+def numbers_file(options: argparse.Namespace) -> Path | None:
+    """Return where the table goes: as --out says, or beside a figure; None: it is printed alone."""
+    if options.out is None and options.plot is not None:
+        return options.plot.with_suffix(".csv")
+    return options.out
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Measure models on the same documents or tasks, print a table, and write it if asked.
+    """Measure models on the same documents or tasks, print a table, write and draw it if asked.
 
     Raises:
         OSError: the table is nowhere: it was not to be written, and cannot be printed.
     """
+    from unlearn_utils.app import figures
     from unlearn_utils.cache import paths
 
     check_one_process()
@@ -111,8 +145,13 @@ def measure(options: argparse.Namespace) -> None:
         table = task_commands.measure_on_tasks(names, options, terminal.say)
     else:
         table = measure_on_documents(names, options)
+    numbers = numbers_file(options)
+    if numbers is not None:
+        paths.write_whole(numbers.resolve(), table.to_csv(index=False))
+    if options.plot is not None:
+        figures.save(figures.comparison(table), options.plot.resolve())
+        terminal.say(f"{options.plot}: the figure; its numbers are in {numbers}")
     if options.out:
-        paths.write_whole(options.out.resolve(), table.to_csv(index=False))
         terminal.say(terminal.results_text(table))
     else:
         print(terminal.results_text(table), flush=True)

@@ -16,12 +16,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from unlearn_utils.app import adapter_files, errors
+from unlearn_utils.app import adapter_files, errors, option_checks
 from unlearn_utils.core import fused
 from unlearn_utils.data import hub
 from unlearn_utils.engine import distributed, models, weight_files
 
-BEFORE_WEIGHTS = (*hub.BESIDE_WEIGHTS, "README.md")  # what is read of a hub repository first
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")  # files of which a tokenizer has one
 
 
@@ -50,7 +49,7 @@ class StoredModel(NamedTuple):
 
 
 def find(
-    name: str, revision: str | None = None, patterns: Sequence[str] = BEFORE_WEIGHTS
+    name: str, revision: str | None = None, patterns: Sequence[str] = hub.BEFORE_WEIGHTS
 ) -> StoredModel:
     """Return the model of a local folder, or of a hub repository.
 
@@ -82,12 +81,7 @@ def find(
 
 def _find_on_hub(name: str, revision: str | None, patterns: Sequence[str]) -> StoredModel:
     """Return a model of the hub, as `find`. Raise ValueError if there is none."""
-    try:
-        folder = hub.download(name, "model", revision, patterns)
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{name}: no such folder, and the hub does not give it: {error}"
-        ) from error
+    folder = option_checks.hub_folder(name, revision, patterns)
     if (folder / CONFIG_NAME).exists():
         raise ValueError(
             f"{name} holds adapters: download it, `hf download {name} --local-dir DIR`, and give "

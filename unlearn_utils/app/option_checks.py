@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unlearn_utils.cache import paths
+from unlearn_utils.data import hub
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
@@ -37,8 +38,11 @@ def path(given: str) -> Path:
 # ------------------------------------------------------------------------------------- what is read
 
 
-def check_model(name: str) -> None:
-    """Check that a model's name is a folder, or may be one of the hub. Raise ValueError if not."""
+def check_model(name: str, revision: str | None = None) -> None:
+    """Check that a model's name is a folder, or one of the hub. Raise ValueError if it is neither.
+
+    What is read of one of the hub before its weights is downloaded, unless cached.
+    """
     if Path(name).is_dir():
         check_encoding(name)
         return
@@ -48,6 +52,17 @@ def check_model(name: str) -> None:
         )
     if not HUB_NAME.fullmatch(name):
         raise ValueError(f"{name}: no such folder, and no name of a model of the hub (OWNER/NAME)")
+    hub_folder(name, revision, hub.BEFORE_WEIGHTS)
+
+
+def hub_folder(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Return the folder of files of a model of the hub. Raise ValueError if the hub has none."""
+    try:
+        return hub.download(name, "model", revision, patterns)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{name}: no such folder, and the hub does not give it: {error}"
+        ) from error
 
 
 def check_encoding(name: str | Path) -> None:
@@ -71,6 +86,20 @@ def check_documents(option: str, place: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------- what is written
+
+
+def check_new_folder(option: str, given: Path) -> None:
+    """Check that a folder is new or empty. Raise ValueError if it is in use, or lies nowhere."""
+    out = Path(os.path.realpath(given))
+    if out.is_symlink():
+        raise ValueError(f"{option} {given}: a link that leads round in a circle")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{option} {out}: already there and not empty; choose another folder")
+    if out.is_mount():
+        raise ValueError(f"{option} {out}: a disk is mounted there; choose a new folder in it")
+    if not out.parent.is_dir():
+        raise ValueError(f"{option} {out}: there is no folder {out.parent}")
+    check_encoding(out)
 
 
 def check_writable(option: str, place: Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ONLY_WITH = {  # an option -> the others that do something beside it alone
     "tasks": ("limit", "task_folder", "unsafe_code"),
-    "documents": ("unseen", "context"),
+    "documents": ("unseen", "context", "plot"),
 }
 
 
@@ -116,11 +116,14 @@ def measure_on_tasks(
         )
         del model  # before the next is loaded
 
-    parts = []
+    parts = []  # each task by itself, so that no interval depends on what stands beside it
     for name, rows in answers.items():
-        parts.append(downstream.summarise(rows).assign(model=name))
+        for _, part in rows.groupby("task", sort=False):
+            parts.append(downstream.summarise(part).assign(model=name))
     if len(answers) == 2:
-        difference = downstream.differences(*answers.values())
-        parts.append(difference.assign(model=" - ".join(answers)))
+        one, other = (dict(list(rows.groupby("task", sort=False))) for rows in answers.values())
+        for task, part in one.items():
+            difference = downstream.differences(part, other[task])
+            parts.append(difference.assign(model=" - ".join(answers)))
     table = pd.concat(parts, ignore_index=True)
     return table[["model", *table.columns.drop("model")]]

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 # `cards.SOURCES` says where they come from
 DEFAULTS = {"learning_rate": 2e-5, "epochs": 1, "batch": 4, "retain_weight": 1.0}
 # the least and the most: beyond that, something is mistyped
-WHOLE_NUMBERS = {"epochs": (1, 1_000), "batch": (1, 1_000_000), "seed": (0, 2**32 - 1)}
+WHOLE_NUMBERS = {"steps": (1, 10**9), "batch": (1, 1_000_000), "seed": (0, 2**32 - 1)}
+MOST_EPOCHS = 1_000
+GOALS = ("unseen", "auc")  # as in `engine.tuning`, which imports torch
 DOCUMENTS = (
     "a .txt, .md, .py, .tex, .jsonl or .parquet file (column text or content), also with .gz, or a "
     "folder of them"
@@ -35,12 +38,33 @@ DOCUMENTS = (
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `unlearn`."""
-    _add_model_and_documents(command)
-    _add_recipe(command)
-    _add_execution(command)
+    add_model_and_documents(command)
+    command.add_argument(
+        "--learning-rate", type=float, help="default: 2e-5, as the paper's released code"
+    )
+    add_length(
+        command,
+        None,
+        "passes over the forget set, also 0.5; default: 1, as the paper's released code",
+        "optimizer steps, instead of epochs",
+    )
+    add_sizes(command)
+    add_execution(command)
+    command.add_argument(
+        "--checkpoints",
+        type=option_checks.path,
+        metavar="DIR",
+        help="a folder outside --out, to go on from after a kill",
+    )
+    command.add_argument(
+        "--until",
+        choices=GOALS,
+        help="end at a goal and keep the best step: unseen, the perplexity that --unseen had "
+        "before; auc, 1/2 for forget against --unseen",
+    )
 
 
-def _add_model_and_documents(command: argparse.ArgumentParser) -> None:
+def add_model_and_documents(command: argparse.ArgumentParser) -> None:
     """Add what is unlearned from what, how, and where the new model goes."""
     command.add_argument(
         "--model",
@@ -69,6 +93,12 @@ def _add_model_and_documents(command: argparse.ArgumentParser) -> None:
         help="documents like the forgotten ones that the model has not seen",
     )
     command.add_argument(
+        "--general",
+        type=option_checks.path,
+        metavar="PATH",
+        help="other text, which is measured and never trained on",
+    )
+    command.add_argument(
         "--method", required=True, metavar="NAME", help="see: python -m unlearn_utils methods"
     )
     command.add_argument(
@@ -80,12 +110,23 @@ def _add_model_and_documents(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_recipe(command: argparse.ArgumentParser) -> None:
-    """Add rates, sizes and the seed."""
-    command.add_argument(
-        "--learning-rate", type=float, help="default: 2e-5, as the paper's released code"
-    )
-    command.add_argument("--epochs", type=int, help="default: 1, as the paper's released code")
+def add_length(
+    command: argparse.ArgumentParser, default: int | None, of_epochs: str, of_steps: str
+) -> None:
+    """Add --epochs and --steps, of which one may be given; the rest is their help."""
+    length = command.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=number, default=default, metavar="E", help=of_epochs)
+    length.add_argument("--steps", type=int, metavar="N", help=of_steps)
+
+
+def number(given: str) -> float:
+    """Return a number, which is an int if it is whole. Raise ValueError if it is none."""
+    found = float(given)
+    return int(found) if found.is_integer() else found
+
+
+def add_sizes(command: argparse.ArgumentParser) -> None:
+    """Add sizes, weights and the seed."""
     command.add_argument(
         "--batch",
         type=int,
@@ -105,7 +146,7 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, help="default: 0")
 
 
-def _add_execution(command: argparse.ArgumentParser) -> None:
+def add_execution(command: argparse.ArgumentParser) -> None:
     """Add adapters, and what costs time or memory."""
     command.add_argument(
         "--lora",
@@ -116,12 +157,6 @@ def _add_execution(command: argparse.ArgumentParser) -> None:
         "--gradient-checkpointing",
         action="store_true",
         help="less memory, about a third more time",
-    )
-    command.add_argument(
-        "--checkpoints",
-        type=option_checks.path,
-        metavar="DIR",
-        help="a folder outside --out, to go on from after a kill",
     )
     command.add_argument(
         "--merge",
@@ -160,11 +195,24 @@ def check_options(options: argparse.Namespace) -> None:
             f"--retain is missing: {method.name} has a retain term; give text that the model shall "
             "keep"
         )
-    option_checks.check_model(options.model)
+    if options.until is not None:
+        check_goal(options, "--until")
+        if options.checkpoints is not None:
+            raise ValueError("--checkpoints: a run with --until keeps none; leave one of them out")
     for option, path in _read(options).items():
         option_checks.check_documents(option, path)
     check_out(options)
     checkpoints_folder(options)
+    option_checks.check_model(options.model, options.revision)
+
+
+def check_goal(options: argparse.Namespace, what: str) -> None:
+    """Check that there is something to take a goal from. Raise ValueError if not."""
+    if options.unseen is None:
+        raise ValueError(
+            f"--unseen is missing: {what} takes its goal from it; give documents like the "
+            "forgotten ones that the model was never trained on"
+        )
 
 
 def check_numbers(options: argparse.Namespace) -> None:
@@ -174,6 +222,10 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError("--learning-rate inf: choose a finite one")
     if not 0 < recipe.retain_weight < math.inf:
         raise ValueError(f"--retain-weight must be positive, not {recipe.retain_weight}")
+    if recipe.epochs > MOST_EPOCHS:
+        raise ValueError(
+            f"--epochs {recipe.epochs}: choose a number above 0, {MOST_EPOCHS} at most"
+        )
     for name, (least, most) in WHOLE_NUMBERS.items():
         given = getattr(options, name)
         if given is not None and not least <= given <= most:
@@ -187,16 +239,8 @@ def check_out(options: argparse.Namespace) -> None:
     Raises:
         ValueError: it is in use, lies nowhere or in what is only read, or cannot be written.
     """
+    option_checks.check_new_folder("--out", options.out)
     out = Path(os.path.realpath(options.out))
-    if out.is_symlink():
-        raise ValueError(f"--out {options.out}: a link that leads round in a circle")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"--out {out}: already there and not empty; choose another folder")
-    if out.is_mount():
-        raise ValueError(f"--out {out}: a disk is mounted there; choose a new folder in it")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
-    option_checks.check_encoding(out)
     option_checks.check_outside("--out", out, _read(options))
     option_checks.check_writable("--out", out)
 
@@ -226,7 +270,7 @@ def checkpoints_folder(options: argparse.Namespace) -> Path | None:
 def _read(options: argparse.Namespace) -> dict[str, Path]:
     """Return the files and folders that are read, by the option that names them."""
     found = {}
-    for name in ("forget", "retain", "unseen"):
+    for name in ("forget", "retain", "unseen", "general"):
         path = getattr(options, name)
         if path is not None:
             found[f"--{name}"] = path
@@ -265,6 +309,30 @@ def run_settings(options: argparse.Namespace) -> RunSettings:
         bf16=_given_or(options.bf16, models.half_precision()),
         gradient_checkpointing=options.gradient_checkpointing,
     )
+
+
+def with_epochs(run: RunSettings, steps: int | None, chunks: int) -> RunSettings:
+    """Return the settings with the epochs that `steps` full batches come to; None: as they are.
+
+    chunks: of the forget set.
+
+    Raises:
+        ValueError: steps are too many, or a part of an epoch is less than one step.
+    """
+    epochs, batch = run.recipe.epochs, run.recipe.batch
+    if steps is None:
+        if epochs < 1 and epochs * chunks < batch:
+            raise ValueError(
+                f"--epochs {epochs:g}: {epochs * chunks:.3g} of {chunks} forget chunks, less than "
+                f"a step of {batch}; give more, or --steps 1"
+            )
+        return run
+    if steps * batch > MOST_EPOCHS * chunks:
+        raise ValueError(
+            f"--steps {steps}: more than {MOST_EPOCHS} epochs of {chunks} forget chunks; choose "
+            f"{MOST_EPOCHS * chunks // batch} at most"
+        )
+    return replace(run, recipe=replace(run.recipe, epochs=steps * batch / chunks))
 
 
 def _recipe(options: argparse.Namespace) -> Unlearning:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +33,7 @@ class Inputs(NamedTuple):
         documents: of each set, with what of it was not read.
         chunks: of each set.
         context: tokens of a chunk.
+        run: settings, with the epochs that steps come to.
     """
 
     base: StoredModel
@@ -38,13 +41,17 @@ class Inputs(NamedTuple):
     documents: Mapping[str, Documents]
     chunks: Tables
     context: int
+    run: RunSettings
 
 
 def unlearn(options: argparse.Namespace) -> None:
     """Check everything, plan the memory, train, measure before and after, write the new model."""
-    from unlearn_utils.app import cards, output_folder
+    from unlearn_utils.app import cards, output_folder, tune_command, verdict
     from unlearn_utils.engine import distributed
 
+    if options.until is not None:
+        tune_command.unlearn_until(options)
+        return
     with distributed.raise_together():
         unlearn_arguments.check_options(options)
         run = unlearn_arguments.run_settings(options)
@@ -52,6 +59,7 @@ def unlearn(options: argparse.Namespace) -> None:
         checkpoints = unlearn_arguments.checkpoints_folder(options)
     with output_folder.new_folder(out) as folder:
         inputs = prepare(options, run, folder, checkpoints)
+        run = inputs.run
         before, changed, history = train(inputs, run, folder, checkpoints)
         with distributed.raise_together():
             after = output_folder.measure_saved(
@@ -59,6 +67,7 @@ def unlearn(options: argparse.Namespace) -> None:
             )
             parts = [before.assign(model="before"), after.assign(model="after")]
             results = cards.results_table(parts, "forget")
+            found = verdict.of_run(results, before, after)
             record = cards.run_record(
                 inputs.base,
                 run,
@@ -68,12 +77,14 @@ def unlearn(options: argparse.Namespace) -> None:
                 changed,
                 history,
             )
+            record["verdict"] = found._asdict()
+            results = cards.with_settings(results, record)
         chosen = unlearn_arguments.chosen_settings(options)
         distributed.on_main_process(
             lambda: cards.write_files(folder, record, results, inputs.base.folder, chosen)
         )
     distributed.on_main_process(lambda: remove_checkpoints(checkpoints))
-    terminal.say(terminal.results_text(results))
+    terminal.say("\n".join([terminal.results_text(results), *found.in_words()]))
     terminal.say(cards.describe_weights(record))
     terminal.say(f"{out}: the model, its tokenizer, README.md, results.csv, run.json")
 
@@ -92,7 +103,7 @@ def prepare(
     from unlearn_utils.app import settings, user_documents, user_run
     from unlearn_utils.engine import distributed
 
-    paths = {"forget": options.forget, "retain": options.retain, "unseen": options.unseen}
+    paths = {name: getattr(options, name) for name in ("forget", "retain", "unseen", "general")}
     documents = distributed.on_main_process(lambda: user_documents.read_sets(paths))
     with distributed.raise_together():
         base, config, tokenizer = user_run.find(options.model, options.revision)
@@ -105,7 +116,9 @@ def prepare(
     chunks = distributed.on_main_process(
         lambda: user_documents.cut_sets(documents, tokenizer, context, config)
     )
-    inputs = Inputs(base, tokenizer, documents, chunks, context)
+    with distributed.raise_together():
+        run = unlearn_arguments.with_epochs(run, options.steps, len(chunks["forget"]))
+    inputs = Inputs(base, tokenizer, documents, chunks, context, run)
     with distributed.raise_together(), errors.reading(options.model):
         lines = describe_inputs(inputs)
         lines += plan_memory(inputs, config, run, folder, checkpoints)
@@ -154,10 +167,11 @@ def train(
 
     recipe = run.recipe
     steps = training.steps_of(len(inputs.chunks["forget"]), recipe.batch, recipe.epochs)
-    watch = terminal.show_progress(steps)
-    model, before, history = user_run.load_and_unlearn(
-        inputs.base, inputs.chunks, run, inputs.tokenizer, watch, checkpoints
-    )
+    with closing(terminal.Progress("unlearning", steps)) as progress:
+        followed = replace(run, method=progress.follow(run.method))
+        model, before, history = user_run.load_and_unlearn(
+            inputs.base, inputs.chunks, followed, inputs.tokenizer, progress.watch, checkpoints
+        )
     output_folder.save_model(model, inputs.base, folder)
     del model  # before the next is loaded
     changed = distributed.on_main_process(

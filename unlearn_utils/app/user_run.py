@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from unlearn_utils.app import errors, lora_adapters, model_files, settings
+from unlearn_utils.app import errors, lora_adapters, model_files, settings, terminal
 from unlearn_utils.app.model_files import StoredModel
 from unlearn_utils.app.settings import RunSettings
 from unlearn_utils.app.user_documents import Tables
 from unlearn_utils.engine import distributed, evaluation, models, training
+from unlearn_utils.engine.trainer import Watch
 
 # when memory ends, and what to do about it
 IN_LOADING = "loading the model: use a machine or GPU with more memory"
@@ -25,6 +26,7 @@ IN_TRAINING = (
     "training: lower --micro-batch or --context, or use --gradient-checkpointing or --lora"
 )
 IN_MEASURING = "measuring: lower --context"
+SECONDS_APART = 30  # of two lines of a log on measuring
 
 
 class FoundModel(NamedTuple):
@@ -69,6 +71,14 @@ def load(stored: StoredModel, dtype: torch.dtype = torch.float32) -> nn.Module:
     """
     with errors.reading(stored.name), _explained_memory(IN_LOADING):
         return model_files.load(stored, dtype)
+
+
+def load_to_train(base: StoredModel, run: RunSettings) -> nn.Module:
+    """Return a model as a run begins with it, with adapters if it has some. Raise as `load`."""
+    model = load(base, settings.weight_dtype(run, model_files.stored_dtype(base)))
+    if run.lora is not None:
+        model = lora_adapters.add_adapters(model, run.lora, run.seed, base)
+    return model
 
 
 # ----------------------------------------------------------------------------- measure and unlearn
@@ -120,7 +130,7 @@ def unlearn(
     chunks: Tables,
     run: RunSettings,
     tokenizer: PreTrainedTokenizerBase,
-    watch: Callable[[int, nn.Module], None],
+    watch: Watch,
     checkpoints: Path | None = None,
 ) -> list[dict]:
     """Unlearn in place and return the history of `training.unlearn`.
@@ -147,6 +157,7 @@ def unlearn(
                 seed=run.seed,
                 reference=_reference(model, base, run),
                 labels=training.draw_labels(run.method, forget, model, tokenizer, run.seed),
+                nested=True,
             )
         execution = training.Execution(
             watch=watch,
@@ -201,9 +212,16 @@ def _explained_precision() -> Iterator[None]:
 def measure(model: nn.Module, chunks: Tables, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
     """Return a row of measurements for each chunk of each set, as `evaluation.measure`.
 
+    A set is read by itself, so that what stands beside it changes no digit.
+
     Raises:
         MemoryError: it runs out of memory.
     """
-    every = pd.concat(chunks.values(), ignore_index=True)
-    with _explained_memory(IN_MEASURING):
-        return evaluation.measure(model, every, tokenizer)
+    rows = []
+    progress = terminal.Progress(
+        "measuring", sum(map(len, chunks.values())), "chunk", apart=SECONDS_APART
+    )
+    with _explained_memory(IN_MEASURING), closing(progress):
+        for table in chunks.values():
+            rows.append(evaluation.measure(model, table, tokenizer, seen=progress.advance))
+    return pd.concat(rows, ignore_index=True)

@@ -116,9 +116,11 @@ def figures_folder(profile: str) -> Path:
 def own_figures(project: Path, profile: str) -> Path:
     """Return the folder of a profile's figures and tables in a project, whatever a variable says.
 
-    Git tracks those of `laptop` and `study`, so that no other profile may write there.
+    Git tracks those of `laptop`, `study` and `published`, so that no other profile may write there.
     """
-    tracked = {"laptop": project / "figures", "study": project / "figures" / "study"}
+    tracked = {"laptop": project / "figures"}
+    for name in ("study", "published"):
+        tracked[name] = project / "figures" / name
     return tracked.get(profile, project / "runs" / profile / "figures")
 
 

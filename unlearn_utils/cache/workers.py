@@ -18,16 +18,10 @@ from uuid import uuid4
 
 from filelock import FileLock
 
-from unlearn_utils.cache import endings, paths
+from unlearn_utils.cache import endings, memory, paths
 from unlearn_utils.cache.progress import tell
 from unlearn_utils.cache.store import SHARED, Artifact
 
-# Two settings of glibc: freed tensors are kept for the next optimizer step instead of going back to
-# the system, page by page.
-KEEP_FREED = {
-    "MALLOC_TRIM_THRESHOLD_": "1000000000",
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-}
 LINES = 20  # of progress, about
 ANSWERS_WITHIN = 5  # seconds that a scheduler may take
 SEEN_WITHIN = 90  # seconds until a file of another machine is seen; NFS may take a minute
@@ -80,7 +74,7 @@ def _fill_here(artifacts: Sequence[Artifact], processes: int, wait: bool) -> Ite
     """Fill artifacts in so many processes of this machine."""
     from joblib import Parallel, delayed  # here, for whoever starts notebooks needs none of it
 
-    for name, value in KEEP_FREED.items():  # read when a process starts
+    for name, value in memory.KEEP_FREED.items():  # read when a process starts
         os.environ.setdefault(name, value)
     # joblib replaces a process that has grown, as ours do, which keep freed memory; no work is lost
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs")

@@ -214,15 +214,16 @@ class Crossing(NamedTuple):
         return (1 - share) * values[draws, self.left] + share * values[draws, right]
 
 
-def crossing(gaps: Floats, level: float) -> Crossing:
+def crossing(gaps: Floats, level: float, near: float = NEAR) -> Crossing:
     """Return where the gap on the forget set first reaches a level.
 
-    A path that moves by more than `NEAR` on any kind of text between the two marks, as measured,
+    A path that moves by more than `near` on any kind of text between the two marks, as measured,
     has jumped. So whether two marks are near is the same in every draw, as in `points`.
 
     Args:
         gaps: of the target and each mark, (draws, 1 + marks, splits).
         level: of the forget set's gap; the target's is below it.
+        near: nats.
     """
     forget = gaps[..., FORGET]
     above = forget >= level
@@ -234,5 +235,5 @@ def crossing(gaps: Floats, level: float) -> Crossing:
     with np.errstate(invalid="ignore", divide="ignore"):
         share = (level - before) / (after - before)
     moved = np.abs(gaps[0, right] - gaps[0, left]).max(-1)
-    usable = (moved <= NEAR) & (right > 0)
+    usable = (moved <= near) & (right > 0)
     return Crossing(left, np.where(usable, share, np.nan))

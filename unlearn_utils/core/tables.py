@@ -213,17 +213,26 @@ def log_ratios(
 # --------------------------------------------------------------------------------------- to read
 
 
-def text(row: Mapping | pd.Series, digits: int = 2, sign: str = "") -> str:
+def text(
+    row: Mapping | pd.Series, digits: int = 2, sign: str = "", significant: bool = False
+) -> str:
     """Return `value [low, high]` of a row, rounded, or "not available" for what is not a number.
 
     Args:
         row: with value, low and high.
         digits: after the point; from 10,000 on there are two significant digits.
         sign: "+" shows the sign of positive numbers too.
+        significant: `digits` are significant ones instead.
     """
     if np.isnan(row["value"]):
         return "not available"
-    value, low, high = (_rounded(row[name], digits, sign) for name in ("value", "low", "high"))
+    shown = []
+    for name in ("value", "low", "high"):
+        if significant:
+            shown.append(f"{row[name]:{sign}#.{digits}g}".rstrip("."))
+        else:
+            shown.append(_rounded(row[name], digits, sign))
+    value, low, high = shown
     return f"{value} [{low}, {high}]"
 
 
@@ -234,7 +243,11 @@ def _rounded(number: float, digits: int, sign: str) -> str:
 
 
 def wide(
-    table: pd.DataFrame, index: str | list[str], columns: str, digits: int = 1
+    table: pd.DataFrame,
+    index: str | list[str],
+    columns: str,
+    digits: int = 1,
+    significant: bool = False,
 ) -> pd.DataFrame:
     """Return the table laid out for reading, with `text` in each cell.
 
@@ -244,9 +257,10 @@ def wide(
         table: with value, low and high.
         index: column or columns that name a row.
         columns: the column that names a column.
-        digits: as in `text`.
+        digits, significant: as in `text`.
     """
-    shown = table.assign(text=table.apply(text, axis=1, digits=digits))
+    cells = table.apply(text, axis=1, digits=digits, significant=significant)
+    shown = table.assign(text=cells)
     shown = shown.pivot(index=index, columns=columns, values="text")
     if isinstance(index, str):
         keys = table[index]

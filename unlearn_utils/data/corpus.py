@@ -7,6 +7,7 @@ evaluation and retain.
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from pathlib import Path
@@ -20,6 +21,7 @@ from unlearn_utils.profiles import DOMAINS
 SPLITS = {domain: ("forget", "approximate", "retain") for domain in DOMAINS}
 SPLITS["general"] = ("evaluation", "retain")
 COLUMNS = ("id", "text", "family", "package", "version", "file", "licence", "rank")
+INSERTED = "duplicates"  # a further column, of Hubble: how often a passage was inserted
 
 
 # --------------------------------------------------------------------------- the embedded corpus
@@ -135,7 +137,7 @@ def load(source: str, domain: str, books: str = "", **sizes: int) -> DatasetDict
 
     Args:
         source: "embedded"; a folder `DOMAIN/{forget,approximate,retain}[.suffix or /files]`; or a
-            dataset of `hub.DATASETS`: the paper's, which is such a folder, or MIMIR.
+            corpus of `hub.SOURCES`: the paper's, which is such a folder, MIMIR, or Hubble's.
         domain: github, arxiv, books or general; for a folder any name.
         books: such a folder with the domain books, which the paper's dataset lacks.
         sizes: pairs, retain, general, evaluation; documents of a split at most. A folder's splits
@@ -149,12 +151,14 @@ def load(source: str, domain: str, books: str = "", **sizes: int) -> DatasetDict
     """
     if source == "embedded":
         return embedded(domain, **sizes)
+    if source == hub.HUBBLE:
+        return _hubble(domain, **sizes)
     if domain == "books" and books:
         return sample(_from_folder(Path(books), domain), **sizes)
     if source and Path(source).is_dir():  # an empty path would be the current folder
         return sample(_from_folder(Path(source), domain), **sizes)
-    if source not in hub.DATASETS:
-        known = ", ".join(hub.DATASETS)
+    if source not in hub.SOURCES:
+        known = ", ".join(hub.SOURCES)
         raise ValueError(
             f"{source}: no such folder; expected a folder, embedded, or one of {known}"
         )
@@ -252,6 +256,77 @@ def _json_texts(path: Path) -> list[str]:
         document = {"text": row} if isinstance(row, str) else row
         texts.append(readers.text_row(document, name)["text"])
     return list(dict.fromkeys(texts))
+
+
+def _hubble(domain: str, pairs: int, retain: int, general: int, evaluation: int) -> DatasetDict:
+    """Return a domain of the text of Hubble (arXiv 2510.19811), sampled, with `INSERTED`.
+
+    A domain is a kind of book. The passages that were inserted into the training text of the model
+    `perturbed` are forgotten, equally many of each number of insertions as far as there are; those
+    that were held out are unseen. In-distribution retain text are the inserted passages of the
+    other kind of book: like the forget set they are in that model alone, so that the retrained
+    model has not seen them. General text was held out, too.
+
+    Raises:
+        FileNotFoundError, ValueError: files are not there or not so.
+    """
+    inserted, held_out = _passages(domain)
+    if domain == "general":
+        parts = {"evaluation": held_out[:evaluation], "retain": held_out[evaluation:]}
+    else:
+        (other,) = [kind for kind in hub.PASSAGES if kind not in (domain, "general")]
+        retained, _ = _passages(other)
+        forget = _in_turns(inserted)[:pairs]
+        parts = {"forget": forget, "approximate": held_out, "retain": retained}
+    splits = {}
+    for split, table in parts.items():
+        texts = _with_columns(Dataset.from_dict({"text": list(table.text)}), split)
+        splits[split] = texts.add_column(INSERTED, list(table[INSERTED]))
+    return sample(DatasetDict(splits), pairs, retain, general, evaluation)
+
+
+def _passages(domain: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the distinct passages of a domain of Hubble, inserted and held out: text, `INSERTED`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a passage does not say how often it was inserted, or none is of one kind.
+    """
+    name = hub.PASSAGES[domain]
+    (file,) = hub.DATASETS[name].patterns
+    path = hub.dataset(name) / file
+    rows = []
+    for place, row in readers.json_lines(path):
+        document = readers.text_row(row, place)
+        rows.append({"text": document["text"], INSERTED: _insertions(document, place)})
+    table = pd.DataFrame(rows, columns=["text", INSERTED]).drop_duplicates("text")
+    inserted, held_out = table[table[INSERTED] > 0], table[table[INSERTED] == 0]
+    for passages, sign in ((inserted, ">"), (held_out, "==")):
+        if passages.empty:
+            raise ValueError(f"{path}: no passage has {INSERTED} {sign} 0; expected some of each")
+    return inserted, held_out
+
+
+def _insertions(document: dict, place: str) -> int:
+    """Return how often a passage was inserted, from its `meta`. Raise ValueError if it says not."""
+    meta = document.get("meta")
+    try:
+        number = json.loads(meta)[INSERTED]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{place}: meta is no JSON object with {INSERTED}, but {meta!r:.60}; expected "
+            f'{{"{INSERTED}": 0}} or more'
+        ) from error
+    if type(number) is not int or number < 0:
+        raise ValueError(f"{place}: {INSERTED} is no whole number from 0, but {number!r:.40}")
+    return number
+
+
+def _in_turns(passages: pd.DataFrame) -> pd.DataFrame:
+    """Return passages, drawn, in such an order that every number of insertions has its turn."""
+    drawn = passages.sample(frac=1, random_state=0)
+    turn = drawn.groupby(INSERTED).cumcount()
+    return drawn.loc[turn.sort_values(kind="stable").index]
 
 
 def _from_folder(folder: Path, domain: str) -> DatasetDict:

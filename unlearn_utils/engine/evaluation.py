@@ -30,6 +30,7 @@ def measure(
     documents: pd.DataFrame,
     tokenizer: PreTrainedTokenizerBase,
     half: bool | None = None,
+    seen: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Return one row per document: its own columns less text and `ids`, and its measurements.
 
@@ -38,6 +39,7 @@ def measure(
     Args:
         documents: a column `ids` (token ids) and any others.
         half: as in `token_scores`.
+        seen: is called after each document.
 
     Returns:
         tokens (predicted), nll (summed, nats), correct (tokens whose argmax is true), the columns
@@ -59,6 +61,7 @@ def measure(
             row[score.column] = score.function(scores)
         row["extraction"] = metrics.extraction_strength(scores.correct)
         rows.append(row)
+        seen()
     return _beside(documents, rows)
 
 
@@ -139,10 +142,13 @@ def _read(
         inputs = tokens.collate(documents[start : start + batch], pad_id, device=device)
         mask = losses.predicted_mask(inputs["labels"])
         targets = inputs["labels"][:, 1:][mask]
-        products = torch.autocast(device.type, torch.bfloat16) if half else widened(model)
+        products = widened(model)
+        if half:  # a weight is read once, so its narrow copy need not be kept
+            products = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
         with products:
             hidden = fused.hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
             head = fused.head_of(model)
+            head = head.to(fused.product_dtype(hidden, head))  # once, not for each chunk
             columns = _in_chunks(head, hidden[:, :-1][mask], targets, scores)
         ends = mask.sum(1).cumsum(0).cpu()[:-1]
         by_document = [np.split(column.cpu().numpy(), ends) for column in columns]

@@ -23,8 +23,8 @@ SCORES = 2**20
 def quicken(model: nn.Module, reference: bool = False) -> None:
     """Switch a model's layers to those below, where they are quicker: on a CPU.
 
-    There the norm is switched; and in bfloat16, for sequences of up to `SHORT` tokens, the
-    attention, if it is PyTorch's fused one without dropout.
+    There the norm is switched; and in bfloat16 the attention, if it is PyTorch's fused one without
+    dropout.
 
     reference: whether the model is the reference of one in training, and so computed like it, also
     without gradients.
@@ -41,10 +41,8 @@ def quicken(model: nn.Module, reference: bool = False) -> None:
 
 
 def _suits(config: PreTrainedConfig) -> bool:
-    """Return whether a Llama reads `SHORT` tokens at most, by fused attention without dropout."""
-    fused_attention = config._attn_implementation == "sdpa"
-    short = config.max_position_embeddings <= SHORT
-    return fused_attention and short and not config.attention_dropout
+    """Return whether a Llama has fused attention without dropout."""
+    return config._attn_implementation == "sdpa" and not config.attention_dropout
 
 
 # ----------------------------------------------------------------------------------------- norm
@@ -96,11 +94,11 @@ class _Norm(torch.autograd.Function):
 
 
 class QuickAttention(LlamaAttention):
-    """Attention in plain steps where there are gradients to take; else transformers' own.
+    """Attention in plain steps for short texts with gradients to take; else transformers' own.
 
     PyTorch's fused attention, which transformers takes, needs 3 times as long in bfloat16 on a CPU
     (forward and backward, 256 tokens; as long at 1,024). This one keeps heads x time x time
-    probabilities a layer, so it is for short sequences.
+    probabilities a layer, so it is for up to `SHORT` tokens.
 
     Attributes:
         always: plain steps also without gradients.
@@ -119,7 +117,7 @@ class QuickAttention(LlamaAttention):
 
         attention_mask: as for PyTorch's fused attention, who sees whom; None: causal.
         """
-        if self._leaves_it(kwargs):
+        if hidden_states.shape[1] > SHORT or self._leaves_it(kwargs):
             return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
         by_head = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(by_head).transpose(1, 2)

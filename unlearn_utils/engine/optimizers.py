@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from unlearn_utils.profiles import Pretraining
+
 # quintic of the Muon note (Jordan 2024): singular values go to 0.7 .. 1.2 in 5 iterations
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -98,6 +100,15 @@ class Together(torch.optim.Optimizer):
         """Take one step of each."""
         for optimizer in self.optimizers:
             optimizer.step()
+
+
+def of_pretraining(model: nn.Module, recipe: Pretraining) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe: Muon and AdamW, or AdamW alone."""
+    if recipe.muon_learning_rate is None:
+        return torch.optim.AdamW(
+            model.parameters(), lr=recipe.adamw_learning_rate, weight_decay=0.0, fused=True
+        )
+    return muon_and_adamw(model, recipe.muon_learning_rate, recipe.adamw_learning_rate)
 
 
 def muon_and_adamw(

@@ -49,6 +49,8 @@ class Job:
         seed: decides the order of the documents.
         reference: the original model, for methods that need it.
         labels: of each forget document, for methods that replace labels (`draw_labels`).
+        nested: documents are drawn pass by pass (`nested_pairs`), so that every longer run begins
+            with the same steps; the study draws the forget documents of all passes first (`pairs`).
     """
 
     method: Method
@@ -59,6 +61,16 @@ class Job:
     seed: int
     reference: nn.Module | None = None
     labels: Ids | None = None
+    nested: bool = False
+
+    def order(self) -> list[tuple[int, int]]:
+        """Return the pairs of document numbers that are read, in their order."""
+        forget, retain = len(self.forget), len(self.retain)
+        generator = np.random.default_rng(self.seed)
+        if self.nested:
+            number = documents_of(forget, self.recipe.epochs)
+            return nested_pairs(forget, retain, number, generator)
+        return pairs(forget, retain, self.recipe.epochs, generator)
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,24 @@ def pairs(
     some = max(1, retain)
     theirs = orders(some, math.ceil(len(ours) / some), generator)
     return list(zip(ours, theirs[: len(ours)], strict=True))
+
+
+def nested_pairs(
+    forget: int, retain: int, number: int, generator: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Return as many pairs as are asked for, of passes without end, of which more begin alike.
+
+    Each pass draws its forget documents, then the retain documents that it lacks; so a first whole
+    pass is that of `pairs`.
+    """
+    some = max(1, retain)
+    ours: list[int] = []
+    theirs: list[int] = []
+    while len(ours) < number:
+        ours += orders(forget, 1, generator)
+        while len(theirs) < len(ours):
+            theirs += orders(some, 1, generator)
+    return list(zip(ours[:number], theirs[:number], strict=True))
 
 
 def single(documents: Ids, pad_id: int) -> Callable[[Sequence[int]], Sides]:
@@ -235,9 +265,14 @@ def draw_labels(
     return drawn
 
 
-def steps_of(documents: int, batch: int, epochs: int) -> int:
+def documents_of(documents: int, epochs: float) -> int:
+    """Return how many documents a run reads, in all its epochs; of a part of one it is rounded."""
+    return round(documents * epochs)
+
+
+def steps_of(documents: int, batch: int, epochs: float) -> int:
     """Return the optimizer steps of a run. The last batch of the last epoch may be smaller."""
-    return math.ceil(documents * epochs / batch)
+    return math.ceil(documents_of(documents, epochs) / batch)
 
 
 # ------------------------------------------------------------------------------- goals of a run
@@ -300,8 +335,7 @@ def pretrain(
     named = names if names is not None else [str(number) for number in range(len(documents))]
     order = hashed_orders(named, recipe.epochs, seed)
     steps = steps_of(len(order), recipe.batch, 1)
-    rates = recipe.muon_learning_rate, recipe.adamw_learning_rate
-    optimizer = optimizers.muon_and_adamw(model, *rates)
+    optimizer = optimizers.of_pretraining(model, recipe)
     warmup = round(recipe.warmup * steps)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
     objective = Objective(model, pretraining_goal())
@@ -344,8 +378,7 @@ def unlearn(model: nn.Module, job: Job, execution: Execution | None = None) -> l
     if reference is not None:
         device = distributed.process_state().device
         layers.quicken(reference.to(device), reference=True)
-    generator = np.random.default_rng(job.seed)
-    order = pairs(len(job.forget), len(job.retain), recipe.epochs, generator)
+    order = job.order()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, weight_decay=0.0, fused=True
     )
@@ -388,7 +421,7 @@ def _name(model: nn.Module, job: Job, steps: int | None) -> str:
 
     Of each weight the first number counts.
     """
-    settings = (job.method.name, job.recipe, job.seed, steps)
+    settings = (job.method.name, job.recipe, job.seed, steps, job.nested)
     digest = hashlib.sha256(repr(settings).encode())
     for ids in (*job.forget, *job.retain, *(job.labels or ())):
         digest.update(np.array([len(ids), *ids]).tobytes())

@@ -408,7 +408,7 @@ def _measured(profile: Profile, claim: Claim) -> dict:
     """Return the row of one claim, without its verdict."""
     found = claim.measure(profile)
     quantity = claim.quantity
-    if profile.hub and claim.id in STANDS_IN:
+    if not profile.has_retrained and claim.id in STANDS_IN:
         quantity += f"; {STANDS_IN[claim.id]}"
     keys = {
         "id": claim.id,

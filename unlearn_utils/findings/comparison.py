@@ -237,15 +237,17 @@ def rows_by_measure(
 # -------------------------------------------------------------------------------- equal forgetting
 
 
-def at_level(drawn: Drawn, level: float) -> dict[str, Floats]:
+def at_level(drawn: Drawn, level: float, near: float = distances.NEAR) -> dict[str, Floats]:
     """Return what a path has done where its gap on the forget set first reaches a level.
+
+    near: as in `distances.crossing`.
 
     Returns:
         by measure, each (draws,); not a number where the path never reaches the level, or jumps
         past it. So of a path that barely reaches the level, draws in which it does not are missing.
     """
     half = selection.REPORT
-    there = distances.crossing(drawn.gaps[half], level)
+    there = distances.crossing(drawn.gaps[half], level, near)
     state = State(
         gaps=there.of(drawn.gaps[half]),
         auc=there.of(drawn.auc[half]),

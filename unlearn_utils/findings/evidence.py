@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from unlearn_utils.cache.workers import side_by_side
-from unlearn_utils.core import efficiency, methods
+from unlearn_utils.core import efficiency, methods, tuning
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.core.replicates import PLAIN, SIZE, Scale
@@ -95,6 +95,7 @@ def tuned_ratio(profile: Profile) -> Computed:
 # Text that is read at a mark, as a share of the forget set: half of it (the selection half) and as
 # much general text, which bounds the choice; for an AUC as much unseen text, too.
 READ = {None: 0.0, "proxy": 1.0, "auc": 1.5}
+READ_BY_SEARCH = 4 * 2 * tuning.READ / LAPTOP.corpus.pairs  # of four sets both halves
 
 
 def passes_of_tuning(guideline: Guideline, passes: float) -> float:
@@ -103,17 +104,18 @@ def passes_of_tuning(guideline: Guideline, passes: float) -> float:
     It runs the rates of the default profile's grid for the epochs of its plane, or what it leaves
     as usual. It reads at each step that is a power of two, and at the last; marks between these,
     which the study's own paths have, would cost more. The weights of the best step are kept on the
-    way, so no run comes after the choice.
+    way, so no run comes after the choice. Of a search it is the most: nothing is ended early.
 
     Args:
-        guideline: of `robustness.GUIDELINES`.
+        guideline: of `robustness.RULES`.
         passes: what a forget token costs in an epoch, `Method.passes`.
     """
     rates = 1 if "rate" in guideline.fixed else len(LAPTOP.grid.learning_rates)
     epochs = 1 if "epochs" in guideline.fixed else LAPTOP.grid.epochs
     steps = LAPTOP.corpus.pairs * epochs // LAPTOP.unlearning.batch
     marks = len(single_run.marks(steps))
-    return efficiency.tuning_passes(passes, rates, epochs, marks, READ[guideline.goal])
+    read = READ_BY_SEARCH if guideline.searched else READ[guideline.goal]
+    return efficiency.tuning_passes(passes, rates, epochs, marks, read)
 
 
 def _tuned_ratio(guideline: Guideline) -> Computed:
@@ -125,14 +127,15 @@ def _tuned_ratio(guideline: Guideline) -> Computed:
 
 
 def cost_of_guidelines() -> pd.DataFrame:
-    """Return what each guideline takes of claim C1: an exact table, but for the bytes of a token.
+    """Return what guidelines and `tune` take of claim C1: exact, but for the bytes of a token.
 
     Returns:
-        guideline, rates (that are run), epochs (of each), value, low, high: retraining over
-        unlearning for Yi-6B, as `computed_ratio`.
+        guideline, rates (that are run, by a search at most), epochs (of each, likewise), value,
+        low, high: retraining over unlearning for Yi-6B, as `computed_ratio`.
     """
     lines = []
-    for name, guideline in robustness.GUIDELINES.items():
+    for name in (*robustness.GUIDELINES, robustness.SEARCH):
+        guideline = robustness.RULES[name]
         ratio = _tuned_ratio(guideline)
         lines.append(
             {
@@ -201,7 +204,7 @@ def regret(guideline: str, profile: Profile) -> Measured:
     Nothing is available without a retrained model, whose stand-in is what guidelines tune to.
     """
     domains = profile.grid.domains[:1]
-    if profile.hub:
+    if not profile.has_retrained:
         return Measured(None, 0, domains)
     found = robustness.regrets(profile)[guideline]["mean"]
     return Measured(found, robustness.smallest_n(profile, domains), domains)
@@ -213,7 +216,7 @@ def regret(guideline: str, profile: Profile) -> Measured:
 def proxy(profile: Profile) -> Measured:
     """Return F1: log perplexity of the target over the retrained model's, on unseen text."""
     domains = profile.domains
-    if profile.hub:
+    if not profile.has_retrained:
         return Measured(None, 0, domains)
     n = min(draws.sample(profile, domain, "approximate", ALL).families for domain in domains)
     return Measured(pool_tables.proxy_bias(profile), n, domains)
@@ -271,7 +274,7 @@ def _readings(profile: Profile, model: str, domain: str) -> Floats:
             gaps, auc = drawn.gaps[selection.REPORT], drawn.auc[selection.REPORT]
             found.append([*gaps[0, -1], auc[0, -1]])
         return np.array(found)
-    if model == "retrained" and profile.hub:
+    if model == "retrained" and not profile.has_retrained:
         return np.full((1, len(SPLITS) + 1), np.nan)
     read = pool.target_rows if model == "target" else pool.truth_rows
     for replicate in profile.replicates:

@@ -280,7 +280,7 @@ def passage(profile: Profile, method: str) -> Passage:
     if kept is not None:
         after = f"after {kept} step{'s' * (kept > 1)}"
     models = {"before (the target)": pool.target(profile, replicate), after: path}
-    if not profile.hub:
+    if profile.has_retrained:
         models["retrained"] = pool.retrained(profile, domain, replicate)
     looks = []
     for title, model in models.items():
@@ -295,14 +295,14 @@ def passage(profile: Profile, method: str) -> Passage:
 STRETCHES = (-0.75, -0.5, -0.25, 0.0, 0.25)  # forget gaps between which steps are counted
 
 
-def step_at(drawn: Drawn, level: float) -> Floats:
+def step_at(drawn: Drawn, level: float, near: float = distances.NEAR) -> Floats:
     """Return the step at which the gap on the forget set first reaches a level: (draws,).
 
     It is interpolated between marks; not a number where the level is not reached, or jumped.
     """
     gaps = drawn.gaps[selection.REPORT]
     steps = np.broadcast_to(drawn.steps, gaps.shape[:2])
-    return distances.crossing(gaps, level).of(steps)
+    return distances.crossing(gaps, level, near).of(steps)
 
 
 def speed(drawn: Drawn) -> dict[str, Floats]:

@@ -7,32 +7,15 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unlearn_utils.cache import paths
 from unlearn_utils.core import methods
+from unlearn_utils.core.style import COLOURS, FIXED, STYLE
 from unlearn_utils.profiles import STUDY, Profile
 
-STYLE = {
-    "figure.dpi": 100,
-    "savefig.dpi": 200,
-    "figure.facecolor": "white",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-FIXED = {  # metadata of a saved figure: nothing that changes with time
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-}
 DOTTED = (0, (1, 1))  # a line style
-COLOUR_NAMES = (
-    *("blue", "orange", "green", "red", "purple"),
-    *("brown", "pink", "grey", "yellow", "sky"),
-)
-COLOURS = dict(zip(COLOUR_NAMES, sns.color_palette("colorblind", 10), strict=True))
 
 
 # -------------------------------------------------------------------- colours, lines and markers
@@ -106,8 +89,8 @@ def save(profile: Profile, figure: Figure, name: str, data: pd.DataFrame) -> Non
     They go to the folder of the profile, so that a trial leaves the committed ones alone.
     """
     folder = paths.figures_folder(profile.name)
-    for kind, metadata in FIXED.items():
-        figure.savefig(folder / f"{name}.{kind}", metadata=metadata)
+    for kind in ("png", "pdf"):
+        figure.savefig(folder / f"{name}.{kind}", metadata=FIXED[kind])
     save_table(profile, name, data)
 
 

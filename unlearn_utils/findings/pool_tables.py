@@ -4,8 +4,8 @@ Each domain has several pairs of a target and a retrained model in each replicat
 value is the mean over its pairs, of log perplexities where it is of perplexity. Every measured
 document counts: nothing is chosen here.
 
-A published model has no retrained counterpart. Then the only pair lacks one, and what is compared
-with it is not a number.
+A published model may have no retrained counterpart. Then the only pair lacks one, and what is
+compared with it is not a number; nor is what takes several pairs, if there is one.
 """
 
 from __future__ import annotations
@@ -232,9 +232,16 @@ def differences(profile: Profile, domain: str) -> dict[str, Floats]:
         MEMORISED: (target_forget - retrained_forget).mean(axis=1),
         PROXY_BIAS: (target_unseen - retrained_unseen).mean(axis=1),
         PROXY: (target_unseen - retrained_forget).mean(axis=1),
-        NOISE_ON_FORGET: retrained_forget.std(axis=1, ddof=1),
-        NOISE_ON_UNSEEN: retrained_unseen.std(axis=1, ddof=1),
+        NOISE_ON_FORGET: _spread(retrained_forget),
+        NOISE_ON_UNSEEN: _spread(retrained_unseen),
     }
+
+
+def _spread(values: Floats) -> Floats:
+    """Return the standard deviation over pairs: (replicates, draws). One pair has none."""
+    if values.shape[1] < 2:
+        return np.full_like(values[:, 0], np.nan)
+    return values.std(axis=1, ddof=1)
 
 
 @cache
@@ -291,14 +298,15 @@ def continuations(profile: Profile) -> pd.DataFrame:
 
     Returns:
         replicate, model (one of `MODELS`), and the columns of
-        `extra_measurements.greedy_continuations`. A published model has the target's rows alone.
+        `extra_measurements.greedy_continuations`. Without a retrained model there are the target's
+        rows alone.
     """
     pool.train_all(profile)
     looks = {}
     for replicate in profile.replicates:
         for domain in profile.domains:
             models = {TARGET: pool.target(profile, replicate)}
-            if not profile.hub:
+            if profile.has_retrained:
                 models[RETRAINED] = pool.retrained(profile, domain, replicate)
             for name, model in models.items():
                 look = extra_measurements.greedy_continuations(profile, model, domain)

@@ -14,16 +14,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from unlearn_utils.core import distances
+from unlearn_utils.core import distances, tuning
 from unlearn_utils.core.arrays import Floats
-from unlearn_utils.core.distances import FORGET, GENERAL, Path, Scores
-from unlearn_utils.core.replicates import SHARE
-from unlearn_utils.findings import draws
+from unlearn_utils.core.distances import FORGET, GENERAL, RETAIN, Path, Scores
+from unlearn_utils.core.methods import FORWARD, get_method
+from unlearn_utils.core.replicates import SHARE, SIZE
+from unlearn_utils.findings import draws, searches
 from unlearn_utils.findings.draws import Drawn
 from unlearn_utils.findings.replicated import Row, table
+from unlearn_utils.findings.searches import Paths, Searched
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import method_paths, selection, single_run
+from unlearn_utils.study import costs, method_paths, selection, single_run
 from unlearn_utils.study.method_paths import ASCENT, CLAIMED
+from unlearn_utils.study.study_documents import measured_parts, tokenized
 
 PLANES = {"four kinds of text": (0, 1, 2, 3), "forget and general": distances.TWO}
 MAIN_PLANE = "four kinds of text"
@@ -278,14 +281,18 @@ class Cells(NamedTuple):
 
     Attributes:
         rates: learning rate of each cell, 0 of the target: (cells,).
-        epochs: at each cell, 0 of the target: (cells,).
+        steps: at each cell, 0 of the target: (cells,).
+        per_epoch: steps of an epoch.
+        diverged: rates of the paths that ended within the plane, by themselves or past all use.
         gaps: by half: (draws, cells, splits).
         target: the target's gaps, by half: (draws, splits).
         auc: on the report half: (draws, cells).
     """
 
     rates: Floats
-    epochs: Floats
+    steps: Floats
+    per_epoch: float
+    diverged: frozenset[float]
     gaps: dict[int, Floats]
     target: dict[int, Floats]
     auc: dict[int, Floats]
@@ -297,20 +304,29 @@ class Guideline(NamedTuple):
     Attributes:
         goal: "proxy", "auc", or None: nothing is measured.
         fixed: what is not tuned but as usual, of "rate" and "epochs".
+        bounded: the kinds of text whose perplexity may not rise by more than `BOUND`.
+        searched: rates are tried and paths ended as `tune` does; else all marks are looked at.
     """
 
     goal: str | None
     fixed: tuple[str, ...] = ()
+    bounded: tuple[int, ...] = (GENERAL,)
+    searched: bool = False
 
 
-# General perplexity may rise by this share over the target's when a rule chooses. The paper states
-# none: a round number that was chosen before any run.
-BOUND = 0.10
-GUIDELINES = {
+BOUND = tuning.BOUND
+GUIDELINES = {  # claims are made of these
     "tune rate and steps to the proxy": Guideline("proxy"),
     "tune steps alone to the proxy, usual rate": Guideline("proxy", ("rate",)),
     "usual rate, one epoch, nothing measured": Guideline(None, ("rate", "epochs")),
     "tune rate and steps to AUC 1/2": Guideline("auc"),
+}
+SEARCH = "as the command tune chooses"
+RULES = {
+    **GUIDELINES,
+    # as SEARCH, but with every mark: between the two is what ending early loses
+    "tune rate and steps to the proxy, retain bounded": Guideline("proxy", (), (RETAIN, GENERAL)),
+    SEARCH: Guideline("proxy", (), (RETAIN, GENERAL), searched=True),
 }
 
 
@@ -318,21 +334,25 @@ def cells(rates: Sequence[Drawn]) -> Cells:
     """Return every mark within the plane, over all rates of one replicate."""
     first = rates[0]
     per_epoch = first.total / first.run.recipe.epochs
-    found = {"rates": [0.0], "epochs": [0.0]}
+    plane = per_epoch * first.run.profile.grid.epochs
+    found = {"rates": [0.0], "steps": [0.0]}
+    ended = set()
     gaps = {half: [first.gaps[half][:, :1]] for half in first.gaps}
     areas = {half: [first.auc[half][:, :1]] for half in first.auc}
     for drawn in rates:
-        inside = np.flatnonzero(
-            (drawn.steps > 0) & (drawn.steps <= per_epoch * drawn.run.profile.grid.epochs)
-        )
+        inside = np.flatnonzero((drawn.steps > 0) & (drawn.steps <= plane))
         found["rates"] += [drawn.run.recipe.learning_rate] * len(inside)
-        found["epochs"] += list(drawn.steps[inside] / per_epoch)
+        found["steps"] += list(drawn.steps[inside])
+        if drawn.ended and drawn.steps[-1] <= plane:
+            ended.add(drawn.run.recipe.learning_rate)
         for half in gaps:
             gaps[half].append(drawn.gaps[half][:, inside])
             areas[half].append(drawn.auc[half][:, inside])
     return Cells(
         rates=np.array(found["rates"]),
-        epochs=np.array(found["epochs"]),
+        steps=np.array(found["steps"]),
+        per_epoch=per_epoch,
+        diverged=frozenset(ended),
         gaps={half: np.concatenate(parts, axis=1) for half, parts in gaps.items()},
         target={half: first.target(half) for half in gaps},
         auc={half: np.concatenate(parts, axis=1) for half, parts in areas.items()},
@@ -342,8 +362,8 @@ def cells(rates: Sequence[Drawn]) -> Cells:
 def chosen(profile: Profile, guideline: Guideline, here: Cells, proxy: Floats) -> np.ndarray:
     """Return the cell that a rule chooses in each draw, on the selection half: (draws,).
 
-    It keeps general perplexity within `BOUND` of the target's. The target itself may be chosen,
-    where anything is measured.
+    It keeps the perplexity of what it bounds within `BOUND` of the target's. The target itself may
+    be chosen, where anything is measured.
 
     Args:
         profile: says which rate is usual.
@@ -356,15 +376,52 @@ def chosen(profile: Profile, guideline: Guideline, here: Cells, proxy: Floats) -
     if "rate" in guideline.fixed:
         fits &= (here.rates == profile.unlearning.learning_rate) | (here.rates == 0)
     if guideline.goal is None:
-        one_epoch = np.abs(here.epochs - 1) + np.where(fits & (here.rates > 0), 0, np.inf)
+        one_epoch = np.abs(here.steps / here.per_epoch - 1) + np.where(
+            fits & (here.rates > 0), 0, np.inf
+        )
         return np.full(len(proxy), int(np.argmin(one_epoch)))
     gaps = here.gaps[selection.SELECTION]
     missed = np.abs(gaps[..., FORGET] - proxy[:, None])
     if guideline.goal == "auc":
         missed = np.abs(here.auc[selection.SELECTION] - 0.5)
-    rise = gaps[..., GENERAL] - here.target[selection.SELECTION][:, None, GENERAL]
-    allowed = fits & (rise < np.log1p(BOUND))
-    return np.argmin(np.where(allowed, missed, np.inf), axis=1)
+    if guideline.searched:
+        fits = searched(profile, here, proxy).seen
+    return tuning.chosen(missed, rises(here, guideline.bounded), BOUND, fits)
+
+
+def rises(here: Cells, bounded: Sequence[int]) -> Floats:
+    """Return by how much log perplexity is over the target's: (draws, cells, kinds of text).
+
+    Args:
+        here: the cells; of their selection half.
+        bounded: the kinds of text.
+    """
+    gaps = here.gaps[selection.SELECTION][..., list(bounded)]
+    return gaps - here.target[selection.SELECTION][:, None, list(bounded)]
+
+
+def searched(profile: Profile, here: Cells, proxy: Floats) -> Searched:
+    """Return what `tune` would look at, and what it would run.
+
+    Args:
+        profile: says the rates.
+        here: the cells; of their selection half.
+        proxy: as for `chosen`.
+    """
+    forget = here.gaps[selection.SELECTION][..., FORGET]
+    start = forget[:, :1]
+    goal = proxy[:, None]
+    way = np.where(goal > start, forget - start, np.nan) / (goal - start)
+    stored = Paths(
+        rates=here.rates,
+        steps=here.steps,
+        total=round(here.per_epoch * profile.grid.epochs),
+        diverged=here.diverged,
+        way=way,
+        missed=np.abs(forget - goal),
+        within=tuning.within(rises(here, RULES[SEARCH].bounded), BOUND),
+    )
+    return searches.search(profile.grid.learning_rates, stored)
 
 
 def regret(profile: Profile, guideline: Guideline, here: Cells, proxy: Floats) -> Floats:
@@ -387,12 +444,12 @@ def regrets(profile: Profile) -> dict[str, dict[str, Floats]]:
     They are on the first domain of the grid. By method "mean" it is the mean over methods.
     """
     domain = profile.grid.domains[0]
-    found: dict[str, dict[str, Floats]] = {name: {} for name in GUIDELINES}
+    found: dict[str, dict[str, Floats]] = {name: {} for name in RULES}
     for where, method in method_paths.grid_places(profile):
         if where != domain:
             continue
         by_replicate = [cells(rates) for rates in grid_of(profile, domain, method)]
-        for name, guideline in GUIDELINES.items():
+        for name, guideline in RULES.items():
             lost = []
             for replicate, here in zip(profile.replicates, by_replicate, strict=True):
                 proxy = draws.proxy_gap(profile, domain, replicate, selection.SELECTION)
@@ -415,3 +472,60 @@ def regret_table(profile: Profile) -> pd.DataFrame:
         for method, values in by_method.items():
             rows.append(Row({"guideline": name, "method": method}, values, n))
     return table(profile, "table11_regret", rows)
+
+
+# ----------------------------------------------------------------------- what the search costs
+
+
+def search_table(profile: Profile) -> pd.DataFrame:
+    """Write and return table11_search: what a search costs, on the first domain of the grid.
+
+    A path counts as far as it goes, and each of its marks as one of the command: a forward pass
+    over `tuning.READ` documents of each half of four sets.
+
+    Returns:
+        method (or "mean"), measure ("paths", "steps", "share of retraining": of its FLOPs), and the
+        columns of `replicated.table`.
+    """
+    domain = profile.grid.domains[0]
+    n = draws.families(profile, domain, selection.SELECTION)
+    found: dict[str, dict[str, Floats]] = {}
+    for where, method in method_paths.grid_places(profile):
+        if where == domain:
+            found[method] = costs_of_search(profile, domain, method)
+    every = list(found.values())
+    found["mean"] = {
+        measure: np.mean([of_method[measure] for of_method in every], axis=0)
+        for measure in every[0]
+    }
+    rows = []
+    for method, by_measure in found.items():
+        for measure, values in by_measure.items():
+            rows.append(Row({"method": method, "measure": measure}, values, n, SIZE))
+    return table(profile, "table11_search", rows)
+
+
+def costs_of_search(profile: Profile, domain: str, method: str) -> dict[str, Floats]:
+    """Return what the search of a method costs, each (replicates, draws)."""
+    passes = get_method(method).passes
+    whole = costs.tokens_of_retraining(profile, domain)
+    of_step, of_mark = tokens_read(profile, domain)
+    found: dict[str, list[Floats]] = {"paths": [], "steps": [], "share of retraining": []}
+    by_replicate = grid_of(profile, domain, method)
+    for replicate, rates in zip(profile.replicates, by_replicate, strict=True):
+        proxy = draws.proxy_gap(profile, domain, replicate, selection.SELECTION)
+        ran = searched(profile, cells(rates), proxy)
+        tokens = ran.steps * of_step * passes + ran.marks * of_mark * FORWARD
+        found["paths"].append(ran.paths)
+        found["steps"].append(ran.steps)
+        found["share of retraining"].append(tokens / whole)
+    return {measure: np.stack(values) for measure, values in found.items()}
+
+
+def tokens_read(profile: Profile, domain: str) -> tuple[float, int]:
+    """Return the forget tokens of an average step, and the tokens that `tune` reads at a mark."""
+    forget = tokenized(profile, [(domain, "forget")]).ids
+    of_step = profile.unlearning.batch * forget.map(len).mean()
+    measured = tokenized(profile, measured_parts([domain]), profile.corpus.measured)
+    read = measured.groupby("split").head(2 * tuning.READ)
+    return of_step, int(read.ids.map(len).sum())

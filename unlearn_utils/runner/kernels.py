@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from unlearn_utils.cache import paths, workers
+from unlearn_utils.cache import memory, paths
 from unlearn_utils.data import hub
 from unlearn_utils.runner.places import Places
 
@@ -28,7 +28,7 @@ def prepare(places: Places, fresh: bool) -> None:
     paths.figures_folder(places.profile)  # makes it, before a notebook writes there
     os.environ |= _jupyter_folders(places)
     os.environ |= dict.fromkeys(hub.OFFLINE, "1")  # what a profile reads of the hub is there by now
-    os.environ |= workers.KEEP_FREED
+    os.environ |= memory.KEEP_FREED
     os.environ[paths.PROGRESS] = str(places.progress)
     os.environ["PYTHONWARNINGS"] = NO_BARS  # else it would stand in the outputs
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"

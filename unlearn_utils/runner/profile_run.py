@@ -57,12 +57,15 @@ def run(
         FileNotFoundError: no notebooks; a published model or data set that is not to be had.
     """
     chosen = profiles.profile(profile)
-    selected = select(sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")), only, start)
+    every = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if chosen.notebooks:
+        every = [path for path in every if path.name[:2] in chosen.notebooks]
+    selected = select(every, only, start)
     selected.sort(key=lambda path: path.name.startswith(SUMMARY))
     places = Places(root, profile)
     labels = label(selected)
     upkeep.check(places)
-    with_parts = profile == profiles.STUDY.name and not (only or start or fresh)
+    with_parts = bool(chosen.parts) and not (only or start or fresh)
     with endings.at_signals(endings.end_children):
         try:
             hub.fetch(chosen)
@@ -91,14 +94,14 @@ def _run(places: Places, labels: Mapping[Path, str], fresh: bool, with_parts: bo
         places: of the run.
         labels: what is printed of each notebook, in order.
         fresh: ignore what is there.
-        with_parts: compute the study in parts before, whose rows are written as each ends.
+        with_parts: compute the profile in parts before, whose rows are written as each ends.
     """
     began = time.time()
     kernels.prepare(places, fresh)
     upkeep.sweep(places)
     try:
         with PeakMemory() as memory:
-            code = compute_parts() if with_parts else 0
+            code = compute_parts(places.profile) if with_parts else 0
             code = code or execute_all(places, labels, fresh)
     except endings.Ended as ended:
         return say_ended(ended, places.unfinished.glob("*.ipynb"))
@@ -147,12 +150,12 @@ def select(every: list[Path], only: str | None, start: str | None) -> list[Path]
     return every[first:]
 
 
-def compute_parts() -> int:
-    """Compute the study in parts, in a step that says how far it is; return the exit code."""
+def compute_parts(profile: str) -> int:
+    """Compute a profile in parts, in a step that says how far it is; return the exit code."""
     variables = {name: value for name, value in os.environ.items() if name != paths.PROGRESS}
-    process = step.start(["compute", profiles.STUDY.name], variables)
+    process = step.start(["compute", profile], variables)
     process.wait()
-    return step.exit_code(process, "the study's computation")
+    return step.exit_code(process, f"the computation of {profile}")
 
 
 def execute_all(places: Places, labels: Mapping[Path, str], fresh: bool) -> int:

@@ -199,6 +199,14 @@ def _recomputing_layers(hub: Hub | None, model: nn.Module) -> AbstractContextMan
     return models.checkpointed(model.train())
 
 
+def tokens_of_retraining(profile: Profile, target_domain: str) -> float:
+    """Return the tokens that retraining reads, in all its epochs; a published model's, all."""
+    if profile.hub is not None:
+        return profile.hub.tokens
+    ids = case_of(profile, target_domain, RETRAINING).training_ids()
+    return sum(map(len, ids)) * profile.pretraining.epochs
+
+
 class Work(NamedTuple):
     """What is counted, and what it stands for.
 

@@ -22,7 +22,8 @@ def artifacts(profile: Profile) -> Iterator[Artifact]:
     Each comes after those that it needs.
     """
     if profile.hub:
-        yield pool.measurements(profile, pool.target(profile))
+        for model in pool.models_of(profile).values():
+            yield pool.measurements(profile, model)
     else:
         for member in pool.all_members(profile):
             model = pool.trained_model(profile, member)

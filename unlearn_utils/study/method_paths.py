@@ -22,9 +22,10 @@ import pandas as pd
 
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads, side_by_side
-from unlearn_utils.core import distances
+from unlearn_utils.core import distances, tuning
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.core.methods import DESCENT, METHODS
+from unlearn_utils.data import corpus
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study import pool, selection, single_run
 from unlearn_utils.study.single_run import Run
@@ -64,7 +65,7 @@ def path(run: Run, keep: bool = False) -> Artifact:
     """
     profile = run.profile
     retrained = None
-    if not profile.hub:
+    if profile.has_retrained:
         retrained = pool.retrained(profile, run.target_domain, run.replicate).path.name
     settings = {
         "target": pool.target(profile, run.replicate).path.name,
@@ -226,17 +227,8 @@ class _Looks:
 
 
 def next_glance(before: tuple[int, float], now: tuple[int, float]) -> int:
-    """Return the step of the next glance.
-
-    It is where half of `MOVED` is covered at the last pace, but at most a quarter of the steps on.
-
-    before, now: the step of a glance, and log perplexity then.
-    """
-    pace = abs(now[1] - before[1]) / (now[0] - before[0])
-    furthest = max(1, now[0] // 4)
-    if not pace * furthest > MOVED / 2:
-        return now[0] + furthest
-    return now[0] + max(1, int(MOVED / 2 / pace))
+    """Return the step of the next glance, as `tuning.next_glance` for marks `MOVED` apart."""
+    return tuning.next_glance(before, now, MOVED)
 
 
 def _looks(run: Run, keep: bool, stored_as: torch.dtype) -> _Looks:
@@ -250,6 +242,8 @@ def _looks(run: Run, keep: bool, stored_as: torch.dtype) -> _Looks:
         target = levels(selection.half(before, half))
         bound[half] = ENDED * float(distances.distance(target - truth[half]))
     level = selection.log_perplexity(selection.half(before, selection.SELECTION), "forget")
+    wanted = (*pool.DOCUMENT_KEYS, corpus.INSERTED, *BRIEF)
+    kept = [column for column in wanted if column in before]
     return _Looks(
         profile=profile,
         documents=measured_documents(profile, run.target_domain),
@@ -259,7 +253,7 @@ def _looks(run: Run, keep: bool, stored_as: torch.dtype) -> _Looks:
         truth=truth,
         bound=bound,
         stored_as=stored_as if keep else None,
-        frames=[before[[*pool.DOCUMENT_KEYS, *BRIEF]].assign(step=0)],
+        frames=[before[kept].assign(step=0)],
     )
 
 
@@ -328,13 +322,13 @@ def fewer_retain_runs(profile: Profile, replicate: int) -> list[Run]:
 
     They are on the first domain of the grid, at the profile's own rate.
     """
-    domain = profile.grid.domains[0]
     runs = []
     for method in METHODS.values():
-        if method.retain is DESCENT:
-            usual = usual_run(profile, replicate, domain, method.name)
-            for number in profile.grid.retain_documents:
-                runs.append(replace(usual, retain_documents=number))
+        if method.retain is not DESCENT:
+            continue
+        for number in profile.grid.retain_documents:
+            usual = usual_run(profile, replicate, profile.grid.domains[0], method.name)
+            runs.append(replace(usual, retain_documents=number))
     return runs
 
 
@@ -360,5 +354,10 @@ def make_all(runs: Sequence[Run], what: str = "paths") -> list[Artifact]:
 
 
 def keeps(run: Run) -> bool:
-    """Return whether a path keeps weights: those of the methods' own notebooks do."""
+    """Return whether a path keeps weights: those of the methods' own notebooks do.
+
+    Of a base, which is large, those of the first replicate do.
+    """
+    if run.profile.base and run.replicate != run.profile.replicates[0]:
+        return False
     return run == usual_run(run.profile, run.replicate, run.target_domain, run.method)

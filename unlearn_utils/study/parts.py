@@ -1,4 +1,4 @@
-"""The study in parts that can be resumed, each of about 40 minutes on two cores.
+"""A large profile in parts that can be resumed, each of about 40 minutes on two cores.
 
 A part fills its artifacts side by side and then writes what was measured into the folder of the
 profile's figures: the rows of the pool's documents, or the levels of the paths at each mark, and a
@@ -41,7 +41,7 @@ PROCESSORS = Path("/proc/cpuinfo")  # on Linux
 
 
 class Part(NamedTuple):
-    """One part of the study.
+    """One part of a profile.
 
     Attributes:
         what: it computes, in words.
@@ -98,14 +98,14 @@ PARTS = {
 }
 
 
-def part(name: str) -> Part:
+def part(profile: Profile, name: str) -> Part:
     """Return the part of that name.
 
     Raises:
-        ValueError: there is none; the message lists the names.
+        ValueError: the profile has none; the message lists the names.
     """
-    if name not in PARTS:
-        raise ValueError(f"unknown part {name!r}; choose one of: {', '.join(PARTS)}")
+    if name not in profile.parts:
+        raise ValueError(f"unknown part {name!r}; choose one of: {', '.join(profile.parts)}")
     return PARTS[name]
 
 
@@ -114,7 +114,7 @@ def stages(profile: Profile, name: str) -> list[list[Artifact]]:
 
     All of a stage may be made side by side when the stages before it are there.
     """
-    runs = part(name).runs(profile)
+    runs = part(profile, name).runs(profile)
     models = _models_of_pool(profile) if name == POOL else _models_of(runs)
     measured = [pool.measurements(own, model) for own, model in models]
     return [
@@ -152,14 +152,9 @@ def compute(profile: Profile, name: str | None = None) -> None:
     """Make one part, or all in turn, and write its rows.
 
     Raises:
-        ValueError: there is no such part; or the profile's model is published, so that it has none.
+        ValueError: there is no such part.
     """
-    if profile.hub:
-        raise ValueError(
-            f"{profile.hub.name} cannot be trained again here: the profile {profile.name} has no "
-            "parts"
-        )
-    for chosen in [name] if name else PARTS:
+    for chosen in [name] if name else profile.parts:
         _compute_part(profile, chosen)
 
 
@@ -173,7 +168,7 @@ def _compute_part(profile: Profile, name: str) -> None:
     if name == POOL:
         write_rows(compact(pool.pool_rows(profile)), folder / "pool_rows.parquet")
     else:
-        write_rows(path_levels(part(name).runs(profile)), folder / f"paths_{name}.parquet")
+        write_rows(path_levels(part(profile, name).runs(profile)), folder / f"paths_{name}.parquet")
     minutes = (time.perf_counter() - began) / 60
     if missing:
         own = of_part_alone(profile, name)

@@ -6,7 +6,8 @@ forget set, and a retrained model, which did not and is alike in everything else
 seed of its own, for its weights and for the order of its documents: retraining is a new training.
 
 Of a profile with a published model there is the target alone. In the place of a retrained model
-stands the paper's proxy, `approximate_retraining`.
+stands the paper's proxy, `approximate_retraining`. If its makers have trained one without any of
+the forget sets, that is the retrained model of every domain.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import pandas as pd
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.cache.workers import on_threads, side_by_side
 from unlearn_utils.core import membership
-from unlearn_utils.data import hub
-from unlearn_utils.profiles import Profile
+from unlearn_utils.data import base_models, hub
+from unlearn_utils.profiles import Hub, Profile
 from unlearn_utils.study import selection
 from unlearn_utils.study.study_documents import (
     fingerprint,
@@ -103,8 +104,12 @@ def all_members(profile: Profile) -> list[Member]:
 def pairs(profile: Profile, target_domain: str, replicate: int) -> list[Pair]:
     """Return the pairs of one domain.
 
-    The first is the one that is unlearned: its target has seen every forget set.
+    The first is the one that is unlearned: its target has seen every forget set. Of a published
+    pair there is no other, and its retrained model has seen none.
     """
+    if hub.counterpart(profile):
+        first, *_, last = members(profile, replicate)
+        return [Pair(first, last)]
     found = []
     for member in members(profile, replicate):
         if target_domain in member.seen:
@@ -117,7 +122,9 @@ def pairs(profile: Profile, target_domain: str, replicate: int) -> list[Pair]:
 
 
 def trained_model(profile: Profile, member: Member) -> Artifact:
-    """Return a model trained from scratch on every retain set and the member's forget sets.
+    """Return a model trained on every retain set and the member's forget sets.
+
+    It is trained from nothing, or on from the profile's base.
 
     Args:
         profile: documents, shape and recipe.
@@ -125,7 +132,8 @@ def trained_model(profile: Profile, member: Member) -> Artifact:
 
     Returns:
         An artifact that holds weights, config and history.parquet; where the model has seen a
-        forget set also the weights at the shares `KEPT` of its steps, in folders of their own.
+        forget set also the weights at the shares `KEPT` of its steps, in folders of their own. Of a
+        base, which is large, there are none of these, and weights are rounded to its type.
 
     Raises:
         ValueError: the profile's model is published.
@@ -143,6 +151,9 @@ def trained_model(profile: Profile, member: Member) -> Artifact:
         "seed": member.seed(profile.domains),
         "kept": list(KEPT),
     }
+    if profile.base:
+        settings["kept"] = []
+        settings["base"] = base_models.base_model(profile.base).path.name
     make = partial(_make_trained_model, profile, member)
     return Artifact("pretrained", VERSIONS["pretrained"], settings, make)
 
@@ -152,11 +163,17 @@ def _make_trained_model(profile: Profile, member: Member, folder: Path) -> dict:
 
     documents = tokenized(profile, training_parts(profile, member.seen))
     seed = member.seed(profile.domains)
-    model = models.build(profile.shape, tokenizer(profile), seed)
+    stored_as = None
+    if profile.base:
+        start = base_models.base_model(profile.base).folder()
+        stored_as = models.stored_dtype(start)
+        model = models.load(start)
+    else:
+        model = models.build(profile.shape, tokenizer(profile), seed)
     recipe = profile.pretraining
     steps = training.steps_of(len(documents), recipe.batch, recipe.epochs)
     marks = {}
-    if member.seen:
+    if member.seen and not profile.base:
         marks = {round(share * steps): kept_folder(folder, share) for share in KEPT}
 
     def keep(step: int, model: nn.Module) -> None:
@@ -174,7 +191,7 @@ def _make_trained_model(profile: Profile, member: Member, folder: Path) -> dict:
             names=list(documents.domain + "/" + documents.id),
         )
     seconds = time.perf_counter() - start
-    models.save(model, folder)
+    models.save(model, folder, stored_as)
     table = pd.DataFrame(history).assign(seen=member.name, replicate=member.replicate)
     table.to_parquet(folder / "history.parquet")
     return {
@@ -194,22 +211,48 @@ def target(profile: Profile, replicate: int | None = None) -> Artifact | hub.Sna
 
     replicate: of the pool; None: the profile's first.
     """
-    if not profile.hub:
-        return trained_model(profile, Member(_replicate(profile, replicate), profile.domains))
+    if profile.hub:
+        return _published(profile, profile.hub)
+    return trained_model(profile, Member(_replicate(profile, replicate), profile.domains))
+
+
+def retrained(
+    profile: Profile, target_domain: str, replicate: int | None = None
+) -> Artifact | hub.Snapshot:
+    """Return the truth: trained by the same recipe on everything but the domain's forget set.
+
+    A published one was trained by the target's makers, without the forget set of any domain.
+
+    Raises:
+        ValueError: the profile's model is published, and has no such counterpart.
+    """
+    published = hub.counterpart(profile)
+    if published:
+        return _published(profile, published)
+    others = tuple(domain for domain in profile.domains if domain != target_domain)
+    return trained_model(profile, Member(_replicate(profile, replicate), others))
+
+
+def _published(profile: Profile, model: Hub) -> hub.Snapshot:
+    """Return a published model, and what it is given to read."""
     reads = f"{fingerprint(profile)}-{profile.shape.context}"
     if profile.corpus.whole:
         reads += "-whole"
-    return hub.Snapshot(profile.hub, reads)
+    return hub.Snapshot(model, reads)
 
 
-def retrained(profile: Profile, target_domain: str, replicate: int | None = None) -> Artifact:
-    """Return the truth: trained by the same recipe on everything but the domain's forget set.
+def models_of(profile: Profile) -> dict[Member, Artifact | hub.Snapshot]:
+    """Return every model of the pool: trained first if need be, or published.
 
-    Raises:
-        ValueError: the profile's model is published.
+    A published target has seen every forget set, its counterpart none.
     """
-    others = tuple(domain for domain in profile.domains if domain != target_domain)
-    return trained_model(profile, Member(_replicate(profile, replicate), others))
+    if not profile.hub:
+        return train_all(profile)
+    first, *_, last = members(profile, profile.replicates[0])
+    models = {first: target(profile)}
+    if profile.has_retrained:
+        models[last] = retrained(profile, profile.domains[0])
+    return models
 
 
 def _replicate(profile: Profile, replicate: int | None) -> int:
@@ -271,15 +314,14 @@ def _make_measurements(profile: Profile, model: Artifact | hub.Snapshot, folder:
 
 
 def pool_rows(profile: Profile) -> pd.DataFrame:
-    """Return the rows of every model of the pool; a published model is one that has seen all.
+    """Return the rows of every model of the pool.
 
     Returns:
         replicate, seen (`Member.name`), and the columns of `evaluation.measure`.
     """
-    models = train_all(profile)
-    if profile.hub:
-        models = {Member(profile.replicates[0], profile.domains): target(profile)}
-    artifacts = {member: measurements(profile, model) for member, model in models.items()}
+    artifacts = {}
+    for member, model in models_of(profile).items():
+        artifacts[member] = measurements(profile, model)
     side_by_side(list(artifacts.values()), profile.workers, "models of the pool, measured")
     frames = []
     for member, artifact in artifacts.items():
@@ -302,11 +344,17 @@ def target_rows(profile: Profile, domain: str, replicate: int) -> pd.DataFrame:
 def truth_rows(profile: Profile, domain: str, replicate: int) -> pd.DataFrame:
     """Return the rows of what a domain's unlearned models are compared with.
 
-    That is the retrained model, or `approximate_retraining` of a published one.
+    That is the retrained model, or `approximate_retraining` of a published one. A retrained model
+    that is published lacks the retain text of the domain, too: of that text it is the target.
     """
-    if profile.hub:
+    if not profile.has_retrained:
         return approximate_retraining(target_rows(profile, domain, replicate))
-    return rows_of_domain(profile, retrained(profile, domain, replicate), domain)
+    rows = rows_of_domain(profile, retrained(profile, domain, replicate), domain)
+    if not profile.hub:
+        return rows
+    retained = target_rows(profile, domain, replicate)
+    parts = [rows[rows.split != "retain"], retained[retained.split == "retain"]]
+    return pd.concat(parts).sort_index()
 
 
 # --------------------------------------------------------------------------- approximate retraining

@@ -16,7 +16,7 @@ import pandas as pd
 from datasets import DatasetDict
 
 from unlearn_utils.cache.store import Artifact
-from unlearn_utils.data import corpus, hub
+from unlearn_utils.data import base_models, corpus, hub
 from unlearn_utils.profiles import Profile
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ def tokenized(profile: Profile, parts: Sequence[Part], limit: int | None = None)
             forget set that was made larger those that joined it are left out, too. None: all.
 
     Returns:
-        id, text, family, rank, domain, split, ids. There is one row a document, its first chunk;
-        where the profile reads whole documents, one a chunk, whose id says which.
+        id, text, family, rank, `corpus.INSERTED` where it is known, domain, split, ids. There is
+        one row a document, its first chunk; where the profile reads whole documents, one a chunk,
+        whose id says which.
     """
     frames = []
     for domain, split in parts:
@@ -85,7 +86,9 @@ def _tokenized_split(profile: Profile, domain: str, split: str) -> pd.DataFrame:
     """Return the rows of one split, tokenized once in a process."""
     from unlearn_utils.data import tokens
 
-    table = data(profile)[domain][split].to_pandas()[COLUMNS].assign(domain=domain, split=split)
+    documents = data(profile)[domain][split].to_pandas()
+    kept = [column for column in (*COLUMNS, corpus.INSERTED) if column in documents]
+    table = documents[kept].assign(domain=domain, split=split)
     texts = list(table.text)
     context = profile.shape.context
     if not profile.corpus.whole:
@@ -139,12 +142,14 @@ def tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
     return models.load_tokenizer(tokenizer_artifact(profile).folder())
 
 
-def tokenizer_artifact(profile: Profile) -> Artifact:
-    """Return the stored tokenizer: a byte-level BPE, trained on retain text only.
+def tokenizer_artifact(profile: Profile) -> Artifact | hub.Snapshot:
+    """Return the stored tokenizer: a byte-level BPE, trained on retain text only; or the base's.
 
     It is found or trained without importing torch. Where a forget set was resized it is the one
     of before, so that losses compare.
     """
+    if profile.base:
+        return base_models.base_model(profile.base)
     profile = replace(profile, corpus=replace(profile.corpus, resized=None))
     settings = {"data": fingerprint(profile), "vocabulary": profile.shape.vocabulary}
     return Artifact("tokenizer", 1, settings, partial(_make_tokenizer, profile))
