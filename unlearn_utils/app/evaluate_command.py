@@ -181,17 +181,19 @@ def measure(options: argparse.Namespace) -> None:
         print(terminal.results_text(table), flush=True)
 
 
-def check_one_process() -> None:
-    """Check that no launcher started others beside this process. Raise ValueError if one did."""
+def check_one_process(
+    who: str = "this command is", instead: str = "only unlearn runs in several"
+) -> None:
+    """Check that no launcher started others beside this process. Raise ValueError if one did.
+
+    who, instead: words of the message.
+    """
     from unlearn_utils.engine import distributed
 
     with distributed.raise_together():
         processes = distributed.process_state().num_processes
         if processes > 1:
-            raise ValueError(
-                f"this command is one process, and {processes} were started: only unlearn runs in "
-                "several"
-            )
+            raise ValueError(f"{who} one process, and {processes} were started: {instead}")
 
 
 def measure_on_documents(

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearn_utils.app import option_checks, terminal, unlearn_arguments
+from unlearn_utils.app import evaluate_command, option_checks, terminal, unlearn_arguments
 from unlearn_utils.core import methods
 
 if TYPE_CHECKING:
@@ -175,7 +175,10 @@ def run(
     """
     from unlearn_utils.app import cards, output_folder, tuning_report, verdict
 
-    check_one_process()
+    evaluate_command.check_one_process(
+        "tune and --until are",
+        "take the rate and the steps that they find to `unlearn` in several",
+    )
     folder = folder_of(options.out)
     settings = [
         unlearn_arguments.run_settings(argparse.Namespace(**{**vars(options), "method": name}))
@@ -223,19 +226,6 @@ def run(
     )
 
 
-def check_one_process() -> None:
-    """Check that no launcher started others beside this process. Raise ValueError if one did."""
-    from unlearn_utils.engine import distributed
-
-    with distributed.raise_together():
-        processes = distributed.process_state().num_processes
-        if processes > 1:
-            raise ValueError(
-                f"tune and --until are one process, and {processes} were started: take the rate "
-                "and the steps that they find to `unlearn` in several"
-            )
-
-
 def prepare(
     options: argparse.Namespace,
     run: RunSettings,
@@ -247,7 +237,6 @@ def prepare(
 
     run: of the method that takes most memory.
     """
-    import numpy as np
     import pandas as pd
 
     from unlearn_utils.app import memory_plan, model_files, settings, unlearn_command, user_run
@@ -260,10 +249,8 @@ def prepare(
     recipe = run.recipe
     steps = training.steps_of(len(inputs.chunks["forget"]), recipe.batch, recipe.epochs)
 
-    model = user_run.load(
-        inputs.base, settings.weight_dtype(run, model_files.stored_dtype(inputs.base))
-    )
     stored = model_files.stored_dtype(inputs.base)
+    model = user_run.load(inputs.base, settings.weight_dtype(run, stored))
     request = memory_plan.request_of(model.config, run, inputs.context, stored)
     memory_plan.check_disk(
         "weights of two paths take",
@@ -275,11 +262,7 @@ def prepare(
     before = user_run.measure(model, inputs.chunks, inputs.tokenizer)
     seconds = time.perf_counter() - began
     del model
-    if not np.isfinite(before.nll).all():
-        raise ValueError(
-            f"{inputs.base.name}: not every probability is finite, before anything is trained; are "
-            "its weights damaged?"
-        )
+    user_run.check_finite(inputs.base, before)
     with_half = before.assign(half=chunks.half.to_numpy())
     documents = searching.read_on_the_way(chunks)
     read = searching.read_on_the_way(with_half)

@@ -113,11 +113,7 @@ def load_and_unlearn(
         dtype = settings.weight_dtype(run, model_files.stored_dtype(base))
         model = load(base, dtype)
         before = measure(model, chunks, tokenizer)
-        if not np.isfinite(before.nll).all():
-            raise ValueError(
-                f"{base.name}: not every probability is finite, before anything is trained; are "
-                "its weights damaged?"
-            )
+        check_finite(base, before)
         if run.lora is not None:
             model = lora_adapters.add_adapters(model, run.lora, run.seed, base)
     history = unlearn(model, base, chunks, run, tokenizer, watch, checkpoints)
@@ -214,6 +210,18 @@ def _explained_precision() -> Iterator[None]:
         raise ValueError(
             "this kind of model does not train in bfloat16: add --float32. Nothing was written"
         ) from error
+
+
+def check_finite(base: StoredModel, before: pd.DataFrame) -> None:
+    """Check that a model gives numbers, before anything is trained. Raise ValueError if not.
+
+    before: rows of `measure`.
+    """
+    if not np.isfinite(before.nll).all():
+        raise ValueError(
+            f"{base.name}: not every probability is finite, before anything is trained; are "
+            "its weights damaged?"
+        )
 
 
 def measure(model: nn.Module, chunks: Tables, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from unlearn_utils.core import tables
+from unlearn_utils.core import distances, tables
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.distances import FORGET, UNSEEN
 from unlearn_utils.core.methods import METHODS
@@ -84,9 +84,12 @@ Measured = dict[tuple[str, str], tuple[Floats, int, Scale]]
 # measure and method -> (replicates, draws), families, scale
 
 
-def measures(setting: Setting) -> Measured:
-    """Return everything that is measured in one setting."""
-    return {**_of_models(setting), **_of_claim(setting), **_of_methods(setting)}
+def measures(setting: Setting, near: float = distances.NEAR) -> Measured:
+    """Return everything that is measured in one setting.
+
+    near: as in `distances.crossing`.
+    """
+    return {**_of_models(setting), **_of_claim(setting), **_of_methods(setting, near)}
 
 
 def _of_models(setting: Setting) -> Measured:
@@ -133,7 +136,7 @@ def _of_claim(setting: Setting) -> Measured:
     return found
 
 
-def _of_methods(setting: Setting) -> Measured:
+def _of_methods(setting: Setting, near: float) -> Measured:
     """Return how near each method comes at the usual rate, and how well its members are told."""
     profile, domain = setting.profile, setting.domain
     n = robustness.smallest_n(profile, [domain])
@@ -148,7 +151,7 @@ def _of_methods(setting: Setting) -> Measured:
         paths = [first_steps(one, setting.steps) for one in usual]
         score = np.stack([robustness.score_at_nearest(drawn) for drawn in paths])
         found[SCORE, method] = (score, n, SHARE)
-        areas = np.stack([comparison.at_level(drawn, 0.0)["AUC"] for drawn in paths])
+        areas = np.stack([comparison.at_level(drawn, 0.0, near)["AUC"] for drawn in paths])
         told.append(areas - np.stack(truth))
         found[DETECTED, method] = (told[-1], n, PLAIN)
     found[DETECTED, LEAST] = (comparison.least_known(np.stack(told)), n, PLAIN)

@@ -22,7 +22,6 @@ from unlearn_utils.core.methods import METHODS
 from unlearn_utils.core.replicates import PLAIN
 from unlearn_utils.findings import (
     comparison,
-    draws,
     elsewhere,
     method_page,
     plots,
@@ -35,7 +34,7 @@ from unlearn_utils.findings.elsewhere import Measured
 from unlearn_utils.findings.method_page import Look, Passage
 from unlearn_utils.findings.replicated import Row
 from unlearn_utils.profiles import PUBLISHED, Profile
-from unlearn_utils.study import method_paths, parts, pool, selection, single_run
+from unlearn_utils.study import method_paths, parts, selection, single_run
 from unlearn_utils.study.elsewhere import Setting, parameters
 
 TABLE = "table17_published"
@@ -57,7 +56,6 @@ STEP = "step at equal forgetting"
 BOTH = "1 and 2"  # in the place of a pair
 HERE, THERE = "here", "in the study"  # places in the order of methods
 
-AFTER = "after"  # in the place of a model: the method's, at the step nearest to retraining
 SEED = 0  # of the bootstrap over questions
 NUMBERS = ("value", "low", "high", "rerun_low", "rerun_high", "documents_sd")
 EMPTY = dict.fromkeys(NUMBERS, "")  # what is no number in a file
@@ -77,7 +75,8 @@ def published_table(profile: Profile) -> pd.DataFrame:
         parts.fill(profile, name)
     rows = []
     for domain in profile.domains:
-        found = {**elsewhere.measures(_setting(profile, domain)), **_at_equal(profile, domain)}
+        setting = _setting(profile, domain)
+        found = {**elsewhere.measures(setting, NEAR), **_damage(profile, domain)}
         for (measure, method), (values, n, scale) in found.items():
             for pair, drawn in _of_each_pair(profile, values):
                 named = (domain, measure, method, pair)
@@ -99,26 +98,19 @@ def _setting(profile: Profile, domain: str) -> Setting:
     return Setting("published", parameters(profile.shape), profile, domain, True, steps)
 
 
-def _at_equal(profile: Profile, domain: str) -> Measured:
-    """Return damage and AUC of each method where the forget set is as hard as for retraining.
+def _damage(profile: Profile, domain: str) -> Measured:
+    """Return what each method has damaged where the forget set is as hard as for retraining.
 
     Not a number of a path that does not come so far, or that jumps past it.
     """
     n = robustness.smallest_n(profile, [domain])
-    truth = []
-    for replicate in profile.replicates:
-        rows = pool.truth_rows(profile, domain, replicate)
-        truth.append(draws.auc(profile, rows, domain, selection.REPORT))
-    found, told = {}, []
+    found = {}
     for method in METHODS:
         usual = comparison.usual(profile, domain, method)
         there = [comparison.at_level(drawn, EQUAL, NEAR) for drawn in usual]
         for measure in (OF_ALL, OF_DOMAIN, OF_GENERAL):
             values = [one[measure] for one in there]
             found[measure, method] = (np.stack(values), n, PLAIN)
-        told.append(np.stack([one["AUC"] for one in there]) - np.stack(truth))
-        found[DETECTED, method] = (told[-1], n, PLAIN)
-    found[DETECTED, elsewhere.LEAST] = (comparison.least_known(np.stack(told)), n, PLAIN)
     off = np.full((1, 1 + profile.resamples), left_out(profile, domain))
     found[OFF, "most of the methods"] = (off, n, PLAIN)
     return found
