@@ -241,6 +241,8 @@ class Grid:
         chosen_on: documents of a split on which choices are made, of 20 to 30, for time; of the
             other half all are measured.
         retain_documents: how many are read, beside all, at the profile's own rate.
+        since: rates of the methods since the paper, on the first of `domains`; those of the paper
+            are compared with them at the same rates. None: they are not run.
     """
 
     learning_rates: tuple[float, ...] = (5e-5, 1.25e-4, 3e-4, 8e-4, 2e-3, 5e-3)
@@ -250,6 +252,7 @@ class Grid:
     claimed_domains: tuple[str, ...] = ("arxiv",)
     chosen_on: int = 10
     retain_documents: tuple[int, ...] = (15, 60)
+    since: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -333,6 +336,7 @@ SMOKE = Profile(
         epochs=1,
         usual_epochs=1,
         retain_documents=(2,),
+        since=(2e-3,),
     ),
     scaling=Scaling(
         parts=(2, 1),
@@ -341,12 +345,13 @@ SMOKE = Profile(
     resamples=200,
 )
 
-LAPTOP = Profile("laptop")
+LAPTOP = Profile("laptop", grid=Grid(since=(3e-4,)))
 
-# What `laptop` does once, six times over: each replicate has models of its own.
+# What `laptop` does once, six times over: each replicate has models of its own. The rates of the
+# methods since the paper are every second one, for time.
 STUDY = Profile(
     "study",
-    grid=Grid(claimed_domains=DOMAINS),
+    grid=Grid(claimed_domains=DOMAINS, since=(5e-5, 3e-4, 2e-3)),
     replicates=(1, 2, 3, 4, 5, 6),
     parts=("pool", "claim", "methods", "released", "exposures", "sizes", "shares"),
 )
