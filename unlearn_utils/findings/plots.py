@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -131,6 +131,30 @@ def committed(name: str) -> pd.DataFrame:
         FileNotFoundError: as `committed_file`.
     """
     return pd.read_csv(committed_file(name))
+
+
+def own_or_committed(
+    profile: Profile, owner: Profile, name: str, make: Callable[[Profile], pd.DataFrame]
+) -> pd.DataFrame:
+    """Return a table: of this run if the profile is the table's owner, else as committed.
+
+    It says which, and is empty where none is committed.
+
+    Args:
+        profile: of the run.
+        owner: the profile whose table it is.
+        name: of the table.
+        make: computes and writes it.
+    """
+    if profile.name == owner.name:
+        print(f"{name}: measured in this run")
+        return make(profile)
+    file = paths.own_figures(paths.PROJECT, owner.name) / f"{name}.csv"
+    if not file.exists():
+        print(f"{name}: not available, for none is committed; ./run_all.sh {owner.name} makes it")
+        return pd.DataFrame()
+    print(f"{name}: of the committed {owner.name}, not measured in this run")
+    return pd.read_csv(file)
 
 
 # ------------------------------------------------------------------------------- lines and points

@@ -306,12 +306,14 @@ class Guideline(NamedTuple):
         fixed: what is not tuned but as usual, of "rate" and "epochs".
         bounded: the kinds of text whose perplexity may not rise by more than `BOUND`.
         searched: rates are tried and paths ended as `tune` does; else all marks are looked at.
+        budget: epochs that all paths of a search have together.
     """
 
     goal: str | None
     fixed: tuple[str, ...] = ()
     bounded: tuple[int, ...] = (GENERAL,)
     searched: bool = False
+    budget: float = np.inf
 
 
 BOUND = tuning.BOUND
@@ -385,7 +387,7 @@ def chosen(profile: Profile, guideline: Guideline, here: Cells, proxy: Floats) -
     if guideline.goal == "auc":
         missed = np.abs(here.auc[selection.SELECTION] - 0.5)
     if guideline.searched:
-        fits = searched(profile, here, proxy).seen
+        fits = searched(profile, here, proxy, guideline.budget).seen
     return tuning.chosen(missed, rises(here, guideline.bounded), BOUND, fits)
 
 
@@ -400,13 +402,14 @@ def rises(here: Cells, bounded: Sequence[int]) -> Floats:
     return gaps - here.target[selection.SELECTION][:, None, list(bounded)]
 
 
-def searched(profile: Profile, here: Cells, proxy: Floats) -> Searched:
+def searched(profile: Profile, here: Cells, proxy: Floats, budget: float = np.inf) -> Searched:
     """Return what `tune` would look at, and what it would run.
 
     Args:
         profile: says the rates.
         here: the cells; of their selection half.
         proxy: as for `chosen`.
+        budget: epochs that all paths have together.
     """
     forget = here.gaps[selection.SELECTION][..., FORGET]
     start = forget[:, :1]
@@ -421,7 +424,7 @@ def searched(profile: Profile, here: Cells, proxy: Floats) -> Searched:
         missed=np.abs(forget - goal),
         within=tuning.within(rises(here, RULES[SEARCH].bounded), BOUND),
     )
-    return searches.search(profile.grid.learning_rates, stored)
+    return searches.search(profile.grid.learning_rates, stored, budget * here.per_epoch)
 
 
 def regret(profile: Profile, guideline: Guideline, here: Cells, proxy: Floats) -> Floats:

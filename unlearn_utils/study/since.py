@@ -16,12 +16,15 @@ from unlearn_utils.study import method_paths
 from unlearn_utils.study.single_run import Run
 
 
-def compared(profile: Profile) -> Profile:
-    """Return a profile whose grid has the rates and the domain that all methods are compared at."""
+def compared(profile: Profile, rates: tuple[float, ...] | None = None) -> Profile:
+    """Return a profile whose grid has the rates and the domain that all methods are compared at.
+
+    rates: some of those of the profile; None: all.
+    """
     domains = profile.grid.domains[:1]
     grid = replace(
         profile.grid,
-        learning_rates=profile.grid.since,
+        learning_rates=profile.grid.since if rates is None else rates,
         domains=domains,
         claimed_domains=domains,
     )
