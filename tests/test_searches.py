@@ -35,9 +35,9 @@ def stored(paths, beyond=(), diverged=()):
     )
 
 
-def searched(*given, **more):
+def searched(*given, budget=np.inf, **more):
     """Return which marks are seen, and the numbers of paths, steps and marks."""
-    found = searches.search(RATES, stored(*given, **more))
+    found = searches.search(RATES, stored(*given, **more), budget)
     seen = "".join("x" if one else "." for one in found.seen[0])
     return seen, int(found.paths[0]), int(found.steps[0]), int(found.marks[0])
 
@@ -103,3 +103,17 @@ def test_each_draw_is_a_search_of_its_own():
 def test_how_a_mark_ends_a_path(mark, ended):
     step, way, pace, is_within = mark
     assert tuning.ending(step, TOTAL, way, pace, is_within) == ended
+
+
+def test_a_search_ends_where_its_steps_are_spent():
+    """The first path has 40 steps. So the second has 10 of 50, and the third none."""
+    paths = {rate: [(8, 0.3), (32, 0.8)] for rate in RATES}
+    assert searched(paths, budget=50) == ("xxxx...", 2, 50, 3)
+    assert searched(paths, budget=40) == ("xxx....", 1, 40, 2)
+    assert searched(paths, budget=7) == ("x......", 1, 7, 0)
+    assert searched(paths, budget=3 * TOTAL) == searched(paths)
+
+
+def test_steps_that_a_search_does_not_need_stay_unspent():
+    paths = {1e-5: [(8, 0.9), (32, 1.0)], 3e-5: [(4, 1.2)], 1e-4: [(1, 1.5)]}
+    assert searched(paths, budget=100) == searched(paths) == ("xxxx.", 2, 36, 3)

@@ -133,28 +133,22 @@ def committed(name: str) -> pd.DataFrame:
     return pd.read_csv(committed_file(name))
 
 
-def own_or_committed(
-    profile: Profile, owner: Profile, name: str, make: Callable[[Profile], pd.DataFrame]
-) -> pd.DataFrame:
-    """Return a table: of this run if the profile is the table's owner, else as committed.
-
-    It says which, and is empty where none is committed.
+def of_study(profile: Profile, name: str, make: Callable[[Profile], pd.DataFrame]) -> pd.DataFrame:
+    """Return a table of the study: of this run in its profile, else as committed; it says which.
 
     Args:
         profile: of the run.
-        owner: the profile whose table it is.
         name: of the table.
         make: computes and writes it.
+
+    Raises:
+        FileNotFoundError: as `committed_file`.
     """
-    if profile.name == owner.name:
+    if profile.name == STUDY.name:
         print(f"{name}: measured in this run")
         return make(profile)
-    file = paths.own_figures(paths.PROJECT, owner.name) / f"{name}.csv"
-    if not file.exists():
-        print(f"{name}: not available, for none is committed; ./run_all.sh {owner.name} makes it")
-        return pd.DataFrame()
-    print(f"{name}: of the committed {owner.name}, not measured in this run")
-    return pd.read_csv(file)
+    print(f"{name}: of the committed study, not measured in this run")
+    return committed(name)
 
 
 # ------------------------------------------------------------------------------- lines and points

@@ -9,7 +9,7 @@ first reaches a level of the forget set, at the usual rate, and at the rate that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -25,7 +25,7 @@ from unlearn_utils.findings.comparison import DOMAIN_DAMAGE, NOTHING
 from unlearn_utils.findings.draws import Drawn
 from unlearn_utils.findings.replicated import Row
 from unlearn_utils.findings.robustness import MAIN_PLANE
-from unlearn_utils.profiles import STUDY, Profile
+from unlearn_utils.profiles import Profile
 from unlearn_utils.study import costs, selection, since
 from unlearn_utils.study.method_paths import CLAIMED
 
@@ -285,11 +285,6 @@ def better(table: pd.DataFrame, where: str, measure: str, sign: int) -> pd.DataF
     nearest = part.low if sign > 0 else -part.high
     found = part[nearest > 0]
     return found.sort_values("value", ascending=sign < 0)
-
-
-def of_study(profile: Profile, make: Callable[[Profile], pd.DataFrame], name: str) -> pd.DataFrame:
-    """Return a table of several rates and replicates: of this run in `study`, else as committed."""
-    return plots.own_or_committed(profile, STUDY, name, make)
 
 
 # ------------------------------------------------------------------------------------- the figures
