@@ -101,6 +101,21 @@ def test_what_is_no_method_is_black():
     assert {plots.method_style(name) for name in ("target", "retrained")} == {("black", "x")}
 
 
+def test_every_method_has_a_look_of_its_own():
+    looks = [plots.method_style(name) for name in methods.every()]
+    assert len(set(looks)) == len(methods.every()) == 16
+    assert plots.NO_METHOD not in looks
+
+
+def test_any_number_of_further_methods_since_has_looks_of_their_own(monkeypatch):
+    before = {name: plots.method_style(name) for name in methods.every()}
+    for number in range(30):
+        monkeypatch.setitem(methods.SINCE, f"another_{number}", None)
+    looks = {name: plots.method_style(name) for name in methods.every()}
+    assert looks.items() >= before.items()
+    assert len(set(looks.values())) == len(looks) == 46
+
+
 def test_any_number_of_further_methods_has_looks_of_their_own(monkeypatch):
     before = {name: plots.method_style(name) for name in methods.METHODS}
     for number in range(60):

@@ -41,23 +41,39 @@ METHOD_STYLES = (  # colour and marker of the first methods, in the order of `co
     (COLOURS["purple"], "P"),
     (COLOURS["sky"], "X"),  # pink is too near to purple
 )
+SINCE_STYLES = (  # the same of `core.methods.SINCE`: other markers, and no colour and marker twice
+    (COLOURS["red"], "<"),
+    (COLOURS["orange"], ">"),
+    (COLOURS["brown"], "*"),
+    (COLOURS["blue"], "d"),
+    (COLOURS["green"], "p"),
+    (COLOURS["purple"], "h"),
+    (COLOURS["sky"], "<"),
+    (COLOURS["pink"], ">"),
+    (COLOURS["grey"], "*"),
+)
 NO_METHOD = ("black", "x")  # of the target and of retrained models
+STAR, ASTERISK = 1, 2  # matplotlib's numbers of these markers
 
 
 def method_style(name: str) -> tuple[object, str | tuple[int, int, int]]:
     """Return the colour and the marker of a method, or those of a model that is no method's.
 
-    They follow from the method's place in `core.methods.METHODS`. When the styles are used up, the
-    same colours come again with stars, which have one point more in each round.
+    They follow from the method's place in its table of `core.methods`. When the styles are used up,
+    the same colours come again with stars, or asterisks, which have one point more in each round.
     """
-    if name not in methods.METHODS:
-        return NO_METHOD
-    rounds, place = divmod(list(methods.METHODS).index(name), len(METHOD_STYLES))
-    colour, marker = METHOD_STYLES[place]
-    if rounds == 0:
-        return colour, marker
-    points = rounds + 3
-    return colour, (points, 1, 0)  # matplotlib: number of points, 1 for a star, angle
+    tables = (
+        (methods.METHODS, METHOD_STYLES, STAR),
+        (methods.SINCE, SINCE_STYLES, ASTERISK),
+    )
+    for table, styles, further in tables:
+        if name in table:
+            rounds, place = divmod(list(table).index(name), len(styles))
+            colour, marker = styles[place]
+            if rounds:
+                marker = (rounds + 3, further, 0)  # matplotlib: points, kind, angle
+            return colour, marker
+    return NO_METHOD
 
 
 def readable(name: str) -> str:
