@@ -27,6 +27,7 @@ from unlearn_utils.study import (
     pool,
     released_code,
     selection,
+    since,
 )
 
 TOY = replace(
@@ -76,6 +77,7 @@ def test_every_path_of_the_study_is_of_one_part():
         "claim",
         "methods",
         "released",
+        "since",
         "exposures",
         "sizes",
         "shares",
@@ -84,6 +86,7 @@ def test_every_path_of_the_study_is_of_one_part():
     assert len(own) == len(set(own))
     assert set(own) == set(method_paths.every_run(study))
     assert by_part["released"] == released_code.all_runs(study)
+    assert by_part["since"] == since.runs(study) and len(by_part["since"]) == 9 * 3 * 6
     every = [run for runs in by_part.values() for run in runs]
     assert len(every) == len(set(every))
 

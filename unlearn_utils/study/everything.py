@@ -12,7 +12,7 @@ from pathlib import Path
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.engine import distributed
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import method_paths, pool, released_code
+from unlearn_utils.study import method_paths, pool, released_code, since
 from unlearn_utils.study.single_run import Run
 
 
@@ -34,8 +34,15 @@ def artifacts(profile: Profile) -> Iterator[Artifact]:
 
 
 def every_run(profile: Profile) -> list[Run]:
-    """Return the runs of a profile's paths and of the released code's defects, once each."""
-    runs = [*method_paths.every_run(profile), *released_code.all_runs(profile)]
+    """Return the runs of a profile's paths, once each.
+
+    They are of all methods, and of the released code's defects.
+    """
+    runs = [
+        *method_paths.every_run(profile),
+        *released_code.all_runs(profile),
+        *since.runs(profile),
+    ]
     return list(dict.fromkeys(runs))
 
 

@@ -27,7 +27,7 @@ from unlearn_utils.cache.workers import side_by_side, tell
 from unlearn_utils.core import membership
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import elsewhere, method_paths, pool, released_code, selection
+from unlearn_utils.study import elsewhere, method_paths, pool, released_code, selection, since
 from unlearn_utils.study.single_run import Run
 from unlearn_utils.study.study_documents import tokenizer_artifact
 
@@ -90,6 +90,7 @@ PARTS = {
     "claim": Part("paths of claim C2", claim_runs),
     "methods": Part("paths of the other methods", other_runs),
     "released": Part("paths of the released code", released_code.all_runs),
+    "since": Part("paths of the methods since the paper", since.runs),
     "exposures": Part(
         "elsewhere: exposures in pre-training", partial(elsewhere_runs, elsewhere.EXPOSURES)
     ),
