@@ -48,9 +48,7 @@ def store(tmp_path_factory):
         patch.setenv("UNLEARN_STORE", str(tmp_path_factory.mktemp("costs") / "store"))
         patch.delenv("UNLEARN_FRESH", raising=False)
         patch.setattr(models, "half_precision", lambda: False)
-        study_documents.data.cache_clear()
-        study_documents.fingerprint.cache_clear()
-        study_documents.tokenizer.cache_clear()
+        toys.forget_documents()
         yield
 
 

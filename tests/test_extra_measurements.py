@@ -33,9 +33,7 @@ def target(tmp_path_factory):
         patch.setattr(models, "half_precision", lambda: False)
         patch.setattr(extra_measurements, "PROMPT", 20)
         patch.setattr(extra_measurements, "LENGTH", 10)
-        study_documents.data.cache_clear()
-        study_documents.fingerprint.cache_clear()
-        study_documents.tokenizer.cache_clear()
+        toys.forget_documents()
         yield pool.target(TINY)
 
 

@@ -10,7 +10,7 @@ import toys
 from unlearn_utils.core import distances
 from unlearn_utils.core.methods import SINCE, get_method
 from unlearn_utils.findings import comparison, draws, plots, robustness, since
-from unlearn_utils.study import costs, method_paths, pool, selection, study_documents
+from unlearn_utils.study import costs, method_paths, pool, selection
 from unlearn_utils.study import since as runs
 from unlearn_utils.study.method_paths import CLAIMED
 
@@ -29,9 +29,7 @@ def world(tmp_path_factory):
         toys.use_store(patch, folder / "store")
         patch.setenv("UNLEARN_FIGURES", str(folder / "figures"))
         patch.setattr(since, "names", lambda profile: NAMES if profile.grid.since else [])
-        study_documents.data.cache_clear()
-        study_documents.fingerprint.cache_clear()
-        study_documents.tokenizer.cache_clear()
+        toys.forget_documents()
         yield folder
 
 
@@ -64,7 +62,7 @@ def test_the_papers_methods_have_the_paths_of_the_hyperparameter_study():
         assert method_paths.path(run, keep).path == method_paths.path(other, keep).path
 
 
-# -------------------------------------------------------------------------------------- what is said
+# ------------------------------------------------------------------------------------ what is said
 
 
 def test_the_tuned_setting_is_the_one_that_the_rule_chooses(table):

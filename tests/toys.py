@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from unlearn_utils.engine import models
 from unlearn_utils.profiles import PROFILES, Corpus, Grid, Pretraining, Shape, Unlearning
+from unlearn_utils.study import study_documents
 
 # The target is trained on 38 documents of 48 tokens, and remembers what it saw twelve times.
 TOY = replace(
@@ -36,6 +37,13 @@ def use_store(patch, folder):
     patch.setenv("UNLEARN_STORE", str(folder))
     patch.delenv("UNLEARN_FRESH", raising=False)
     patch.setattr(models, "half_precision", lambda: False)
+
+
+def forget_documents():
+    """Let documents be read anew, for they are of the store that is in use."""
+    study_documents.data.cache_clear()
+    study_documents.fingerprint.cache_clear()
+    study_documents.tokenizer.cache_clear()
 
 
 def refuse(*args, **kwargs):
