@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import toys
 from scipy import stats
 
 from unlearn_utils.cache import memory, paths

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import toys
 
 from unlearn_utils.core import metrics
 from unlearn_utils.engine import evaluation, models
