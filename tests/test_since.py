@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import toys
 
-from unlearn_utils.core import distances
+from unlearn_utils.core import distances, tables
 from unlearn_utils.core.methods import SINCE, get_method
 from unlearn_utils.findings import comparison, draws, plots, robustness, since
 from unlearn_utils.study import costs, method_paths, pool, selection
@@ -217,3 +217,11 @@ def test_a_curve_falls_and_its_area_is_robustness(table):
 def test_every_method_has_a_look_of_its_own():
     looks = [plots.method_style(name) for name in [CLAIMED, *SINCE]]
     assert len(set(map(str, looks))) == len(looks)
+
+
+def test_a_table_to_read_has_a_row_a_method_and_a_column_a_measure(table):
+    shown = since.to_read(table, since.TUNED, since.GAP, since.SCORE)
+    assert list(shown.columns) == [since.GAP, since.SCORE]
+    assert list(shown.index) == NAMES
+    row = of(table, "npo", since.TUNED, since.SCORE)
+    assert shown.loc["npo", since.SCORE] == tables.text(row)

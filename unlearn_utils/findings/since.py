@@ -242,7 +242,7 @@ def to_read(table: pd.DataFrame, where: str, *measures: str, digits: int = 2) ->
     table: of `methods_table` or `differences_table`.
     """
     part = table[(table["where"] == where) & table.measure.isin(measures)]
-    return tables.wide(part, ["method"], "measure", digits)[list(measures)]
+    return tables.wide(part, "method", "measure", digits)[list(measures)]
 
 
 def at_levels(table: pd.DataFrame, rate: str, measure: str, digits: int = 2) -> pd.DataFrame:
