@@ -196,9 +196,9 @@ def test_a_profile_without_rates_has_empty_tables():
 
 
 def test_figures_have_their_data(table, world):
-    since.methods_figure(TOY, table, "fig18_try")
+    since.methods_figure(TOY, table)
     since.curves_figure(TOY, since.curves_table(TOY))
-    for name in ("fig18_try", since.CURVES):
+    for name in (since.FIGURE, since.CURVES):
         data = pd.read_csv(world / "figures" / f"{name}.csv")
         assert set(NAMES) <= set(data.method) and data["value"].notna().any()
         assert (world / "figures" / f"{name}.png").stat().st_size > 10_000

@@ -29,7 +29,8 @@ from unlearn_utils.profiles import Profile
 from unlearn_utils.study import costs, selection, since
 from unlearn_utils.study.method_paths import CLAIMED
 
-TABLE, OVER, CURVES = "table18_methods", "table18_differences", "fig18_profile"
+TABLE, OVER = "table18_methods", "table18_differences"
+FIGURE, CURVES = "fig18_methods", "fig18_profile"
 KEYS = ("target_domain", "method", "where", "measure")
 
 # Passes over the forget set that all paths of one search have together: half of what the study's
@@ -48,7 +49,7 @@ SCORE, GAP, OVER_RETRAINED = "score", comparison.GAP, comparison.OVER_RETRAINED
 ALL_DAMAGE, GENERAL_DAMAGE = "damage, mean of three", "damage to general text"
 DAMAGES = (ALL_DAMAGE, DOMAIN_DAMAGE, GENERAL_DAMAGE)
 STEPS, SEARCH_STEPS = "steps", "steps of the search"
-COST, SEARCH_COST = "share of retraining", "share of retraining, of the search"
+COST, SEARCH_COST = "share of retraining", "cost of the search"
 ROBUSTNESS, BEST = "robustness", "best score"
 SCALES = {  # by measure; of all others it is plain
     SCORE: SHARE,
@@ -315,51 +316,40 @@ def curves_table(profile: Profile) -> pd.DataFrame:
 def curves_figure(profile: Profile, data: pd.DataFrame) -> None:
     """Draw and save fig18_profile: the paper's methods on the left, those since on the right.
 
-    The method that the paper advises is in both. Nothing is drawn of an empty table.
+    The method that the paper advises is in both.
 
     data: of `curves_table`.
     """
-    if data.empty:
-        return
     drawn, axes = plots.panels(2, width=4.2, height=3.2, sharey=True, sharex=True)
     groups = {"of the paper": list(METHODS), "since the paper": [CLAIMED, *SINCE]}
     for ax, (title, chosen) in zip(axes, groups.items(), strict=True):
         part = data[data.method.isin(chosen)]
         plots_of_paths.profile_curves(part, ax, [CLAIMED]).set_title(title, fontsize=9)
+        ax.set_ylim(0, 1)
         ax.legend(fontsize=6)
     plots.save(profile, drawn, CURVES, data)
 
 
-def methods_figure(profile: Profile, table: pd.DataFrame, name: str = "fig18_methods") -> None:
-    """Draw and save a panel a measure, a line a method, with 95% intervals.
+def methods_figure(profile: Profile, table: pd.DataFrame) -> None:
+    """Draw and save fig18_methods: a panel a measure, a line a method, with 95% intervals.
 
-    It is of several rates where the table has them, else of the usual one. Nothing is drawn of an
-    empty table.
-
-    Args:
-        profile: whose folder it goes to.
-        table: of `methods_table`.
-        name: of the figure.
+    table: of `methods_table`, over several rates.
     """
-    if table.empty:
-        return
-    where = table["where"].unique()
-    tuned = TUNED if TUNED in where else TUNED_STEPS
-    rate = AT_BEST if TUNED in where else AT_USUAL
-    half_way = at(comparison.LEVELS[0], rate)
+    half_way = at(comparison.LEVELS[0], AT_BEST)
     panels = (
-        (tuned, SCORE),
+        (TUNED, SCORE),
+        (ALL_SETTINGS, ROBUSTNESS),
         (half_way, ALL_DAMAGE),
         (half_way, OVER_RETRAINED),
-        (tuned, SEARCH_COST),
+        (TUNED, SEARCH_COST),
     )
     data = pd.concat([_panel(table, *panel) for panel in panels])
-    drawn, axes = plots.panels(len(panels), width=2.5, height=4.2, sharey=True)
-    for ax, (place, measure) in zip(axes, panels, strict=True):
-        draw_measure(_panel(data, place, measure), list(methods.every()), ax)
-        ax.set_title(f"{measure},\n{place}", fontsize=7)
-    axes[0].invert_yaxis()
-    plots.save(profile, drawn, name, data)
+    drawn, axes = plots.panels(len(panels), width=2.1, height=4.2, sharey=True)
+    for ax, (where, measure) in zip(axes, panels, strict=True):
+        draw_measure(_panel(data, where, measure), list(methods.every()), ax)
+        ax.set_title(f"{measure},\n{where}", fontsize=7)
+    axes[0].invert_yaxis()  # the first method is the highest
+    plots.save(profile, drawn, FIGURE, data)
 
 
 def _panel(table: pd.DataFrame, where: str, measure: str) -> pd.DataFrame:
