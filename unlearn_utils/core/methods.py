@@ -37,6 +37,7 @@ REPRODUCIBLE = {
 }
 PUBLIC = {  # slips of public code in general, which "official" does not have
     "raw logits": "KL takes logits where log-probabilities belong",
+    "raw logits in NPO": "NPO takes the true tokens' logits where log-probabilities belong",
     "no logarithm": "KL takes probabilities where their logarithms belong",
     "batch mean": "KL is divided by the sequences, not by the tokens",
     "equal retain text": "every process reads the same retain text",
@@ -219,6 +220,7 @@ NPO = Term(
     loss="npo",
     counted="sequences",
     needs_reference=True,
+    official={"raw logits in NPO": "slips.npo_of_raw_logits"},
     passes=BACKWARD_AND_FORWARD + FORWARD,
     source="NPO, arXiv 2404.05868; beta 0.1",
 )
@@ -392,6 +394,12 @@ class Method:
     def early(self) -> bool:
         """Whether all terms are of early hidden states, so that a few layers are trained alone."""
         return all(term.early for term in self.terms.values())
+
+    @property
+    def slips(self) -> frozenset[str]:
+        """The slips of `PUBLIC` that its terms can have."""
+        every = [slip for term in self.terms.values() for slip in term.official]
+        return frozenset(every) & set(PUBLIC)
 
     @property
     def minimises(self) -> str:
@@ -581,13 +589,14 @@ def unlearning_loss(
 
     Raises:
         ValueError: retain or reference is needed and missing; the method or variant is unknown, or
-            the released code lacks the method.
+            the released code lacks the method, and the method the slip.
     """
     from unlearn_utils.core import losses
 
     method, chosen = get_method(method), defects(variant)
-    if chosen and method.name in SINCE:
-        raise ValueError(f'{method.name}: not in the released code; the variant is "corrected"')
+    if method.name in SINCE and not chosen <= method.slips:
+        choices = ", ".join(["corrected", *sorted(method.slips)])
+        raise ValueError(f"{method.name}: not in the released code; the variant is of: {choices}")
     if method.retain is not None and retain is None:
         raise ValueError(f"{method.name} needs retain text")
     if method.needs_reference and reference is None:
