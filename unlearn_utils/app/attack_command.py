@@ -372,7 +372,7 @@ def continued(
     from unlearn_utils.engine import attacks
 
     forget = inputs.measured[inputs.measured.split == "forget"]
-    longest = forget.ids.map(len).max()
+    longest = attacks.counted_tokens(forget).max()
     for prefix in PREFIXES:
         if prefix + LENGTH <= longest:
             rows = attacks.continued(model, forget, prefix, LENGTH, inputs.pad_id)

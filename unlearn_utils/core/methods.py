@@ -276,7 +276,7 @@ RMU_RETAIN = Term(
     loss="early_distance",
     needs_reference=True,
     passes=FORWARD + (BACKWARD_AND_FORWARD - FORWARD) / 4 + FORWARD,
-    source="RMU, arXiv 2403.03218; weight 1, in released code 1 to 1200",
+    source="RMU, arXiv 2403.03218; weight 1, in released code 1 to 1600",
     early=True,
 )
 PDU = Term(
@@ -286,8 +286,9 @@ PDU = Term(
     source="PDU, arXiv 2506.05314; multiplier from 100, rate 5, bound 0.3 as there for TOFU",
 )
 # Its authors bound the retain loss itself, a little above the original model's. That differs from
-# text to text, so here the bound is of the rise over it. Settings are theirs for TOFU; for the
-# documents of MUSE they begin with 50, at rate 1, after epochs without a change.
+# text to text, so here the bound is of the rise over it. Settings are theirs for TOFU, but that
+# there the multiplier stands still for 5 epochs, which are more than we run. For the documents of
+# MUSE they begin with 50, at rate 1 and bound 1.5, after 3 such epochs.
 PDU_RETAIN = Term(
     name="pdu_retain",
     minimises="m * the rise of the retain text's cross-entropy over the original model's; m is 100 "
