@@ -50,7 +50,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out", type=option_checks.path, metavar="CSV", help="a file to write, tidy"
     )
-    command.set_defaults(plot=None)
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -67,7 +66,8 @@ def check_options(options: argparse.Namespace) -> None:
         )
     for name in (FORGET, UNSEEN):
         option_checks.check_documents(f"--{name}", getattr(options, name))
-    evaluate_command.check_files(options)
+    if options.out is not None:
+        evaluate_command.check_new("--out", options.out)
     for name in names:  # the last, for it may ask the hub
         option_checks.check_model(name)
 
@@ -94,7 +94,8 @@ def margins_of(names: Sequence[str], options: argparse.Namespace) -> pd.DataFram
     """Return the margins of the chunks: split, family, and a column for each model.
 
     Raises:
-        ValueError: as `evaluate_command.measure_on_documents`.
+        ValueError: as `evaluate_command.measure_on_documents`; a model gives no numbers, or two
+            give the same.
     """
     import pandas as pd
 
@@ -122,8 +123,25 @@ def margins_of(names: Sequence[str], options: argparse.Namespace) -> pd.DataFram
         loaded = user_run.load(model.stored)
         rows = evaluation.measure_margins(loaded, every, models[0].tokenizer)
         del loaded  # before the next is loaded
+        user_run.check_numbers(model.stored, rows)
         found[name] = rows.margin.to_numpy()
+    check_different(found)
     return found
+
+
+def check_different(margins: pd.DataFrame) -> None:
+    """Check that no model is there twice, under another name. Raise ValueError if one is.
+
+    margins: of `margins_of`.
+    """
+    from itertools import combinations
+
+    for one, other in combinations(margins.columns.drop(["split", "family"]), 2):
+        if margins[one].equals(margins[other]):
+            raise ValueError(
+                f"{one} and {other} give the same numbers on every chunk: are they one model? "
+                "Each is judged beside the others, so name it once"
+            )
 
 
 def audit_table(margins: pd.DataFrame) -> pd.DataFrame:
