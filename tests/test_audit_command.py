@@ -111,6 +111,14 @@ def test_a_model_under_two_names_is_found_out(llama, retrained, documents, tmp_p
     assert not (tmp_path / "a.csv").exists()
 
 
+def test_one_document_is_too_few(llama, retrained, documents, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text("All of this was never seen, or so they say. " * 3)
+    sets = ("--forget", documents["forget"], "--unseen", tmp_path / "one.txt")
+    given = ("--model", llama, "--retrained", *retrained, *sets, "--context", CONTEXT)
+    assert run("audit", *given) == 2
+    assert "--unseen: one document; 2 are needed" in capsys.readouterr().err
+
+
 def test_damaged_weights_are_named(llama, retrained, documents, tokenizer, tmp_path, capsys):
     from transformers import AutoModelForCausalLM
 

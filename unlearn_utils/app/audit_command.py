@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from unlearn_utils.core.arrays import Floats
 
 LEAST = 3  # retrained models: each is judged beside the others
+DOCUMENTS_LEAST = 2  # of each set
 CANNOT = (
     "A retrained model is judged beside the others, so its column shows what chance does. KLoM, "
     "U-LiRA and epsilon are not measured: they need many unlearned and many retrained models."
@@ -113,6 +114,12 @@ def margins_of(names: Sequence[str], options: argparse.Namespace) -> pd.DataFram
         chunks.append(cut)
     evaluate_command.check_same_tokens(names, chunks)
     terminal.say("\n".join(user_documents.describe_sets(documents, chunks[0], context)))
+    for name, table in chunks[0].items():
+        if table.family.nunique() < DOCUMENTS_LEAST:
+            raise ValueError(
+                f"--{name}: one document; {DOCUMENTS_LEAST} are needed, for documents are drawn "
+                "again and again, and compared with each other"
+            )
     for model in models:  # before the first is measured, which takes time
         user_run.fetch(model.stored)
 
