@@ -156,6 +156,16 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame | None:
     return wide
 
 
+def robust(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """Return how robust each metric is, mean of methods: a row an attack, a column a metric.
+
+    table: of `metrics_attacked.robustness_table`.
+    """
+    part = table[table.method == audit.MEAN]
+    part = part.assign(setting=[f"{setting:g}" for setting in part.setting])
+    return tables.wide(part, ["attack", "source", "setting"], "measure", digits)
+
+
 # ------------------------------------------------------------------------------------ figures
 
 
