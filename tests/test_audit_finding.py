@@ -3,6 +3,7 @@
 import pytest
 from committed import interval, of_study, study, value, words
 
+from unlearn_utils.core.methods import METHODS
 from unlearn_utils.findings import metrics_audited
 
 AUDIT = "notebooks/20_audit.ipynb"
@@ -205,6 +206,7 @@ def test_which_metrics_agree():
     assert words(AUDIT).count(interval(tau(perplexity, deviations))) == 2
     with_truth = tau("forget perplexity beside the retrained model's", deviations)
     assert with_truth["value"] == tau(perplexity, deviations)["value"]
+    assert tau(perplexity, "forget perplexity beside the retrained model's")["value"] == 1
     general = tau("general perplexity over the target's", distance)
     assert f"in common with that distance ({interval(general)})" in words(AUDIT)
     assert f"has little ({interval(tau('extraction strength', distance))})" in words(AUDIT)
@@ -216,9 +218,9 @@ def test_which_metrics_agree():
 
 
 def test_robustness_of_metrics():
-    def share(measure, **attack):
+    def share(measure, method="mean", **attack):
         keys = {"source": "forget", "setting": "0.0003"} | attack
-        return value("table20_robustness", method="mean", measure=measure, **keys)
+        return value("table20_robustness", method=method, measure=measure, **keys)
 
     shares = {
         name: share(name)
@@ -231,3 +233,7 @@ def test_robustness_of_metrics():
     assert f"looks more robust ({shares['extraction strength']:.2f})" in words(AUDIT)
     for name in shares:
         assert share(name, source="-", setting="4") > 0.995
+    methods = {name: share("Min-40%", name) for name in METHODS}
+    most = methods.pop("random_label")
+    others = f"{min(methods.values()):.2f} to {max(methods.values()):.2f}"
+    assert f"random labels have {most:.2f} and the six others {others}" in words(AUDIT)
