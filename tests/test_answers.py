@@ -13,7 +13,7 @@ from user_models import VOCABULARY, logits, random_model, unlearn, value
 from unlearn_utils.app import commands, user_documents
 from unlearn_utils.core import membership, methods
 from unlearn_utils.data import corpus, readers, tokens
-from unlearn_utils.engine import evaluation, training
+from unlearn_utils.engine import attacks, evaluation, training
 from unlearn_utils.profiles import Unlearning
 
 PAD_ID = 1
@@ -285,6 +285,65 @@ def test_labels_are_replaced_in_the_answer_alone(method, tokenizer, tmp_path):
             others[range(len(answer)), answer] = -math.inf
             others[:, tokenizer.all_special_ids] = -math.inf
             assert labels[chunk.question :] == others.argmax(-1).tolist()
+
+
+def test_margins_are_those_of_the_answer_alone(tokenizer, tmp_path):
+    model = random_model("llama")
+    chunks = cut(write_sets(tmp_path)["forget"], tokenizer)
+    rows = evaluation.measure_margins(model, chunks, tokenizer)
+    for chunk, row in zip(chunks.itertuples(), rows.itertuples(), strict=True):
+        answer = torch.tensor(chunk.ids[chunk.question :])[:, None]
+        log_p = logits(model, chunk.ids)[chunk.question - 1 : -1].log_softmax(-1).gather(1, answer)
+        odds = log_p - torch.log1p(-log_p.exp())
+        assert row.margin == pytest.approx(odds.mean().item(), abs=1e-3)
+        assert row.tokens == len(answer)
+
+
+@pytest.mark.parametrize("name", methods.SINCE)
+def test_the_first_loss_of_a_method_since_is_that_of_answers_alone(
+    name, tokenizer, tmp_path, float32
+):
+    """Of a model that reads the question as it stands, but whose loss begins with the answer."""
+    paths = write_sets(tmp_path)
+    forget, retain = cut(paths["forget"], tokenizer), cut(paths["retain"], tokenizer)
+    model, reference = random_model("llama"), random_model("llama", seed=1)
+    sides = []
+    for chunks in (forget, retain):
+        labels = [plain_labels(chunk.ids, chunk.question) for chunk in chunks.itertuples()]
+        sides.append(tokens.collate(list(chunks.ids), PAD_ID, labels))
+    whole = [tokens.collate(list(chunks.ids), PAD_ID) for chunks in (forget, retain)]
+    method = methods.get_method(name)
+    weight = 1.0
+    if method.retain is not None and method.retain.multiplier is not None:
+        weight = method.retain.multiplier.start
+    model.eval()
+    expected, other = (
+        methods.unlearning_loss(method, model, *both, reference, retain_weight=weight).item()
+        for both in (sides, whole)
+    )
+    assert abs(expected - other) > 5e-5 * abs(other)
+    job = job_of(name, forget, retain, tokenizer, model, reference)
+    (step,) = training.unlearn(model, job)
+    assert step["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_prefix_comes_after_the_question(tokenizer, tmp_path, monkeypatch):
+    """The question is given whole, and what is compared is of the answer."""
+    chunks = cut(write_sets(tmp_path)["forget"], tokenizer)
+    asked = []
+
+    def written(model, prompts, length, pad_id):
+        asked.extend(prompts)
+        return [[0] * length for _ in prompts]
+
+    monkeypatch.setattr(evaluation, "greedy_continuations", written)
+    found = attacks.continued(None, chunks, 2, 3, PAD_ID)
+    long_enough = chunks[chunks.ids.map(len) - chunks.question >= 5]
+    assert list(found.id) == list(long_enough.id)
+    expected = [ids[: q + 2] for ids, q in zip(long_enough.ids, long_enough.question, strict=True)]
+    assert sorted(asked) == sorted(expected)
+    with pytest.raises(ValueError, match="no document has 2 \\+ 999 tokens"):
+        attacks.continued(None, chunks, 2, 999, PAD_ID)
 
 
 # ----------------------------------------------------------------------------------- the commands

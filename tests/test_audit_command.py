@@ -1,5 +1,7 @@
 """The command `audit`: a user's model beside several that were retrained."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -96,6 +98,47 @@ def test_the_command_reads_models_and_documents(
             own[name].append(np.mean(np.log(p / (1 - p))))
     area = membership.auc(own["forget"], own["unseen"])
     assert value(found, str(llama), "forget", "AUC of the margin") == pytest.approx(area)
+
+
+def test_a_model_under_two_names_is_found_out(llama, retrained, documents, tmp_path, capsys):
+    """A copy, as another spelling of its path, would make the spread of retrained models 0."""
+    shutil.copytree(retrained[0], tmp_path / "copy")
+    sets = ("--forget", documents["forget"], "--unseen", documents["unseen"])
+    given = ("--retrained", *retrained, tmp_path / "copy", *sets, "--context", CONTEXT)
+    assert run("audit", "--model", llama, *given, "--out", tmp_path / "a.csv") == 2
+    said = capsys.readouterr().err
+    assert f"{retrained[0]} and {tmp_path / 'copy'} give the same numbers" in said
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_one_document_is_too_few(llama, retrained, documents, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text("All of this was never seen, or so they say. " * 3)
+    sets = ("--forget", documents["forget"], "--unseen", tmp_path / "one.txt")
+    given = ("--model", llama, "--retrained", *retrained, *sets, "--context", CONTEXT)
+    assert run("audit", *given) == 2
+    assert "--unseen: one document; 2 are needed" in capsys.readouterr().err
+
+
+def test_damaged_weights_are_named(llama, retrained, documents, tokenizer, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(write_model(tmp_path / "bad", "llama", tokenizer))
+    model.lm_head.weight.data[:] = np.nan
+    model.save_pretrained(tmp_path / "bad")
+    sets = ("--forget", documents["forget"], "--unseen", documents["unseen"])
+    given = ("--model", tmp_path / "bad", "--retrained", *retrained, *sets, "--context", CONTEXT)
+    assert run("audit", *given, "--out", tmp_path / "a.csv") == 2
+    assert f"{tmp_path / 'bad'}: not every probability is finite" in capsys.readouterr().err
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_a_table_that_is_there_stays(llama, retrained, documents, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("mine")
+    sets = ("--forget", documents["forget"], "--unseen", documents["unseen"])
+    given = ("--model", llama, "--retrained", *retrained, *sets)
+    assert run("audit", *given, "--out", tmp_path / "a.csv") == 2
+    assert "a.csv: already there" in capsys.readouterr().err
+    assert (tmp_path / "a.csv").read_text() == "mine"
 
 
 def test_three_different_retrained_models_are_needed(llama, retrained, documents, capsys):

@@ -464,7 +464,7 @@ BAD = {
     "no text": (
         {"law/forget.jsonl": '{"text": "x"}\n{"body": "y"}'},
         ValueError,
-        r"no column 'text' or 'content' \(found: body\)",
+        r"no column 'text' or 'content', nor 'question' and 'answer' \(found: body\)",
     ),
     "table without text": (
         {"law/retain.parquet": pd.DataFrame({"a": [1]})},

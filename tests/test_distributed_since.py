@@ -1,10 +1,14 @@
-"""The methods since the paper in two processes (gloo, CPU) against one, with DDP and with FSDP."""
+"""The methods since the paper in two processes (gloo, CPU) against one, with DDP and with FSDP.
+
+Of each there is one launch, which does everything: starting processes is most of the time.
+"""
 
 import pytest
 import torch
 from test_distributed import (
     WEIGHTS,
     compare_all,
+    compared,
     distance,
     folder,
     losses,
@@ -13,19 +17,30 @@ from test_distributed import (
     together,
 )
 
-from unlearn_utils.engine import distributed
+from unlearn_utils.engine import distributed, models
 
 CASES = [("npo", 1), ("undial", None), ("rmu", 1), ("pdu", 1)]
-LONG = {"batch": 2, "epochs": 3}  # 14 steps, a checkpoint after every second
+LONG = {"batch": 2}  # 5 steps, a checkpoint after every second
+ENDING = 3  # the step after which every process ends
 __all__ = ["folder"]  # the fixture with the stored models
 
 
-def resume(rank, folder, out, ending=None):
-    """Make a run of PDU with checkpoints, which ends in every process after so many steps."""
+def everything(rank, folder, out):
+    """Compare every case, then make a run of PDU with checkpoints, whole and in two parts."""
+    compare_all(rank, folder, CASES, out)
+    long_run(rank, folder, out / "whole")
+    with pytest.raises(SystemExit):
+        long_run(rank, folder, out / "parts", ENDING)
+    long_run(rank, folder, out / "parts")
+
+
+def long_run(rank, folder, out, ending=None):
+    """Make a run of PDU from what is stored, which every process leaves after so many steps."""
 
     def watch(step, model):
+        assert ending is None or step <= ending
         if step == ending:
-            raise SystemExit(3)
+            raise SystemExit
 
     model, history = one_run(folder, "pdu", 1, checkpoints=out / "checkpoints", watch=watch, **LONG)
     state = distributed.gathered_state(model)
@@ -34,21 +49,27 @@ def resume(rank, folder, out, ending=None):
 
 
 @pytest.fixture(scope="module")
-def one_process(folder, tmp_path_factory):
-    """The cases in one process."""
-    out = tmp_path_factory.mktemp("one")
-    assert together(compare_all, folder, CASES, out, processes=1) == [0]
-    return torch.load(out / "0.pt")
+def one_process(folder):
+    """The cases in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "half_precision", lambda: False)
+        return [compared(folder, *case) for case in CASES]
 
 
-@pytest.mark.parametrize("environment", [{}, "FSDP"], ids=["DDP", "FSDP"])
-def test_two_processes_give_the_losses_and_weights_of_one(
-    folder, one_process, tmp_path, environment
-):
+@pytest.fixture(scope="module", params=["DDP", "FSDP"])
+def two_processes(request, folder, tmp_path_factory):
+    """The folder of what two processes found."""
+    out = tmp_path_factory.mktemp(request.param)
+    for name in ("whole", "parts"):
+        (out / name).mkdir()
+    given = {} if request.param == "DDP" else sharded()
+    assert together(everything, folder, out, environment=given) == [0, 0]
+    return out
+
+
+def test_two_processes_give_the_losses_and_weights_of_one(folder, one_process, two_processes):
     """The last optimizer batch has 1 document of 4: the second process has none of it."""
-    given = sharded() if environment else {}
-    assert together(compare_all, folder, CASES, tmp_path, environment=given) == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(two_processes / f"{rank}.pt") for rank in (0, 1))
     for case, one, ours, theirs in zip(CASES, one_process, first, second, strict=True):
         assert losses(ours) == losses(theirs), case
         assert losses(ours) == pytest.approx(losses(one), rel=1e-5), case
@@ -57,13 +78,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(
         assert len(set(one["seen"])) == 4, case
 
 
-@pytest.mark.parametrize("environment", [{}, "FSDP"], ids=["DDP", "FSDP"])
-def test_a_multiplier_goes_on_in_several_processes(folder, tmp_path, environment):
-    given = sharded() if environment else {}
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for out, ending, codes in ((whole, None, [0, 0]), (parts, 5, [3, 3]), (parts, None, [0, 0])):
-        out.mkdir(exist_ok=True)
-        assert together(resume, folder, out, ending, environment=given) == codes
-    one, two = (torch.load(out / "end.pt") for out in (whole, parts))
-    assert one["history"] == two["history"]
+def test_a_multiplier_goes_on_in_several_processes(two_processes):
+    one, two = (torch.load(two_processes / name / "end.pt") for name in ("whole", "parts"))
+    assert len(one["history"]) == 5 and one["history"] == two["history"]
     assert all(torch.equal(two["weights"][name], one["weights"][name]) for name in one["weights"])

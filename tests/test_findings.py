@@ -357,6 +357,22 @@ def test_what_defect_11_does():
     stands(RELEASED, "a share of " + rates[0], rates[1])
 
 
+def test_what_slips_of_public_code_do():
+    forget, domain = "log perplexity of the forget set", "damage to the domain"
+
+    def told(slip, measure):
+        return interval(of_laptop("table13_public", slip=slip, measure=measure))
+
+    stands(
+        RELEASED,
+        f"make the forget set harder by {told('raw logits', forget)} nats a token and harm other "
+        f"text of the domain by {told('raw logits', domain)}",
+        f"counts in the mean: {told('padding', forget)} and {told('padding', domain)}",
+        f"by {told('raw logits in NPO', forget)} and {told('batch mean', forget)}",
+        f"next to nothing: {told('equal retain text', forget)}",
+    )
+
+
 # ------------------------------------------------------------------------------------ 14 Claims
 
 

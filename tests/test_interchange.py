@@ -61,6 +61,8 @@ def test_every_value_by_hand():
         "mia_zlib": auc(one, "zlib"),
     }
     retrained = auc(other, "min_k_40")
+    over = other.nll / other.tokens - one.nll / one.tokens
+    expected["mia_reference"] = auc(one.assign(over=over), "over")
     expected["privleak"] = 100 * (retrained - expected["mia_min_k"]) / (1 - retrained)
     losses = []
     for rows in (one, other):
@@ -80,7 +82,7 @@ def test_what_needs_a_retrained_model_or_unseen_text_is_absent_without_it():
     found = interchange.of_models([one, other], "documents")
     assert "retrained" not in found
     for named in found["models"].values():
-        assert not {"privleak", "forget_quality"} & named.keys()
+        assert not {"privleak", "forget_quality", "mia_reference"} & named.keys()
     alone = [rows[rows.split == "documents"] for rows in (one, other)]
     named = interchange.of_models(alone, "documents", "other")["models"]["one"]
     assert named.keys() == {"extraction_strength", "exact_memorization", "forget_quality"}

@@ -11,7 +11,7 @@ from user_models import KINDS, kept_for_backward, random_model
 from unlearn_utils.app import memory_plan, settings
 from unlearn_utils.app.settings import LoraSettings, RunSettings
 from unlearn_utils.core import fused, methods
-from unlearn_utils.engine import distributed
+from unlearn_utils.engine import distributed, training
 from unlearn_utils.profiles import Unlearning
 
 GB = 10**9
@@ -207,6 +207,40 @@ def test_a_reference_is_planned_where_the_method_reads_one():
         request = request_of(config, run(name))
         assert request.reference is method.needs_reference
         assert request.sequences == (8 if method.retain is not None else 4)
+
+
+def test_a_method_of_early_states_is_planned_with_the_layers_that_it_trains():
+    """All weights and the reference are there, but gradients and moments of some alone."""
+    model = random_model("llama")
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    with training.trained_alone(model, methods.get_method("rmu")):
+        some = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    assert 0 < some < whole
+    request = request_of(model.config, run("rmu"))
+    found = memory_plan.plan(request)
+    assert (found.weights, found.reference) == (4 * whole, 4 * whole)
+    assert (found.gradients, found.optimizer) == (4 * some, 8 * some)
+    assert not request.lora
+    both = request_of(model.config, run("ascent_descent_in_distribution"))
+    head = 2 * 4 * model.lm_head.weight.numel()
+    assert memory_plan.activations(both) - memory_plan.activations(request) == head
+    assert request_of(model.config, run("rmu", lora=LORA)).lora
+
+
+def test_a_task_vector_s_copy_lies_where_gradients_were():
+    """When it is looked at, no weight has a gradient: the copy is planned as one."""
+    seen = []
+
+    def watch(step, model):
+        seen.append([weight.grad for weight in model.parameters()])
+
+    model = random_model("llama")
+    recipe = Unlearning(learning_rate=1e-3, batch=1)
+    method = methods.get_method("task_vector")
+    text = [[3, 4, 5], [6, 7, 8]]
+    job = training.Job(method, text, [], recipe, 0, 0, reference=random_model("llama"))
+    training.unlearn(model, job, training.Execution(watch=watch, watched=(1, 2)))
+    assert len(seen) == 2 and not any(grad is not None for grads in seen for grad in grads)
 
 
 @pytest.mark.parametrize("kind", KINDS)

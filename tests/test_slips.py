@@ -57,12 +57,23 @@ def over_padding(model, batch, label):
     return log_probs(model, whole).flatten(0, 1)[torch.arange(len(labels)), labels].mean()
 
 
+def minus_logits(model, batch):
+    """Return minus the sum of the true tokens' logits, of each sequence."""
+    given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    index = batch["labels"][:, 1:].clamp(min=0)[..., None]
+    logits = model(**given).logits[:, :-1].gather(-1, index)[..., 0]
+    return -(logits * (batch["labels"][:, 1:] != -100)).sum(-1)
+
+
 def by_hand(slip, model, reference, batch):
     """Return the slip's term as code that makes it would compute it, out of torch's own losses."""
     if slip == "padding":
         return over_padding(model, batch, PAD_ID)
     if slip == "index -100":
         return over_padding(model, batch, None)
+    if slip == "raw logits in NPO":
+        risen = minus_logits(model, batch) - minus_logits(reference, batch).detach()
+        return -20 * F.logsigmoid(0.1 * risen).mean()
     log_q = log_probs(model, batch)
     if slip == "equal retain text":
         return F.nll_loss(log_q[0], batch["labels"][0, 1:], ignore_index=-100)
@@ -86,8 +97,8 @@ def test_each_slip_is_that_of_plain_torch_and_no_longer_the_right_term(slip):
     model, reference = two_models()
     batch = padded(batch_of(time=6), 2)
     batch["labels"][1, 4:] = -100
-    count = losses.predicted_tokens(batch)
     term = term_of(slip)
+    count = term.count(batch)
     found = term.loss_function(frozenset({slip}))(model, batch, reference, count)
     expected = by_hand(slip, model, reference, batch)
     torch.testing.assert_close(found, expected)
@@ -130,6 +141,19 @@ def test_the_released_code_s_variant_has_no_slip_of_others():
         methods.defects(("paddding",))
 
 
+def test_a_method_since_has_a_slip_of_its_own_terms_alone():
+    model, reference = two_models()
+    forget, retain = batch_of(seed=2), batch_of(seed=3)
+    given = (model, forget, retain, reference)
+    for slips_ in ({"raw logits in NPO"}, {"equal retain text"}):
+        assert torch.isfinite(methods.unlearning_loss("npo", *given, variant=slips_))
+    told = "^npo: not in the released code; .* corrected, equal retain text, raw logits in NPO$"
+    with pytest.raises(ValueError, match=told):
+        methods.unlearning_loss("npo", *given, variant={"raw logits in NPO", "padding"})
+    with pytest.raises(ValueError, match="^simnpo: .* corrected, equal retain text$"):
+        methods.unlearning_loss("simnpo", *given, variant={"raw logits in NPO"})
+
+
 # -------------------------------------------------------------------------------------- the runs
 
 
@@ -145,7 +169,7 @@ def test_every_slip_is_a_pair_that_differs_in_it_alone():
         assert variant == "corrected"
     two = replace(smoke, replicates=(2, 5))
     every = released_code.all_runs(two)
-    assert len(every) == len(set(every)) == 2 * (11 + len(SLIPS) + 1)  # two of three were there
+    assert len(every) == len(set(every)) == 2 * (11 + len(SLIPS) + 2)  # two of four were there
     assert every[:22] == released_code.every_run(two)
 
 

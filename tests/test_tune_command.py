@@ -201,11 +201,14 @@ def test_adapters_and_the_goal_of_an_auc(trained, sets, tmp_path, wide_bound):
 
 
 def test_all_is_every_method_that_differs_in_what_it_trains_on():
-    options = argparse.Namespace(method="all")
+    options = argparse.Namespace(method="all", lora=None)
     names = tune_command.methods_of(options)
     assert "gradient_ascent" in names and "ascent_descent_in_distribution" in names
     assert "ascent_descent_general" not in names
     assert len(names) == 5 + len(methods.SINCE)
+    with_adapters = argparse.Namespace(method="all", lora=["rank=2"])
+    whole = set(names) - set(tune_command.methods_of(with_adapters))
+    assert whole == {"task_vector"}  # the one that needs the change of whole weights
 
 
 @pytest.mark.parametrize(("within", "said"), [(True, "raise --epochs"), (False, "lost over 10%")])

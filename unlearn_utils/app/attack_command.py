@@ -309,7 +309,7 @@ def run(inputs: Inputs) -> Found:
         loaded = time.perf_counter()
         found.before[name] = measured(inputs, model)
         if name == MODEL:
-            check_numbers(one.stored.name, found.before[name])
+            user_run.check_numbers(one.stored, found.before[name])
             terminal.say(plan(inputs, loaded - began, time.perf_counter() - loaded))
         found.continued |= continued(inputs, name, model)
         del model  # before the next is loaded
@@ -324,14 +324,6 @@ def run(inputs: Inputs) -> Found:
                     rows = relearned(inputs, found.before[name], source, rate, name, progress)
                     found.relearned[source, rate, name] = rows
     return found
-
-
-def check_numbers(name: str, rows: pd.DataFrame) -> None:
-    """Check that a model gives numbers, before it is attacked. Raise ValueError if not."""
-    import numpy as np
-
-    if not np.isfinite(rows.nll).all():
-        raise ValueError(f"{name}: not every probability is finite; are its weights damaged?")
 
 
 def plan(inputs: Inputs, loading: float, reading: float) -> str:
@@ -372,7 +364,7 @@ def continued(
     from unlearn_utils.engine import attacks
 
     forget = inputs.measured[inputs.measured.split == "forget"]
-    longest = forget.ids.map(len).max()
+    longest = attacks.counted_tokens(forget).max()
     for prefix in PREFIXES:
         if prefix + LENGTH <= longest:
             rows = attacks.continued(model, forget, prefix, LENGTH, inputs.pad_id)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from unlearn_utils.core.arrays import Floats
 
 LEAST = 3  # retrained models: each is judged beside the others
+DOCUMENTS_LEAST = 2  # of each set
 CANNOT = (
     "A retrained model is judged beside the others, so its column shows what chance does. KLoM, "
     "U-LiRA and epsilon are not measured: they need many unlearned and many retrained models."
@@ -50,7 +51,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out", type=option_checks.path, metavar="CSV", help="a file to write, tidy"
     )
-    command.set_defaults(plot=None)
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -67,7 +67,8 @@ def check_options(options: argparse.Namespace) -> None:
         )
     for name in (FORGET, UNSEEN):
         option_checks.check_documents(f"--{name}", getattr(options, name))
-    evaluate_command.check_files(options)
+    if options.out is not None:
+        evaluate_command.check_new("--out", options.out)
     for name in names:  # the last, for it may ask the hub
         option_checks.check_model(name)
 
@@ -94,7 +95,8 @@ def margins_of(names: Sequence[str], options: argparse.Namespace) -> pd.DataFram
     """Return the margins of the chunks: split, family, and a column for each model.
 
     Raises:
-        ValueError: as `evaluate_command.measure_on_documents`.
+        ValueError: as `evaluate_command.measure_on_documents`; a model gives no numbers, or two
+            give the same.
     """
     import pandas as pd
 
@@ -112,6 +114,12 @@ def margins_of(names: Sequence[str], options: argparse.Namespace) -> pd.DataFram
         chunks.append(cut)
     evaluate_command.check_same_tokens(names, chunks)
     terminal.say("\n".join(user_documents.describe_sets(documents, chunks[0], context)))
+    for name, table in chunks[0].items():
+        if table.family.nunique() < DOCUMENTS_LEAST:
+            raise ValueError(
+                f"--{name}: one document; {DOCUMENTS_LEAST} are needed, for documents are drawn "
+                "again and again, and compared with each other"
+            )
     for model in models:  # before the first is measured, which takes time
         user_run.fetch(model.stored)
 
@@ -122,8 +130,25 @@ def margins_of(names: Sequence[str], options: argparse.Namespace) -> pd.DataFram
         loaded = user_run.load(model.stored)
         rows = evaluation.measure_margins(loaded, every, models[0].tokenizer)
         del loaded  # before the next is loaded
+        user_run.check_numbers(model.stored, rows)
         found[name] = rows.margin.to_numpy()
+    check_different(found)
     return found
+
+
+def check_different(margins: pd.DataFrame) -> None:
+    """Check that no model is there twice, under another name. Raise ValueError if one is.
+
+    margins: of `margins_of`.
+    """
+    from itertools import combinations
+
+    for one, other in combinations(margins.columns.drop(["split", "family"]), 2):
+        if margins[one].equals(margins[other]):
+            raise ValueError(
+                f"{one} and {other} give the same numbers on every chunk: are they one model? "
+                "Each is judged beside the others, so name it once"
+            )
 
 
 def audit_table(margins: pd.DataFrame) -> pd.DataFrame:

@@ -117,17 +117,17 @@ def check_files(options: argparse.Namespace) -> None:
             raise ValueError(f"--plot {options.plot}: must end in {', '.join(FIGURES)}")
         if numbers == options.plot:
             raise ValueError(f"--plot {options.plot}: --out is the same file; choose another")
-        _check_new("--plot", options.plot)
+        check_new("--plot", options.plot)
     if numbers is not None:
-        _check_new("--out" if options.out else "--plot, its numbers:", numbers)
+        check_new("--out" if options.out else "--plot, its numbers:", numbers)
     named = named_file(options)
     if named is not None:
         if named in (numbers, options.plot):
             raise ValueError(f"--out {numbers}: a .json goes beside the table; choose another end")
-        _check_new("--out, its .json:", named)
+        check_new("--out, its .json:", named)
 
 
-def _check_new(option: str, file: Path) -> None:
+def check_new(option: str, file: Path) -> None:
     """Check that a file is not there and can be made. Raise ValueError if not."""
     if file.exists():
         raise ValueError(f"{option} {file}: already there; choose another file")

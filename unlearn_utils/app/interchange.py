@@ -71,6 +71,12 @@ ANSWERS = {  # set -> name
     )
     for split in ("forget", "retain")
 }
+REFERENCE = Name(
+    "mia_reference",
+    "AUC of the loss under the retrained model less that under this one",
+    f"{HOLDOUT}The score is the same. Their reference is any model that is named, ours the "
+    "retrained one.",
+)
 QUALITY = Name(
     "forget_quality",
     "p of a Kolmogorov-Smirnov test between mean losses of forget documents and the retrained "
@@ -159,6 +165,7 @@ def _against(rows: pd.DataFrame, retrained: pd.DataFrame) -> dict:
     quality = metrics.forget_quality(*losses)
     found = _entry(QUALITY, Interval(quality.ks_p, math.nan, math.nan, quality.n))
     if "unseen" in set(rows.split):
+        found |= _entry(REFERENCE, _over_reference(rows, retrained))
         leak = _leak(rows, retrained)
         if leak is not None:
             found |= _entry(PRIVLEAK, leak)
@@ -176,19 +183,30 @@ def _leak(rows: pd.DataFrame, retrained: pd.DataFrame) -> Interval | None:
 
     Both models are read on the same draws of documents. Draws that leave it undefined do not count.
     """
-    generator = np.random.default_rng(0)
     column = membership.get_score(PRIVACY).column
-    sides = [rows[rows.split == split] for split in ("forget", "unseen")]
-    weights = [tables.draw_weights(side, generator, RESAMPLES) for side in sides]
-
-    def areas(of: pd.DataFrame) -> Floats:
-        scores = [of[of.split == split][column].to_numpy() for split in ("forget", "unseen")]
-        return membership.weighted_auc(*scores, *weights)
-
-    auc, reference = areas(rows), areas(retrained)
+    auc, reference = (_areas(of, of[column]) for of in (rows, retrained))
     if reference[0] >= 1:
         return None
     defined = reference < 1
     draws = membership.priv_leak(auc[defined], reference[defined])
-    n = min(side.family.nunique() for side in sides)
-    return intervals.interval(draws[0], draws[1:], 0.95, n)
+    return intervals.interval(draws[0], draws[1:], 0.95, _documents(rows))
+
+
+def _over_reference(rows: pd.DataFrame, retrained: pd.DataFrame) -> Interval:
+    """Return the AUC of how much harder each chunk is for the retrained model."""
+    ours, theirs = (of.nll / of.tokens for of in (rows, retrained))
+    draws = _areas(rows, theirs - ours)
+    return intervals.interval(draws[0], draws[1:], 0.95, _documents(rows))
+
+
+def _areas(rows: pd.DataFrame, scores: pd.Series) -> Floats:
+    """Return the AUC of forget against unseen chunks by a score, in each draw of documents."""
+    generator = np.random.default_rng(0)
+    sides = [rows.split == split for split in ("forget", "unseen")]
+    weights = [tables.draw_weights(rows[side], generator, RESAMPLES) for side in sides]
+    return membership.weighted_auc(*(scores[side].to_numpy() for side in sides), *weights)
+
+
+def _documents(rows: pd.DataFrame) -> int:
+    """Return the documents of the smaller of the two sets."""
+    return min(rows[rows.split == split].family.nunique() for split in ("forget", "unseen"))

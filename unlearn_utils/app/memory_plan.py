@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig
 from unlearn_utils.app import lora_adapters, settings
 from unlearn_utils.app.settings import LoraSettings, RunSettings
 from unlearn_utils.core import efficiency, fused
-from unlearn_utils.engine import architecture, distributed
+from unlearn_utils.engine import architecture, distributed, training
 from unlearn_utils.engine.architecture import empty_model
 
 GB = 1e9
@@ -65,6 +65,7 @@ class Request:
         checkpointing: layers are computed again in the backward pass.
         processes: how many train together.
         sharded: FSDP divides the model among them.
+        few_layers: whole weights of a few layers are trained, and no others.
     """
 
     parameters: int
@@ -84,11 +85,12 @@ class Request:
     checkpointing: bool = False
     processes: int = 1
     sharded: bool = False
+    few_layers: bool = False
 
     @property
     def lora(self) -> bool:
         """Whether adapters alone are trained."""
-        return self.trained < self.parameters
+        return self.trained < self.parameters and not self.few_layers
 
 
 def request_of(
@@ -105,6 +107,8 @@ def request_of(
     if run.lora is not None:
         trained = lora_parameters(model, run.lora.rank)
         parameters += trained
+    elif run.method.early:
+        trained = sum(map(efficiency.parameter_count, training.layers_trained_early(model)))
     process_state = distributed.process_state()
     return Request(
         parameters=parameters,
@@ -124,6 +128,7 @@ def request_of(
         checkpointing=run.gradient_checkpointing or distributed.launcher_checkpoints(),
         processes=process_state.num_processes,
         sharded=distributed.sharded(),
+        few_layers=run.method.early and run.lora is None,
     )
 
 
@@ -206,7 +211,8 @@ def plan(request: Request) -> Plan:
     autocast's copies are in bfloat16 (2 bytes). Of several processes each has a second copy of the
     gradients, to sum them in (DDP); or its share of weights, gradients and moments, and what is
     gathered of the others (FSDP). The reference is a whole float32 copy in each; its hidden states,
-    up to `training.REFERENCE_BYTES`, are not counted.
+    up to `training.REFERENCE_BYTES`, are not counted. A task vector copies the weights once more
+    where it is looked at, but between two steps, when that copy lies where gradients were.
     """
     frozen = request.parameters - request.trained
     weights = FLOAT32 * request.trained + request.frozen_bytes * frozen
@@ -257,7 +263,7 @@ def activations(request: Request) -> int:
     Each token and layer keeps 75 hidden + 20 intermediate, times 0.85 in bfloat16 and 1.4 with
     LoRA, and 12 x heads x context where attention is not fused. If layers are computed again, one
     layer keeps all that and the others their float32 inputs. Then the head: its float32 gradient of
-    two sides, and four chunks of float32 logits.
+    two sides, if it is trained, and four chunks of float32 logits.
     """
     per_token = PER_HIDDEN * request.hidden + PER_INTERMEDIATE * request.intermediate
     per_token *= UNDER_BFLOAT16 if request.bf16 else 1
@@ -270,7 +276,7 @@ def activations(request: Request) -> int:
         kept = request.layers * per_token
     predicted = request.sequences * request.context
     head_gradient = 0
-    if not request.lora:
+    if request.trained == request.parameters:
         head_gradient = 2 * FLOAT32 * request.vocabulary * request.hidden
     device = torch.device(request.device)
     rows = min(fused.chunk_rows(request.vocabulary, device), predicted)

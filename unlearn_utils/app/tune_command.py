@@ -111,12 +111,14 @@ def methods_of(options: argparse.Namespace) -> list[str]:
     """Return the names of the methods that are tuned.
 
     Of two that differ by what kind of text --retain is, `all` has the one of the forget text's own.
+    With adapters it leaves out what needs the change of whole weights.
     """
     if options.method != ALL:
         return [options.method]
     names = []
     for method in methods.every().values():
-        if method.retain is None or method.retain_text == "in_distribution":
+        of_whole = options.lora is not None and method.forget.negated is not None
+        if method.retain_text != "general" and not of_whole:
             names.append(method.name)
     return names
 

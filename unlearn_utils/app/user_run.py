@@ -224,6 +224,12 @@ def check_finite(base: StoredModel, before: pd.DataFrame) -> None:
         )
 
 
+def check_numbers(model: StoredModel, rows: pd.DataFrame) -> None:
+    """Check that a model gives numbers, in rows of its measures. Raise ValueError if not."""
+    if not np.isfinite(rows.nll).all():
+        raise ValueError(f"{model.name}: not every probability is finite; are its weights damaged?")
+
+
 def measure(model: nn.Module, chunks: Tables, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
     """Return a row of measurements for each chunk of each set, as `evaluation.measure`.
 

@@ -70,14 +70,22 @@ def official_kl_to_reference(
     return share * official_kl_loss(model, reference, batch)
 
 
-def npo(model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor) -> Tensor:
+def npo(
+    model: nn.Module,
+    batch: Batch,
+    reference: nn.Module,
+    count: Tensor,
+    term: Callable[[Tensor], fused.RowTerm] = fused.true_token,
+) -> Tensor:
     """Return NPO (arXiv 2404.05868, beta 0.1): `_preference` of how far each NLL has risen.
 
     It has risen over the reference's; both are sums over the tokens of a sequence.
+
+    term: as in `sequence_nll`.
     """
-    ours = sequence_nll(model, batch)
+    ours = sequence_nll(model, batch, term)
     with torch.no_grad():
-        theirs = sequence_nll(reference, batch)
+        theirs = sequence_nll(reference, batch, term)
     return _preference(ours - theirs, beta=0.1) / count
 
 
@@ -205,11 +213,17 @@ def next_token_loss(model: nn.Module, batch: Batch, count: int | Tensor | None =
     return next_token_sum(model, batch) / count
 
 
-def sequence_nll(model: nn.Module, batch: Batch) -> Tensor:
+def sequence_nll(
+    model: nn.Module,
+    batch: Batch,
+    term: Callable[[Tensor], fused.RowTerm] = fused.true_token,
+) -> Tensor:
     """Return the summed negative log-likelihood of each sequence, in nats: (sequences,).
 
     Sequences without a predicted token are left out, as `predicted_sequences` counts them. Each
     sequence holds a gradient of the head of its own until the backward pass.
+
+    term: of the true tokens; another one than their cross-entropy is a slip (`core.slips`).
     """
     hidden = _hidden(model, batch)
     head = fused.head_of(model)
@@ -217,11 +231,11 @@ def sequence_nll(model: nn.Module, batch: Batch) -> Tensor:
     for states, labels in zip(hidden.split(1), batch["labels"].split(1), strict=True):
         mask = predicted_mask(labels)
         if mask.any():
-            term = fused.true_token(labels[:, 1:][mask])
-            sums.append(fused.fused_loss(states[:, :-1][mask], head, term))
+            of_tokens = term(labels[:, 1:][mask])
+            sums.append(fused.fused_loss(states[:, :-1][mask], head, of_tokens))
     if not sums:  # nothing, but of the graph: every process must have a gradient of every weight
-        term = fused.true_token(batch["labels"][:0].flatten())
-        return fused.fused_loss(hidden[:0].flatten(0, 1), head, term).reshape(1)[:0]
+        of_none = term(batch["labels"][:0].flatten())
+        return fused.fused_loss(hidden[:0].flatten(0, 1), head, of_none).reshape(1)[:0]
     return torch.stack(sums)
 
 

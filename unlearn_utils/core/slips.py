@@ -66,6 +66,27 @@ def probabilities(hidden: Tensor, head: Head) -> RowTerm:
     return term
 
 
+# ------------------------------------------------------------------------------------------- NPO
+
+
+def npo_of_raw_logits(
+    model: nn.Module, batch: Batch, reference: nn.Module, count: Tensor
+) -> Tensor:
+    """Return NPO of the true tokens' logits, where their log-probabilities belong."""
+    return losses.npo(model, batch, reference, count, minus_logit)
+
+
+def minus_logit(targets: Tensor) -> RowTerm:
+    """Return the term -z of the tokens `targets` (N,): as `fused.true_token`, not normalised."""
+
+    def term(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        index = targets[rows, None]
+        chosen = logits.gather(1, index)
+        return -chosen[:, 0], torch.zeros_like(logits).scatter_(1, index, -1.0)
+
+    return term
+
+
 # ---------------------------------------------------------------------------------------- retain
 
 

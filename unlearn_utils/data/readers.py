@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -335,8 +336,9 @@ def answered_row(row: dict, place: str | Path) -> dict:
     """
     for column in PAIR:
         if column not in row:
-            found = ", ".join(map(str, row))
-            raise ValueError(f"{place}: no column {column!r} beside the other (found: {found})")
+            raise ValueError(
+                f"{place}: no column {column!r} beside the other (found: {_listed(row)})"
+            )
         _check_text(row[column], f"the {column}", place)
         if not row[column].strip():
             raise ValueError(f"{place}: the {column} is empty")
@@ -364,5 +366,12 @@ def _check_text(text: object, what: str, place: str | Path) -> None:
 def _check_columns(names: Collection[str], place: str | Path) -> None:
     """Check that one of the columns holds the text. Raise ValueError, which lists them."""
     if "text" not in names and "content" not in names:
-        columns = ", ".join(map(str, names))
-        raise ValueError(f"{place}: no column 'text' or 'content' (found: {columns})")
+        raise ValueError(
+            f"{place}: no column 'text' or 'content', nor 'question' and 'answer' (found: "
+            f"{_listed(names)})"
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return the names of columns in a line, cut where they are many."""
+    return shorten(", ".join(map(str, names)), 200, placeholder=" ...")

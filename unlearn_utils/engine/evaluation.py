@@ -64,7 +64,8 @@ def measure_margins(
 ) -> pd.DataFrame:
     """Return rows as `measure` in float32, with the margin of each document (`audit.margin`)."""
     rows = []
-    for scores in token_scores(model, list(documents.ids), tokenizer, half=False):
+    ids, labels = list(documents.ids), labels_of(documents)
+    for scores in token_scores(model, ids, tokenizer, half=False, labels=labels):
         rows.append({**_row(scores), "margin": audit.margin(scores.log_probs)})
     return _beside(documents, rows)
 

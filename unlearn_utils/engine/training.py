@@ -491,10 +491,8 @@ def trained_alone(model: nn.Module, method: Method) -> Iterator[None]:
     """
     frozen = []
     if method.early:
-        every = architecture.decoder_layers(model)
-        last = fused.early_layers(len(every))
         kept = set()
-        for layer in every[max(0, last - EARLY_TRAINED) : last]:
+        for layer in layers_trained_early(model):
             kept.update(layer.parameters())
         for name, weight in model.named_parameters():
             if weight.requires_grad and weight not in kept:
@@ -502,6 +500,13 @@ def trained_alone(model: nn.Module, method: Method) -> Iterator[None]:
     _set_trained(model, frozen, False)
     yield
     _set_trained(model, frozen, True)
+
+
+def layers_trained_early(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that a method of early hidden states trains."""
+    every = architecture.decoder_layers(model)
+    last = fused.early_layers(len(every))
+    return every[max(0, last - EARLY_TRAINED) : last]
 
 
 def _set_trained(model: nn.Module, names: Sequence[str], trained: bool) -> None:

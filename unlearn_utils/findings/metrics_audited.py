@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
+from unlearn_utils.core import audit as measures
 from unlearn_utils.core import distances, membership, metrics
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.distances import SPLITS
@@ -44,8 +45,9 @@ AUC_OVER = "AUC of Min-40% beside the retrained model's"
 PROXY = "forget perplexity beside the target's on unseen text"
 GENERAL = "general perplexity over the target's"
 FROM_HALF = "{}, from 0.5"
+OVERLAP = "KLoM, mean of documents, models of all replicates"
 NEEDS_RETRAINED = (  # the others can be had without
-    *(DISTANCE, DEVIATIONS, GAP, KS, AUC_OVER),
+    *(DISTANCE, DEVIATIONS, OVERLAP, GAP, KS, AUC_OVER),
     *(FROM_HALF.format(attack) for attack in (audit.REFERENCE, audit.RMIA)),
 )
 
@@ -189,6 +191,7 @@ def orders(profile: Profile, domain: str, method: str, place: int) -> dict[str, 
     found = {
         DISTANCE: float(distances.distance(ours - exact)),
         DEVIATIONS: float(np.abs(deviations).mean()),
+        OVERLAP: divergence(profile, domain, method),
         GAP: float(abs(ours[forget] - exact[forget])),
         KS: metrics.forget_quality(*losses).ks_distance,
         AUC_OVER: abs(mine["AUC Min-40%"] - known["AUC Min-40%"]),
@@ -204,6 +207,16 @@ def orders(profile: Profile, domain: str, method: str, place: int) -> dict[str, 
         area = audit.attacks(profile, domain, method)[attack][place, 0, 0]
         found[FROM_HALF.format(attack)] = float(abs(area - 0.5))
     return found
+
+
+@cache
+def divergence(profile: Profile, domain: str, method: str) -> float:
+    """Return KLoM of a method's models, one a replicate, from retrained ones; mean of documents.
+
+    A histogram needs several models, so it is of all replicates together.
+    """
+    ((_, groups),) = audit.sides(profile, domain, method, FORGET).items()
+    return float(np.mean([measures.klom(*both) for both in groups]))
 
 
 def of_domain(rows: pd.DataFrame, domain: str) -> pd.DataFrame:

@@ -21,6 +21,7 @@ SHOWN = {  # of the metrics in a figure: their colours
     "zlib": COLOURS["brown"],
     held.EXTRACTION: COLOURS["grey"],
 }
+BESIDE = 0.04  # epochs, between the marks of two metrics
 WORD_COLOURS = (COLOURS["red"], COLOURS["grey"], COLOURS["blue"])  # of `audit.WORDS`
 
 
@@ -156,6 +157,16 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame | None:
     return wide
 
 
+def robust(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """Return how robust each metric is, mean of methods: a row an attack, a column a metric.
+
+    table: of `metrics_attacked.robustness_table`.
+    """
+    part = table[table.method == audit.MEAN]
+    part = part.assign(setting=[f"{setting:g}" for setting in part.setting])
+    return tables.wide(part, ["attack", "source", "setting"], "measure", digits)
+
+
 # ------------------------------------------------------------------------------------ figures
 
 
@@ -198,10 +209,11 @@ def documents_figure(profile: Profile, documents: pd.DataFrame) -> None:
             colour, _ = plots.method_style(model)
             ax.plot(own, [place] * len(own), "|", color=colour, ms=9, mew=0.8)
         ax.axvspan(-audit.FAR, audit.FAR, color="black", alpha=0.1, lw=0)
-        ax.set(title=domain, xlabel="standard deviations over retrained models")
+        ax.set(title=domain)
         ax.set_xscale("symlog", linthresh=audit.FAR)
     axes[0].set_yticks(range(len(models)), [plots.readable(model) for model in models])
     axes[0].invert_yaxis()
+    figure.supxlabel("standard deviations over retrained models", fontsize=9)
     columns = ["target_domain", "model", "id", "deviations"]
     plots.save(profile, figure, "fig20_documents", documents[columns])
 
@@ -243,10 +255,11 @@ def faithful_figure(profile: Profile, table: pd.DataFrame) -> None:
         return
     part = table[(table.axis == elsewhere.EXPOSURES) & table.measure.isin(list(SHOWN))]
     figure, (ax,) = plots.panels(1, width=5, height=3)
-    for metric, rows in part.groupby("measure", sort=False):
+    for place, (metric, rows) in enumerate(part.groupby("measure", sort=False)):
         ends = [rows["value"] - rows.low, rows.high - rows["value"]]
         style = {"color": SHOWN[metric], "marker": "o", "ms": 3, "lw": 1, "capsize": 2}
-        ax.errorbar(rows.setting, rows["value"], ends, label=metric, **style)
+        beside = rows.setting + BESIDE * place  # else one would hide another
+        ax.errorbar(beside, rows["value"], ends, label=metric, **style)
     ax.axhline(0.5, color="black", ls=":", lw=0.8)
     ax.set(xlabel="epochs of pre-training", ylabel="AUC, of one document", ylim=(0.4, 1.03))
     ax.set_xticks(sorted(part.setting.unique()))

@@ -89,7 +89,8 @@ PARTS = {
     POOL: Part("models of the pool, and their measurements", no_runs),
     "claim": Part("paths of claim C2", claim_runs),
     "methods": Part("paths of the other methods", other_runs),
-    "released": Part("paths of the released code", released_code.all_runs),
+    "released": Part("paths of the released code", released_code.every_run),
+    "slips": Part("paths of slips of public code", released_code.slip_runs),
     "since": Part("paths of the methods since the paper", since.runs),
     "exposures": Part(
         "elsewhere: exposures in pre-training", partial(elsewhere_runs, elsewhere.EXPOSURES)

@@ -24,6 +24,7 @@ NAMES = {  # in words, after "the released code"
 
 PUBLIC = {  # slip of `methods.PUBLIC` -> the method that has it here
     "raw logits": "ascent_kl_in_distribution",
+    "raw logits in NPO": "npo",
     "no logarithm": "ascent_kl_in_distribution",
     "batch mean": "ascent_kl_in_distribution",
     "equal retain text": "ascent_descent_in_distribution",
@@ -122,13 +123,19 @@ def every_run(profile: Profile) -> list[Run]:
 
 
 def every_public_run(profile: Profile) -> list[Run]:
-    """Return the runs of `public_pairs`, as `every_run`."""
+    """Return the runs of `public_pairs`, as `every_run`; some without a slip are of both."""
     found = []
     for replicate in profile.replicates:
         found += public_runs(profile, replicate, profile.domains[0]).values()
     return list(dict.fromkeys(found))
 
 
+def slip_runs(profile: Profile) -> list[Run]:
+    """Return the runs of `every_public_run` that are not of `every_run`."""
+    known = set(every_run(profile))
+    return [run for run in every_public_run(profile) if run not in known]
+
+
 def all_runs(profile: Profile) -> list[Run]:
     """Return the runs of `every_run` and of `every_public_run`, once each."""
-    return list(dict.fromkeys([*every_run(profile), *every_public_run(profile)]))
+    return [*every_run(profile), *slip_runs(profile)]
