@@ -41,6 +41,21 @@ NOISES = ((0.2, 1), (0.6, 1))
 FACTORS = ((0.5, 1.0), (1.0, 0.0), (1.0, 1.0), (1.5, 1.0), (2.0, 1.0))
 
 
+def rewound_setting(share: float) -> str:
+    """Return where a training was begun again, in words."""
+    return f"from {share:.0%}"
+
+
+def distilled_setting(noise: float, epochs: int) -> str:
+    """Return how a model was distilled, in words."""
+    return f"noise {noise:g}, epochs {epochs}"
+
+
+def soup_setting(alpha: float, beta: float) -> str:
+    """Return the factors of a soup's two task vectors, in words."""
+    return f"alpha {alpha:g}, beta {beta:g}"
+
+
 def domain_of(profile: Profile) -> str:
     """Return the domain whose forget set is left out: the first."""
     return profile.domains[0]
@@ -49,6 +64,11 @@ def domain_of(profile: Profile) -> str:
 def tokens_trained(artifact: Artifact) -> int:
     """Return the tokens that the training of a stored artifact read, in all its epochs."""
     return json.loads((artifact.folder() / "trained.json").read_text())["tokens"]
+
+
+def tokens_of_soup(artifact: Artifact) -> dict[str, int]:
+    """Return the tokens that each task vector of a stored soup was trained on, by split."""
+    return json.loads((artifact.folder() / "trained.json").read_text())
 
 
 def measured(artifact: Artifact) -> pd.DataFrame:
@@ -196,8 +216,8 @@ def soup(profile: Profile, domain: str, replicate: int) -> Artifact:
     and on as many retain documents of the domain, none of which are measured.
 
     Returns:
-        rows.parquet with the columns alpha and beta (`FACTORS`); trained.json: `forget`, `retain`,
-        tokens of each training.
+        rows.parquet with a column setting, as `soup_setting` of each of `FACTORS`; trained.json:
+        `forget`, `retain`, tokens of each training.
     """
     settings = {
         "target": pool.target(profile, replicate).path.name,
@@ -232,7 +252,7 @@ def _make_soup(profile: Profile, domain: str, replicate: int, folder: Path) -> N
     for alpha, beta in FACTORS:
         model = models.load(pool.target(profile, replicate).folder())
         mixing.add_changes(model, [(-alpha, vectors["forget"]), (beta, vectors["retain"])])
-        frames.append(_rows(profile, domain, model).assign(alpha=alpha, beta=beta))
+        frames.append(_rows(profile, domain, model).assign(setting=soup_setting(alpha, beta)))
     pd.concat(frames, ignore_index=True).to_parquet(folder / "rows.parquet")
     (folder / "trained.json").write_text(json.dumps(tokens))
 
