@@ -1,4 +1,4 @@
-"""Partial retraining at a scale of seconds: rewound, distilled, sums of task vectors, their costs."""
+"""Partial retraining at a scale of seconds: rewound, distilled, task vectors, and their costs."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -404,7 +404,7 @@ def _pass_through(
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # a schedule that begins on its way asks for it
     warmup = round(recipe.warmup * steps)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps, first - 1)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps, last_epoch=first - 1)
     layers.quicken(model)
     return _run(
         Objective(model, goal),
