@@ -82,6 +82,8 @@ def test_every_path_of_the_study_is_of_one_part():
         "exposures",
         "sizes",
         "shares",
+        "retraining",
+        "soup",
     ]
     own = [*by_part["claim"], *by_part["methods"]]
     assert len(own) == len(set(own))
@@ -226,7 +228,7 @@ def test_without_a_name_all_parts_come_in_turn(monkeypatch):
     called = []
     monkeypatch.setattr(parts, "_compute_part", lambda profile, name: called.append(name))
     parts.compute(TOY)
-    assert called == list(parts.PARTS)
+    assert called == list(profiles.STUDY.parts)
 
 
 def test_lines_of_machines_are_in_the_order_of_the_parts(tmp_path, monkeypatch):

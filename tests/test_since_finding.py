@@ -1,6 +1,5 @@
 """What notebook 18 opens with, held against the committed study's tables."""
 
-import pandas as pd
 import pytest
 
 from unlearn_utils.core.methods import SINCE

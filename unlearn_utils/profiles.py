@@ -353,7 +353,18 @@ STUDY = Profile(
     "study",
     grid=Grid(claimed_domains=DOMAINS, since=(5e-5, 3e-4, 2e-3)),
     replicates=(1, 2, 3, 4, 5, 6),
-    parts=("pool", "claim", "methods", "released", "slips", "since", "exposures", "sizes", "shares"),
+    parts=(
+        "pool",
+        "claim",
+        "methods",
+        "released",
+        "slips",
+        "since",
+        "exposures",
+        "sizes",
+        "shares",
+        "retraining",
+    ),
 )
 
 # SmolLM2-135M (arXiv 2502.02737), trained on with and without one domain's forget set. A step of
@@ -391,8 +402,8 @@ PUBLISHED = Profile(
         ),
     ),
     tasks=("arc_easy",),  # of `TASKS` the one with the shortest questions, for time
-    parts=("pool", "claim", "methods"),
-    notebooks=("17",),
+    parts=("pool", "claim", "methods", "soup"),
+    notebooks=("17", "21"),
 )
 
 # Pythia-1.4b (arXiv 2304.01373; 143,000 steps of 2,097,152 tokens) and MIMIR's known members and

@@ -302,6 +302,15 @@ def pretraining_goal() -> Goal:
     return Goal(loss, {"text": losses.predicted_tokens})
 
 
+def distillation_goal(teacher: nn.Module) -> Goal:
+    """Return the mean of KL(P_teacher || P_model) over the optimizer batch."""
+
+    def loss(model: nn.Module, sides: Sides, counts: Mapping[str, Tensor]) -> Tensor:
+        return losses.kl_to_reference(model, sides["text"], teacher, counts["text"])
+
+    return Goal(loss, {"text": losses.predicted_tokens})
+
+
 def unlearning_goal(method: Method, recipe: Unlearning, reference: nn.Module | None = None) -> Goal:
     """Return `methods.unlearning_loss` with everything but model and batch filled in."""
 
@@ -331,6 +340,7 @@ def pretrain(
     seed: int,
     execution: Execution | None = None,
     names: Sequence[str] | None = None,
+    first: int = 0,
 ) -> list[dict]:
     """Train `model` in place on every document, in the order of `hashed_orders`.
 
@@ -342,22 +352,63 @@ def pretrain(
         seed: decides the order of the documents.
         execution: how it is executed.
         names: of the documents, by which they are ordered; None: their numbers.
+        first: how many of the first steps are left out. The rest are those of the whole training,
+            with its rates; the optimizer begins anew.
 
     Returns:
         The history: step, loss (nats a token), learning_rate.
     """
-    execution = execution or Execution()
     named = names if names is not None else [str(number) for number in range(len(documents))]
     order = hashed_orders(named, recipe.epochs, seed)
+    execution = execution or Execution()
+    goal = pretraining_goal()
+    return _pass_through(model, goal, documents, order, recipe, pad_id, seed, execution, first)
+
+
+def distil(
+    model: nn.Module,
+    teacher: nn.Module,
+    documents: Ids,
+    recipe: Pretraining,
+    pad_id: int,
+    seed: int,
+    names: Sequence[str],
+) -> list[dict]:
+    """Train `model` in place to predict as its teacher does, with all else as in `pretrain`.
+
+    teacher: stays as it is.
+
+    Returns:
+        The history, as `pretrain`; its loss is KL(P_teacher || P_model).
+    """
+    order = hashed_orders(names, recipe.epochs, seed)
+    layers.quicken(teacher.to(distributed.process_state().device), reference=True)
+    goal = distillation_goal(teacher)
+    return _pass_through(model, goal, documents, order, recipe, pad_id, seed, Execution(), 0)
+
+
+def _pass_through(
+    model: nn.Module,
+    goal: Goal,
+    documents: Ids,
+    order: Sequence[int],
+    recipe: Pretraining,
+    pad_id: int,
+    seed: int,
+    execution: Execution,
+    first: int,
+) -> list[dict]:
+    """Train a model on the documents in an order, from a step of the recipe's schedule on."""
     steps = steps_of(len(order), recipe.batch, 1)
     optimizer = optimizers.of_pretraining(model, recipe)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # a schedule that begins on its way asks for it
     warmup = round(recipe.warmup * steps)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
-    objective = Objective(model, pretraining_goal())
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps, last_epoch=first - 1)
     layers.quicken(model)
     return _run(
-        objective,
-        order,
+        Objective(model, goal),
+        order[first * recipe.batch :],
         single(documents, pad_id),
         (optimizer, schedule),
         recipe,

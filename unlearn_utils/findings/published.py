@@ -234,25 +234,25 @@ def tasks_table(profile: Profile) -> pd.DataFrame:
 
 def table_of(profile: Profile) -> pd.DataFrame:
     """Return table17_published: of this run if it is the profile's, else as committed."""
-    return _own_or_committed(profile, TABLE, published_table)
+    return own_or_committed(profile, TABLE, published_table)
 
 
 def rates_of(profile: Profile) -> pd.DataFrame:
     """Return table17_rates: of this run if it is the profile's, else as committed."""
-    return _own_or_committed(profile, RATES, rates_table)
+    return own_or_committed(profile, RATES, rates_table)
 
 
 def passages_of(profile: Profile) -> pd.DataFrame:
     """Return table17_passages: of this run if it is the profile's, else as committed."""
-    return _own_or_committed(profile, PASSAGES, passages_table)
+    return own_or_committed(profile, PASSAGES, passages_table)
 
 
 def tasks_of(profile: Profile) -> pd.DataFrame:
     """Return table17_tasks: of this run if it is the profile's, else as committed."""
-    return _own_or_committed(profile, TASKS, tasks_table)
+    return own_or_committed(profile, TASKS, tasks_table)
 
 
-def _own_or_committed(
+def own_or_committed(
     profile: Profile, name: str, make: Callable[[Profile], pd.DataFrame]
 ) -> pd.DataFrame:
     """Return a table of the profile `published`, and say which; empty where none is committed."""

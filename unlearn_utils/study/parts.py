@@ -7,6 +7,7 @@ line of `machine.csv`. What is stored already is not made again.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -27,13 +28,21 @@ from unlearn_utils.cache.workers import side_by_side, tell
 from unlearn_utils.core import membership
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import elsewhere, method_paths, pool, released_code, selection, since
+from unlearn_utils.study import (
+    elsewhere,
+    method_paths,
+    pool,
+    released_code,
+    retraining,
+    selection,
+    since,
+)
 from unlearn_utils.study.single_run import Run
 from unlearn_utils.study.study_documents import tokenizer_artifact
 
 POOL = "pool"
 ELSEWHERE = ("exposures", "sizes", "shares")  # parts of `elsewhere`
-STAGES = ("tokenizers", "models", "measurements", "paths")
+STAGES = ("tokenizers", "models", "measurements", "results")
 SCORE = membership.SCORES["Min-40%"].column
 HALVES = {selection.SELECTION: "selection", selection.REPORT: "report"}
 MACHINE = "machine.csv"
@@ -46,10 +55,12 @@ class Part(NamedTuple):
     Attributes:
         what: it computes, in words.
         runs: whose paths it is; of the pool there are none.
+        others: of which it is, in the place of paths: each holds rows of documents.
     """
 
     what: str
     runs: Callable[[Profile], list[Run]]
+    others: Callable[[Profile], list[Artifact]] | None = None
 
 
 # -------------------------------------------------------------------------------- what a part holds
@@ -97,6 +108,8 @@ PARTS = {
     ),
     "sizes": Part("elsewhere: sizes of the model", partial(elsewhere_runs, elsewhere.SIZES)),
     "shares": Part("elsewhere: sizes of the forget set", partial(elsewhere_runs, elsewhere.SHARES)),
+    "retraining": Part("partial retrainings", no_runs, retraining.rewound_and_distilled),
+    "soup": Part("sums of task vectors of the base", no_runs, retraining.soups),
 }
 
 
@@ -119,6 +132,9 @@ def stages(profile: Profile, name: str) -> list[list[Artifact]]:
     runs = part(profile, name).runs(profile)
     models = _models_of_pool(profile) if name == POOL else _models_of(runs)
     measured = [pool.measurements(own, model) for own, model in models]
+    others = part(profile, name).others
+    if others is not None:
+        return [[], [], [], others(profile)]
     return [
         _once(tokenizer_artifact(own) for own, _ in models),
         _once(model for _, model in models),
@@ -169,6 +185,8 @@ def _compute_part(profile: Profile, name: str) -> None:
     folder = paths.figures_folder(profile.name)
     if name == POOL:
         write_rows(compact(pool.pool_rows(profile)), folder / "pool_rows.parquet")
+    elif PARTS[name].others is not None:
+        write_rows(levels_of_models(needed), folder / f"{name}.parquet")
     else:
         write_rows(path_levels(part(profile, name).runs(profile)), folder / f"paths_{name}.parquet")
     minutes = (time.perf_counter() - began) / 60
@@ -219,13 +237,35 @@ def path_levels(runs: Sequence[Run]) -> pd.DataFrame:
     return compact(table[[*keys, *table.columns.drop(keys)]])
 
 
-def _levels_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the levels of one path, a row a mark and half."""
+def levels_of_models(artifacts: Sequence[Artifact]) -> pd.DataFrame:
+    """Return what stored rows say of each model, on each half of the documents.
+
+    Returns:
+        artifact (its name), settings (of it, in JSON), setting (one of several models of it; else
+        empty), half, log perplexity on each of `SPLITS`, auc (of Min-40%).
+    """
+    frames = []
+    for artifact in artifacts:
+        rows = pd.read_parquet(artifact.path / "rows.parquet")
+        if "setting" not in rows:
+            rows = rows.assign(setting="")
+        named = {"artifact": artifact.name, "settings": json.dumps(artifact.settings)}
+        frames.append(_levels_of(rows, "setting").assign(**named))
+    table = pd.concat(frames, ignore_index=True)
+    keys = ["artifact", "settings"]
+    return compact(table[[*keys, *table.columns.drop(keys)]])
+
+
+def _levels_of(rows: pd.DataFrame, by: str = "step") -> pd.DataFrame:
+    """Return the levels of one path, a row a mark and half.
+
+    by: the column that says which mark it is.
+    """
     lines = []
-    for step, at_mark in rows.groupby("step"):
+    for mark, at_mark in rows.groupby(by, sort=by == "step"):
         for which, half in HALVES.items():
             here = selection.half(at_mark, which)
-            line = {"step": step, "half": half}
+            line = {by: mark, "half": half}
             line |= dict(zip(SPLITS, method_paths.levels(here), strict=True))
             members = here[here.split == "forget"][SCORE]
             others = here[here.split == "approximate"][SCORE]

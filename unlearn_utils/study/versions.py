@@ -17,6 +17,9 @@ VERSIONS = {
     "relearned": 1,
     "rounded": 1,
     "prefixed": 1,
+    "rewound": 2,
+    "distilled": 2,
+    "soup": 1,
     "counted": 2,
     "timed": 3,
 }
