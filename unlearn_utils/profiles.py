@@ -353,7 +353,7 @@ STUDY = Profile(
     "study",
     grid=Grid(claimed_domains=DOMAINS, since=(5e-5, 3e-4, 2e-3)),
     replicates=(1, 2, 3, 4, 5, 6),
-    parts=("pool", "claim", "methods", "released", "exposures", "sizes", "shares"),
+    parts=("pool", "claim", "methods", "released", "exposures", "sizes", "shares", "attacks"),
 )
 
 # SmolLM2-135M (arXiv 2502.02737), trained on with and without one domain's forget set. A step of

@@ -19,14 +19,12 @@ from unlearn_utils.cache.workers import side_by_side
 from unlearn_utils.core import attacks, tables
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.distances import SPLITS
-from unlearn_utils.core.methods import METHODS
 from unlearn_utils.core.replicates import PLAIN, SHARE, Scale
 from unlearn_utils.findings import draws, plots, replicated
 from unlearn_utils.findings.comparison import AGAIN, NOTHING
 from unlearn_utils.findings.replicated import Row
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study import attacked, extra_measurements, method_paths, pool, selection
-from unlearn_utils.study.extra_measurements import Model
 
 TABLE, CURVES = "table19_attacks", "fig19_relearning"
 KEYS = ("target_domain", "method", "attack", "source", "setting", "measure")
@@ -39,7 +37,8 @@ DAMAGE = "rise of general text"
 ROUGE, EXACT = "ROUGE-L", "exact prefix"
 OVER = {ROUGE: "ROUGE-L over retrained", EXACT: "exact prefix over retrained"}
 CONTINUED = {ROUGE: "rouge_l", EXACT: "exact_prefix"}
-CONTROL = "retrained"  # in the place of a method
+LORA, CONTROL = attacked.LORA, attacked.CONTROL  # in the place of a method
+NAMES = {attacked.TARGET: NOTHING, attacked.AGAIN: AGAIN}  # of other models
 
 
 class Looks(NamedTuple):
@@ -57,48 +56,22 @@ class Looks(NamedTuple):
 # ------------------------------------------------------------------------------ what is attacked
 
 
-def domain_of(profile: Profile) -> str:
-    """Return the domain whose forget set is attacked: the first."""
-    return profile.domains[0]
-
-
-def replicates_of(profile: Profile) -> tuple[int, ...]:
-    """Return the replicates whose paths keep weights: of a base, which is large, the first."""
-    return profile.replicates[:1] if profile.base else profile.replicates
-
-
-def models_of(profile: Profile, replicate: int) -> dict[str, Model]:
-    """Return the models of one replicate by the method that made them, the control last."""
-    domain = domain_of(profile)
-    runs = [method_paths.usual_run(profile, replicate, domain, method) for method in METHODS]
-    found: dict[str, Model] = dict(zip(METHODS, method_paths.make_all(runs), strict=True))
-    found[NOTHING] = pool.target(profile, replicate)
-    if profile.has_retrained:
-        others = [] if profile.hub else pool.pairs(profile, domain, replicate)[1:]
-        for pair in others[:1]:
-            found[AGAIN] = pool.trained_model(profile, pair.retrained)
-        found[CONTROL] = pool.retrained(profile, domain, replicate)
-    return found
-
-
 @cache
 def looks(profile: Profile) -> dict[tuple[int, str], Looks]:
     """Return what attacks came to, by replicate and model; what is missing is attacked first."""
     pool.train_all(profile)
-    domain = domain_of(profile)
-    artifacts = {}
-    for replicate in replicates_of(profile):
-        for name, model in models_of(profile, replicate).items():
-            artifacts[replicate, name] = (
-                attacked.relearned(profile, model, domain, replicate),
-                attacked.rounded(profile, model, domain),
-                attacked.continued(profile, model, domain),
-            )
-    every = [artifact for three in artifacts.values() for artifact in three]
-    side_by_side(every, profile.workers, "attacks")
+    replicates = attacked.replicates_of(profile)
+    runs = []
+    for replicate in replicates:
+        runs += attacked.runs(profile, replicate).values()
+    method_paths.make_all(runs)
+    side_by_side(attacked.artifacts(profile), profile.workers, "attacks")
     found = {}
-    for key, three in artifacts.items():
-        found[key] = Looks(*(extra_measurements.rows_of([artifact]) for artifact in three))
+    for replicate in replicates:
+        for name, model in attacked.models(profile, replicate).items():
+            three = attacked.attacks_on(profile, model, replicate)
+            rows = [extra_measurements.rows_of([artifact]) for artifact in three]
+            found[replicate, NAMES.get(name, name)] = Looks(*rows)
     return found
 
 
@@ -114,7 +87,7 @@ def curves_of(profile: Profile, rows: pd.DataFrame, by: str, split: str = "forge
         by: the column of the marks, which are taken from small to large.
         split: whose documents.
     """
-    domain = "general" if split == SPLITS[-1] else domain_of(profile)
+    domain = "general" if split == SPLITS[-1] else attacked.domain_of(profile)
     sample = draws.sample(profile, domain, split, selection.REPORT)
     wide = rows[rows.split == split].pivot(index="id", columns=by, values=["nll", "tokens"])
     return sample.ratio(wide, "nll", "tokens")
@@ -196,7 +169,7 @@ def _of_prefixes(profile: Profile, ours: Looks, control: Looks | None) -> Iterat
 
 def _mean(profile: Profile, rows: pd.DataFrame, column: str) -> Floats:
     """Return the mean of the documents that are long enough, in each draw: (draws,)."""
-    sample = draws.sample(profile, domain_of(profile), "forget", selection.REPORT)
+    sample = draws.sample(profile, attacked.domain_of(profile), "forget", selection.REPORT)
     kept = sample.ids.isin(rows.id)
     shorter = sample._replace(ids=sample.ids[kept], weights=sample.weights[:, kept])
     return shorter.mean(rows, column)
@@ -213,7 +186,7 @@ def attacks_table(profile: Profile) -> pd.DataFrame:
         learning rate, bits, or tokens of a prefix; 0 of none), measure, and the columns of
         `replicated.table`.
     """
-    domain = domain_of(profile)
+    domain = attacked.domain_of(profile)
     n = draws.sample(profile, domain, "forget", selection.REPORT).families
     values: dict[tuple, list[Floats]] = {}
     scales: dict[tuple, Scale] = {}
@@ -294,7 +267,7 @@ def curves_table(profile: Profile) -> pd.DataFrame:
         `replicated.table`.
     """
     every = looks(profile)
-    n = draws.sample(profile, domain_of(profile), "forget", selection.REPORT).families
+    n = draws.sample(profile, attacked.domain_of(profile), "forget", selection.REPORT).families
     values: dict[tuple, list[Floats]] = {}
     for (replicate, method), ours in every.items():
         steps = sorted(ours.relearned.step.unique())

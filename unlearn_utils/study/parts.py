@@ -27,13 +27,13 @@ from unlearn_utils.cache.workers import side_by_side, tell
 from unlearn_utils.core import membership
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import elsewhere, method_paths, pool, released_code, selection
+from unlearn_utils.study import attacked, elsewhere, method_paths, pool, released_code, selection
 from unlearn_utils.study.single_run import Run
 from unlearn_utils.study.study_documents import tokenizer_artifact
 
 POOL = "pool"
 ELSEWHERE = ("exposures", "sizes", "shares")  # parts of `elsewhere`
-STAGES = ("tokenizers", "models", "measurements", "paths")
+STAGES = ("tokenizers", "models", "measurements", "paths", "attacks")
 SCORE = membership.SCORES["Min-40%"].column
 HALVES = {selection.SELECTION: "selection", selection.REPORT: "report"}
 MACHINE = "machine.csv"
@@ -46,10 +46,12 @@ class Part(NamedTuple):
     Attributes:
         what: it computes, in words.
         runs: whose paths it is; of the pool there are none.
+        attacks: that are made on models of this part and of those before it; None: there are none.
     """
 
     what: str
     runs: Callable[[Profile], list[Run]]
+    attacks: Callable[[Profile], list[Artifact]] | None = None
 
 
 # -------------------------------------------------------------------------------- what a part holds
@@ -95,6 +97,7 @@ PARTS = {
     ),
     "sizes": Part("elsewhere: sizes of the model", partial(elsewhere_runs, elsewhere.SIZES)),
     "shares": Part("elsewhere: sizes of the forget set", partial(elsewhere_runs, elsewhere.SHARES)),
+    "attacks": Part("a LoRA, and attacks", attacked.lora_runs, attacked.artifacts),
 }
 
 
@@ -110,19 +113,21 @@ def part(profile: Profile, name: str) -> Part:
 
 
 def stages(profile: Profile, name: str) -> list[list[Artifact]]:
-    """Return what a part needs: tokenizer, models, their measurements, paths.
+    """Return what a part needs: tokenizer, models, their measurements, paths; then attacks.
 
     All of a stage may be made side by side when the stages before it are there.
     """
     runs = part(profile, name).runs(profile)
     models = _models_of_pool(profile) if name == POOL else _models_of(runs)
     measured = [pool.measurements(own, model) for own, model in models]
-    return [
+    found = [
         _once(tokenizer_artifact(own) for own, _ in models),
         _once(model for _, model in models),
         _once(measured),
         _once(method_paths.path(run, method_paths.keeps(run)) for run in runs),
     ]
+    attacks = part(profile, name).attacks
+    return found if attacks is None else [*found, attacks(profile)]
 
 
 def _models_of_pool(profile: Profile) -> list[tuple[Profile, Artifact]]:
@@ -178,7 +183,7 @@ def _compute_part(profile: Profile, name: str) -> None:
 
 def fill(profile: Profile, name: str) -> None:
     """Make what is missing of a part, side by side, stage after stage."""
-    for stage, what in zip(stages(profile, name), STAGES, strict=True):
+    for stage, what in zip(stages(profile, name), STAGES, strict=False):
         side_by_side(stage, profile.workers, f"{what} of part {name}")
 
 
