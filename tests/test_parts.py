@@ -79,11 +79,13 @@ def test_every_path_of_the_study_is_of_one_part():
         "exposures",
         "sizes",
         "shares",
+        "attacks",
     ]
     own = [*by_part["claim"], *by_part["methods"]]
     assert len(own) == len(set(own))
     assert set(own) == set(method_paths.every_run(study))
     assert by_part["released"] == released_code.all_runs(study)
+    assert [run.replicate for run in by_part["attacks"]] == list(study.replicates)
     every = [run for runs in by_part.values() for run in runs]
     assert len(every) == len(set(every))
 

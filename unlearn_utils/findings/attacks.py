@@ -7,7 +7,7 @@ are of the report half of the forget set, in each draw of its documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from unlearn_utils.cache.workers import side_by_side
-from unlearn_utils.core import attacks, tables
+from unlearn_utils.core import attacks, methods, tables
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.core.replicates import PLAIN, SHARE, Scale
@@ -290,35 +290,72 @@ def curves_figure(profile: Profile) -> None:
     figure, axes = plots.panels(
         len(rates), width=2.9, height=2.3, rows=len(sources), sharey="row", sharex=True
     )
+    coloured = extremes(data)
     places = [(source, rate) for source in sources for rate in rates]
     for ax, (source, rate) in zip(axes, places, strict=True):
         part = data[(data.source == source) & (data.learning_rate == rate)]
-        draw_curves(part, ax).set_title(f"from {source} text at {rate:g}", fontsize=8)
+        draw_curves(part, coloured, ax).set_title(f"from {source} text at {rate:g}", fontsize=8)
     for ax in axes[:: len(rates)]:
         ax.set_ylabel("forget gap (nats)")
     for ax in axes[-len(rates) :]:
         ax.set_xlabel("step of relearning")
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, ncols=4, loc="outside upper center", fontsize=7)
+    handles, labels = axes[0].get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(once.values(), once, ncols=4, loc="outside upper center", fontsize=7)
     plots.save(profile, figure, CURVES, data)
 
 
-def draw_curves(part: pd.DataFrame, ax: Axes) -> Axes:
+def extremes(data: pd.DataFrame) -> list[str]:
+    """Return the methods whose lines are told apart, in the order of the table.
+
+    They are the method of claim C2 and its LoRA, and of the others those that give back most and
+    least over all sources, two of each.
+
+    data: of `curves_table`.
+    """
+    fell = {}
+    for method, rows in data.groupby("method", sort=False):
+        by_step = rows.pivot(index=["source", "learning_rate"], columns="step", values="value")
+        fell[method] = (by_step[0] - by_step.min(axis=1)).sum()
+    every = [method for method in fell if method in methods.every()]
+    others = sorted((name for name in every if name != method_paths.CLAIMED), key=fell.get)
+    chosen = {*others[:2], *others[-2:], method_paths.CLAIMED, LORA}
+    return [method for method in fell if method in chosen]
+
+
+def draw_curves(part: pd.DataFrame, coloured: Sequence[str], ax: Axes) -> Axes:
     """Draw a line a model; the control is thick and black, with its 95% interval.
 
-    part: of `curves_table`, one source and rate.
+    Args:
+        part: of `curves_table`, one source and rate.
+        coloured: the methods with a colour and a marker; the other methods are thin and grey.
+        ax: what is drawn on.
     """
     for method, rows in part.groupby("method", sort=False):
-        colour, marker = plots.method_style(method)
-        style = {"color": colour, "marker": marker, "ms": 3, "lw": 1, "label": method}
-        style["label"] = plots.readable(method)
+        style = _style(method, coloured)
         if method == CONTROL:
-            style |= {"lw": 2, "marker": "", "zorder": 3}
-            ax.fill_between(rows.step, rows.low, rows.high, color=colour, alpha=0.15, lw=0)
-        if method in (NOTHING, AGAIN):
-            style |= {"ls": "--" if method == NOTHING else ":", "marker": ""}
+            ax.fill_between(rows.step, rows.low, rows.high, color="black", alpha=0.15, lw=0)
         ax.plot(rows.step, rows["value"], **style)
     return ax
+
+
+def _style(method: str, coloured: Sequence[str]) -> dict:
+    """Return how the line of a model is drawn."""
+    special = {  # models that are no method's are black
+        CONTROL: {"color": "black", "lw": 2, "zorder": 3},
+        NOTHING: {"color": "black", "ls": "--"},
+        AGAIN: {"color": "black", "ls": ":"},
+    }
+    if method in special:
+        return {"lw": 1, "label": method, **special[method]}
+    if method not in coloured:
+        return {"color": "silver", "lw": 0.7, "zorder": 1, "label": "other methods"}
+    colour, marker = plots.method_style(method)
+    style = {"color": colour, "marker": marker, "ms": 3, "lw": 1, "label": plots.readable(method)}
+    if method == LORA:
+        colour, marker = plots.method_style(method_paths.CLAIMED)
+        style |= {"color": colour, "marker": marker, "ls": "--", "mfc": "white"}
+    return style
 
 
 def recovery_figure(profile: Profile, table: pd.DataFrame) -> None:
@@ -327,18 +364,45 @@ def recovery_figure(profile: Profile, table: pd.DataFrame) -> None:
     table: of `attacks_table`.
     """
     part = table[table.measure.isin([RECOVERY, OVER[ROUGE]])]
-    part = part.assign(setting=[f"{setting:g}" for setting in part.setting])
     every = [*dict.fromkeys(zip(part.attack, part.source, strict=True))]
-    figure, axes = plots.panels(len(every), width=2.3, height=3.2)
+    names = list(dict.fromkeys(part.method))
+    height = 1.2 + 0.2 * len(names)
+    figure, axes = plots.panels(len(every), width=2.1, height=height, sharey=True)
     for ax, (attack, source) in zip(axes, every, strict=True):
-        here = part[(part.attack == attack) & (part.source == source)]
-        plots.intervals(here, "method", "setting", ax)
-        names = [plots.readable(method) for method in dict.fromkeys(here.method)]
-        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-        ax.axhline(0, color="black", ls=":", lw=0.8)
-        title = f"{attack} from {source} text" if source != NO_SOURCE else attack
+        draw_recovery(part[(part.attack == attack) & (part.source == source)], names, ax)
+        title = f"{attack} from {source}" if source != NO_SOURCE else attack
         ax.set_title(title, fontsize=8)
-        ax.legend(fontsize=6)
-    axes[0].set_ylabel("recovery (nats a token)")
-    axes[-1].set_ylabel(OVER[ROUGE])
+        ax.set_xlabel("recovery (nats a token)" if attack != PREFIX else OVER[ROUGE])
+    axes[0].set_yticks(range(len(names)), map(plots.readable, names), fontsize=7)
+    axes[0].invert_yaxis()
     plots.save(profile, figure, "fig19_recovery", part)
+
+
+def draw_recovery(part: pd.DataFrame, names: Sequence[str], ax: Axes) -> Axes:
+    """Draw points with 95% intervals, a line a method, a colour a setting; the legend is below.
+
+    Args:
+        part: of `attacks_table`, one attack, source and measure.
+        names: of the methods, from above.
+        ax: what is drawn on.
+    """
+    settings = sorted(part.setting.unique())
+    for number, (setting, colour) in enumerate(zip(settings, plots.COLOURS.values(), strict=False)):
+        rows = part[part.setting == setting].set_index("method").reindex(names)
+        aside = (number - (len(settings) - 1) / 2) * 0.6 / len(settings)
+        places = np.arange(len(names)) + aside
+        around = [rows["value"] - rows.low, rows.high - rows["value"]]
+        style = {"fmt": "o", "ms": 2.5, "lw": 1, "color": colour, "label": f"{setting:g}"}
+        ax.errorbar(rows["value"], places, xerr=around, **style)
+    ax.axvline(0, color="black", ls=":", lw=0.8)
+    ax.grid(axis="y", lw=0.3, alpha=0.5)
+    ax.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.12),
+        ncols=3,
+        fontsize=6,
+        frameon=False,
+        columnspacing=0.8,
+        handletextpad=0.2,
+    )
+    return ax
