@@ -82,6 +82,7 @@ def test_every_path_of_the_study_is_of_one_part():
         "exposures",
         "sizes",
         "shares",
+        "attacks",
         "retraining",
         "soup",
     ]
@@ -90,6 +91,7 @@ def test_every_path_of_the_study_is_of_one_part():
     assert set(own) == set(method_paths.every_run(study))
     assert [*by_part["released"], *by_part["slips"]] == released_code.all_runs(study)
     assert by_part["since"] == since.runs(study) and len(by_part["since"]) == 9 * 3 * 6
+    assert [run.replicate for run in by_part["attacks"]] == list(study.replicates)
     every = [run for runs in by_part.values() for run in runs]
     assert len(every) == len(set(every))
 

@@ -18,7 +18,7 @@ from user_models import SMALL, VOCABULARY, logits, random_model, record, unlearn
 
 from unlearn_utils.app import lora_adapters, memory_plan, model_files
 from unlearn_utils.app.settings import LoraSettings
-from unlearn_utils.engine import models, weight_files
+from unlearn_utils.engine import adapters, models, weight_files
 
 IDS = list(range(2, 40))
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
@@ -674,7 +674,7 @@ ADAPTED = {  # kind -> its settings, layers that are adapted, and some that are 
 def test_adapters_go_where_they_can_and_what_is_left_is_said(kind):
     settings, names, left = ADAPTED[kind]
     model = make(kind, **settings)
-    layers = lora_adapters.adapted_layers(model)
+    layers = adapters.adapted_layers(model)
     assert {name.rpartition(".")[2] for name in layers} == names
     assert not [name for name in layers if left in name or "vision" in name]
 
@@ -695,7 +695,7 @@ def test_adapters_go_where_they_can_and_what_is_left_is_said(kind):
 
 def test_a_model_without_linear_layers_is_not_adapted():
     model = make("llama", **TEXT | {"num_hidden_layers": 0})
-    assert lora_adapters.adapted_layers(model) == {}
+    assert adapters.adapted_layers(model) == {}
     with pytest.raises(ValueError, match="LlamaForCausalLM has no linear layer"):
         lora_adapters.describe(model)
 

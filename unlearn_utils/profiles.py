@@ -363,6 +363,7 @@ STUDY = Profile(
         "exposures",
         "sizes",
         "shares",
+        "attacks",
         "retraining",
     ),
 )

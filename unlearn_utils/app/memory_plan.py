@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig
 from unlearn_utils.app import lora_adapters, settings
 from unlearn_utils.app.settings import LoraSettings, RunSettings
 from unlearn_utils.core import efficiency, fused
-from unlearn_utils.engine import architecture, distributed, training
+from unlearn_utils.engine import adapters, architecture, distributed, training
 from unlearn_utils.engine.architecture import empty_model
 
 GB = 1e9
@@ -134,7 +134,7 @@ def request_of(
 
 def lora_parameters(model: nn.Module, rank: int) -> int:
     """Return the number of parameters of LoRA adapters: rank x (inputs + outputs) of each layer."""
-    layers = lora_adapters.adapted_layers(model).values()
+    layers = adapters.adapted_layers(model).values()
     return sum(rank * sum(layer.weight.shape) for layer in layers)
 
 

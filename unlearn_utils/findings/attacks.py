@@ -7,7 +7,7 @@ are of the report half of the forget set, in each draw of its documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -16,17 +16,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from unlearn_utils.cache.workers import side_by_side
-from unlearn_utils.core import attacks, tables
+from unlearn_utils.core import attacks, methods, tables
 from unlearn_utils.core.arrays import Floats
 from unlearn_utils.core.distances import SPLITS
-from unlearn_utils.core.methods import METHODS
 from unlearn_utils.core.replicates import PLAIN, SHARE, Scale
 from unlearn_utils.findings import draws, plots, replicated
 from unlearn_utils.findings.comparison import AGAIN, NOTHING
 from unlearn_utils.findings.replicated import Row
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study import attacked, extra_measurements, method_paths, pool, selection
-from unlearn_utils.study.extra_measurements import Model
 
 TABLE, CURVES = "table19_attacks", "fig19_relearning"
 KEYS = ("target_domain", "method", "attack", "source", "setting", "measure")
@@ -39,7 +37,8 @@ DAMAGE = "rise of general text"
 ROUGE, EXACT = "ROUGE-L", "exact prefix"
 OVER = {ROUGE: "ROUGE-L over retrained", EXACT: "exact prefix over retrained"}
 CONTINUED = {ROUGE: "rouge_l", EXACT: "exact_prefix"}
-CONTROL = "retrained"  # in the place of a method
+LORA, CONTROL = attacked.LORA, attacked.CONTROL  # in the place of a method
+NAMES = {attacked.TARGET: NOTHING, attacked.AGAIN: AGAIN}  # of other models
 
 
 class Looks(NamedTuple):
@@ -57,48 +56,22 @@ class Looks(NamedTuple):
 # ------------------------------------------------------------------------------ what is attacked
 
 
-def domain_of(profile: Profile) -> str:
-    """Return the domain whose forget set is attacked: the first."""
-    return profile.domains[0]
-
-
-def replicates_of(profile: Profile) -> tuple[int, ...]:
-    """Return the replicates whose paths keep weights: of a base, which is large, the first."""
-    return profile.replicates[:1] if profile.base else profile.replicates
-
-
-def models_of(profile: Profile, replicate: int) -> dict[str, Model]:
-    """Return the models of one replicate by the method that made them, the control last."""
-    domain = domain_of(profile)
-    runs = [method_paths.usual_run(profile, replicate, domain, method) for method in METHODS]
-    found: dict[str, Model] = dict(zip(METHODS, method_paths.make_all(runs), strict=True))
-    found[NOTHING] = pool.target(profile, replicate)
-    if profile.has_retrained:
-        others = [] if profile.hub else pool.pairs(profile, domain, replicate)[1:]
-        for pair in others[:1]:
-            found[AGAIN] = pool.trained_model(profile, pair.retrained)
-        found[CONTROL] = pool.retrained(profile, domain, replicate)
-    return found
-
-
 @cache
 def looks(profile: Profile) -> dict[tuple[int, str], Looks]:
     """Return what attacks came to, by replicate and model; what is missing is attacked first."""
     pool.train_all(profile)
-    domain = domain_of(profile)
-    artifacts = {}
-    for replicate in replicates_of(profile):
-        for name, model in models_of(profile, replicate).items():
-            artifacts[replicate, name] = (
-                attacked.relearned(profile, model, domain, replicate),
-                attacked.rounded(profile, model, domain),
-                attacked.continued(profile, model, domain),
-            )
-    every = [artifact for three in artifacts.values() for artifact in three]
-    side_by_side(every, profile.workers, "attacks")
+    replicates = attacked.replicates_of(profile)
+    runs = []
+    for replicate in replicates:
+        runs += attacked.runs(profile, replicate).values()
+    method_paths.make_all(runs)
+    side_by_side(attacked.artifacts(profile), profile.workers, "attacks")
     found = {}
-    for key, three in artifacts.items():
-        found[key] = Looks(*(extra_measurements.rows_of([artifact]) for artifact in three))
+    for replicate in replicates:
+        for name, model in attacked.models(profile, replicate).items():
+            three = attacked.attacks_on(profile, model, replicate)
+            rows = [extra_measurements.rows_of([artifact]) for artifact in three]
+            found[replicate, NAMES.get(name, name)] = Looks(*rows)
     return found
 
 
@@ -114,7 +87,7 @@ def curves_of(profile: Profile, rows: pd.DataFrame, by: str, split: str = "forge
         by: the column of the marks, which are taken from small to large.
         split: whose documents.
     """
-    domain = "general" if split == SPLITS[-1] else domain_of(profile)
+    domain = "general" if split == SPLITS[-1] else attacked.domain_of(profile)
     sample = draws.sample(profile, domain, split, selection.REPORT)
     wide = rows[rows.split == split].pivot(index="id", columns=by, values=["nll", "tokens"])
     return sample.ratio(wide, "nll", "tokens")
@@ -196,7 +169,7 @@ def _of_prefixes(profile: Profile, ours: Looks, control: Looks | None) -> Iterat
 
 def _mean(profile: Profile, rows: pd.DataFrame, column: str) -> Floats:
     """Return the mean of the documents that are long enough, in each draw: (draws,)."""
-    sample = draws.sample(profile, domain_of(profile), "forget", selection.REPORT)
+    sample = draws.sample(profile, attacked.domain_of(profile), "forget", selection.REPORT)
     kept = sample.ids.isin(rows.id)
     shorter = sample._replace(ids=sample.ids[kept], weights=sample.weights[:, kept])
     return shorter.mean(rows, column)
@@ -213,7 +186,7 @@ def attacks_table(profile: Profile) -> pd.DataFrame:
         learning rate, bits, or tokens of a prefix; 0 of none), measure, and the columns of
         `replicated.table`.
     """
-    domain = domain_of(profile)
+    domain = attacked.domain_of(profile)
     n = draws.sample(profile, domain, "forget", selection.REPORT).families
     values: dict[tuple, list[Floats]] = {}
     scales: dict[tuple, Scale] = {}
@@ -294,7 +267,7 @@ def curves_table(profile: Profile) -> pd.DataFrame:
         `replicated.table`.
     """
     every = looks(profile)
-    n = draws.sample(profile, domain_of(profile), "forget", selection.REPORT).families
+    n = draws.sample(profile, attacked.domain_of(profile), "forget", selection.REPORT).families
     values: dict[tuple, list[Floats]] = {}
     for (replicate, method), ours in every.items():
         steps = sorted(ours.relearned.step.unique())
@@ -317,35 +290,72 @@ def curves_figure(profile: Profile) -> None:
     figure, axes = plots.panels(
         len(rates), width=2.9, height=2.3, rows=len(sources), sharey="row", sharex=True
     )
+    coloured = extremes(data)
     places = [(source, rate) for source in sources for rate in rates]
     for ax, (source, rate) in zip(axes, places, strict=True):
         part = data[(data.source == source) & (data.learning_rate == rate)]
-        draw_curves(part, ax).set_title(f"from {source} text at {rate:g}", fontsize=8)
+        draw_curves(part, coloured, ax).set_title(f"from {source} text at {rate:g}", fontsize=8)
     for ax in axes[:: len(rates)]:
         ax.set_ylabel("forget gap (nats)")
     for ax in axes[-len(rates) :]:
         ax.set_xlabel("step of relearning")
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, ncols=4, loc="outside upper center", fontsize=7)
+    handles, labels = axes[0].get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(once.values(), once, ncols=4, loc="outside upper center", fontsize=7)
     plots.save(profile, figure, CURVES, data)
 
 
-def draw_curves(part: pd.DataFrame, ax: Axes) -> Axes:
+def extremes(data: pd.DataFrame) -> list[str]:
+    """Return the methods whose lines are told apart, in the order of the table.
+
+    They are the method of claim C2 and its LoRA, and of the others those that give back most and
+    least over all sources, two of each.
+
+    data: of `curves_table`.
+    """
+    fell = {}
+    for method, rows in data.groupby("method", sort=False):
+        by_step = rows.pivot(index=["source", "learning_rate"], columns="step", values="value")
+        fell[method] = (by_step[0] - by_step.min(axis=1)).sum()
+    every = [method for method in fell if method in methods.every()]
+    others = sorted((name for name in every if name != method_paths.CLAIMED), key=fell.get)
+    chosen = {*others[:2], *others[-2:], method_paths.CLAIMED, LORA}
+    return [method for method in fell if method in chosen]
+
+
+def draw_curves(part: pd.DataFrame, coloured: Sequence[str], ax: Axes) -> Axes:
     """Draw a line a model; the control is thick and black, with its 95% interval.
 
-    part: of `curves_table`, one source and rate.
+    Args:
+        part: of `curves_table`, one source and rate.
+        coloured: the methods with a colour and a marker; the other methods are thin and grey.
+        ax: what is drawn on.
     """
     for method, rows in part.groupby("method", sort=False):
-        colour, marker = plots.method_style(method)
-        style = {"color": colour, "marker": marker, "ms": 3, "lw": 1, "label": method}
-        style["label"] = plots.readable(method)
+        style = _style(method, coloured)
         if method == CONTROL:
-            style |= {"lw": 2, "marker": "", "zorder": 3}
-            ax.fill_between(rows.step, rows.low, rows.high, color=colour, alpha=0.15, lw=0)
-        if method in (NOTHING, AGAIN):
-            style |= {"ls": "--" if method == NOTHING else ":", "marker": ""}
+            ax.fill_between(rows.step, rows.low, rows.high, color="black", alpha=0.15, lw=0)
         ax.plot(rows.step, rows["value"], **style)
     return ax
+
+
+def _style(method: str, coloured: Sequence[str]) -> dict:
+    """Return how the line of a model is drawn."""
+    special = {  # models that are no method's are black
+        CONTROL: {"color": "black", "lw": 2, "zorder": 3},
+        NOTHING: {"color": "black", "ls": "--"},
+        AGAIN: {"color": "black", "ls": ":"},
+    }
+    if method in special:
+        return {"lw": 1, "label": method, **special[method]}
+    if method not in coloured:
+        return {"color": "silver", "lw": 0.7, "zorder": 1, "label": "other methods"}
+    colour, marker = plots.method_style(method)
+    style = {"color": colour, "marker": marker, "ms": 3, "lw": 1, "label": plots.readable(method)}
+    if method == LORA:
+        colour, marker = plots.method_style(method_paths.CLAIMED)
+        style |= {"color": colour, "marker": marker, "ls": "--", "mfc": "white"}
+    return style
 
 
 def recovery_figure(profile: Profile, table: pd.DataFrame) -> None:
@@ -354,18 +364,45 @@ def recovery_figure(profile: Profile, table: pd.DataFrame) -> None:
     table: of `attacks_table`.
     """
     part = table[table.measure.isin([RECOVERY, OVER[ROUGE]])]
-    part = part.assign(setting=[f"{setting:g}" for setting in part.setting])
     every = [*dict.fromkeys(zip(part.attack, part.source, strict=True))]
-    figure, axes = plots.panels(len(every), width=2.3, height=3.2)
+    names = list(dict.fromkeys(part.method))
+    height = 1.2 + 0.2 * len(names)
+    figure, axes = plots.panels(len(every), width=2.1, height=height, sharey=True)
     for ax, (attack, source) in zip(axes, every, strict=True):
-        here = part[(part.attack == attack) & (part.source == source)]
-        plots.intervals(here, "method", "setting", ax)
-        names = [plots.readable(method) for method in dict.fromkeys(here.method)]
-        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-        ax.axhline(0, color="black", ls=":", lw=0.8)
-        title = f"{attack} from {source} text" if source != NO_SOURCE else attack
+        draw_recovery(part[(part.attack == attack) & (part.source == source)], names, ax)
+        title = f"{attack} from {source}" if source != NO_SOURCE else attack
         ax.set_title(title, fontsize=8)
-        ax.legend(fontsize=6)
-    axes[0].set_ylabel("recovery (nats a token)")
-    axes[-1].set_ylabel(OVER[ROUGE])
+        ax.set_xlabel("recovery (nats a token)" if attack != PREFIX else OVER[ROUGE])
+    axes[0].set_yticks(range(len(names)), map(plots.readable, names), fontsize=7)
+    axes[0].invert_yaxis()
     plots.save(profile, figure, "fig19_recovery", part)
+
+
+def draw_recovery(part: pd.DataFrame, names: Sequence[str], ax: Axes) -> Axes:
+    """Draw points with 95% intervals, a line a method, a colour a setting; the legend is below.
+
+    Args:
+        part: of `attacks_table`, one attack, source and measure.
+        names: of the methods, from above.
+        ax: what is drawn on.
+    """
+    settings = sorted(part.setting.unique())
+    for number, (setting, colour) in enumerate(zip(settings, plots.COLOURS.values(), strict=False)):
+        rows = part[part.setting == setting].set_index("method").reindex(names)
+        aside = (number - (len(settings) - 1) / 2) * 0.6 / len(settings)
+        places = np.arange(len(names)) + aside
+        around = [rows["value"] - rows.low, rows.high - rows["value"]]
+        style = {"fmt": "o", "ms": 2.5, "lw": 1, "color": colour, "label": f"{setting:g}"}
+        ax.errorbar(rows["value"], places, xerr=around, **style)
+    ax.axvline(0, color="black", ls=":", lw=0.8)
+    ax.grid(axis="y", lw=0.3, alpha=0.5)
+    ax.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.12),
+        ncols=3,
+        fontsize=6,
+        frameon=False,
+        columnspacing=0.8,
+        handletextpad=0.2,
+    )
+    return ax

@@ -12,7 +12,7 @@ from pathlib import Path
 from unlearn_utils.cache.store import Artifact
 from unlearn_utils.engine import distributed
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import method_paths, pool, released_code, since
+from unlearn_utils.study import attacked, method_paths, pool, released_code, since
 from unlearn_utils.study.single_run import Run
 
 
@@ -31,18 +31,23 @@ def artifacts(profile: Profile) -> Iterator[Artifact]:
             yield pool.measurements(profile, model)
     for run in every_run(profile):
         yield method_paths.path(run, method_paths.keeps(run))
+    if not profile.notebooks:  # else it has no notebook on attacks
+        yield from attacked.artifacts(profile)
 
 
 def every_run(profile: Profile) -> list[Run]:
     """Return the runs of a profile's paths, once each.
 
-    They are of all methods, and of the released code's defects.
+    They are of all methods, of the released code's defects, and of what is attacked.
     """
     runs = [
         *method_paths.every_run(profile),
         *released_code.all_runs(profile),
         *since.runs(profile),
     ]
+    if not profile.notebooks:
+        for replicate in attacked.replicates_of(profile):
+            runs += attacked.runs(profile, replicate).values()
     return list(dict.fromkeys(runs))
 
 

@@ -79,6 +79,8 @@ def path(run: Run, keep: bool = False) -> Artifact:
         "moved": [MOVED, MOVED_BEYOND],
         "keep": keep,
     }
+    if run.lora_rank is not None:  # else the keys are those of before there were adapters
+        settings["lora_rank"] = run.lora_rank
     return Artifact("path", VERSIONS["path"], settings, partial(_make_path, run, keep))
 
 
@@ -208,7 +210,7 @@ class _Looks:
 
     def _keep_nearest(self, step: int, model: nn.Module, rows: pd.DataFrame) -> None:
         """Keep the weights if no step before was nearer. The first process decides for all."""
-        from unlearn_utils.engine import distributed
+        from unlearn_utils.engine import adapters, distributed
 
         far = float(distances.distance(self._gaps(rows, selection.SELECTION)))
         nearer = distributed.on_main_process(lambda: far < self.least or self.kept is None)
@@ -217,7 +219,7 @@ class _Looks:
         self.kept, self.least = step, far
         if self.stored_as is not None:
             rounded = {}
-            for name, value in distributed.gathered_state(model).items():
+            for name, value in distributed.gathered_state(adapters.merged(model)).items():
                 rounded[name] = value.to(self.stored_as, copy=True)
             self.weights = rounded
 
@@ -269,6 +271,9 @@ def levels(rows: pd.DataFrame) -> np.ndarray:
 CLAIMED = "ascent_descent_in_distribution"
 ASCENT = "gradient_ascent"
 
+LORA_RANK = 8  # ours: a common one
+LORA_FASTER = 10  # times the rate of training every weight: a common rule, with no search
+
 
 def usual_run(profile: Profile, replicate: int, domain: str, method: str, **choices) -> Run:
     """Return the run of a method at the profile's own learning rate.
@@ -278,6 +283,13 @@ def usual_run(profile: Profile, replicate: int, domain: str, method: str, **choi
     epochs = {"epochs": profile.grid.usual_epochs}
     recipe = replace(profile.unlearning, **{**epochs, **choices})
     return Run(profile, domain, method, recipe, replicate)
+
+
+def lora_run(profile: Profile, replicate: int, domain: str) -> Run:
+    """Return the usual run of `CLAIMED` as a LoRA, at `LORA_FASTER` times the rate."""
+    rate = LORA_FASTER * profile.unlearning.learning_rate
+    usual = usual_run(profile, replicate, domain, CLAIMED, learning_rate=rate)
+    return replace(usual, lora_rank=LORA_RANK)
 
 
 def usual_runs(profile: Profile, replicate: int) -> list[Run]:
@@ -354,10 +366,11 @@ def make_all(runs: Sequence[Run], what: str = "paths") -> list[Artifact]:
 
 
 def keeps(run: Run) -> bool:
-    """Return whether a path keeps weights: those of the methods' own notebooks do.
+    """Return whether a path keeps weights: those of the methods' own notebooks do, and the LoRA's.
 
     Of a base, which is large, those of the first replicate do.
     """
     if run.profile.base and run.replicate != run.profile.replicates[0]:
         return False
-    return run == usual_run(run.profile, run.replicate, run.target_domain, run.method)
+    place = (run.profile, run.replicate, run.target_domain)
+    return run in (usual_run(*place, run.method), lora_run(*place))

@@ -29,6 +29,7 @@ from unlearn_utils.core import membership
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study import (
+    attacked,
     elsewhere,
     method_paths,
     pool,
@@ -42,7 +43,7 @@ from unlearn_utils.study.study_documents import tokenizer_artifact
 
 POOL = "pool"
 ELSEWHERE = ("exposures", "sizes", "shares")  # parts of `elsewhere`
-STAGES = ("tokenizers", "models", "measurements", "results")
+STAGES = ("tokenizers", "models", "measurements", "paths", "results")
 SCORE = membership.SCORES["Min-40%"].column
 HALVES = {selection.SELECTION: "selection", selection.REPORT: "report"}
 MACHINE = "machine.csv"
@@ -55,7 +56,8 @@ class Part(NamedTuple):
     Attributes:
         what: it computes, in words.
         runs: whose paths it is; of the pool there are none.
-        others: of which it is, in the place of paths: each holds rows of documents.
+        others: further artifacts of the part, each with rows of documents; they are made on models of
+            this part and of those before it. None: there are none.
     """
 
     what: str
@@ -108,6 +110,7 @@ PARTS = {
     ),
     "sizes": Part("elsewhere: sizes of the model", partial(elsewhere_runs, elsewhere.SIZES)),
     "shares": Part("elsewhere: sizes of the forget set", partial(elsewhere_runs, elsewhere.SHARES)),
+    "attacks": Part("a LoRA, and attacks", attacked.lora_runs, attacked.artifacts),
     "retraining": Part("partial retrainings", no_runs, retraining.rewound_and_distilled),
     "soup": Part("sums of task vectors of the base", no_runs, retraining.soups),
 }
@@ -125,22 +128,21 @@ def part(profile: Profile, name: str) -> Part:
 
 
 def stages(profile: Profile, name: str) -> list[list[Artifact]]:
-    """Return what a part needs: tokenizer, models, their measurements, paths.
+    """Return what a part needs: tokenizer, models, their measurements, paths; then attacks.
 
     All of a stage may be made side by side when the stages before it are there.
     """
     runs = part(profile, name).runs(profile)
     models = _models_of_pool(profile) if name == POOL else _models_of(runs)
     measured = [pool.measurements(own, model) for own, model in models]
-    others = part(profile, name).others
-    if others is not None:
-        return [[], [], [], others(profile)]
-    return [
+    found = [
         _once(tokenizer_artifact(own) for own, _ in models),
         _once(model for _, model in models),
         _once(measured),
         _once(method_paths.path(run, method_paths.keeps(run)) for run in runs),
     ]
+    others = part(profile, name).others
+    return [*found, [] if others is None else others(profile)]
 
 
 def _models_of_pool(profile: Profile) -> list[tuple[Profile, Artifact]]:
@@ -185,10 +187,10 @@ def _compute_part(profile: Profile, name: str) -> None:
     folder = paths.figures_folder(profile.name)
     if name == POOL:
         write_rows(compact(pool.pool_rows(profile)), folder / "pool_rows.parquet")
-    elif PARTS[name].others is not None:
-        write_rows(levels_of_models(needed), folder / f"{name}.parquet")
+    elif runs := part(profile, name).runs(profile):
+        write_rows(path_levels(runs), folder / f"paths_{name}.parquet")
     else:
-        write_rows(path_levels(part(profile, name).runs(profile)), folder / f"paths_{name}.parquet")
+        write_rows(levels_of_models(needed), folder / f"{name}.parquet")
     minutes = (time.perf_counter() - began) / 60
     if missing:
         own = of_part_alone(profile, name)
@@ -198,7 +200,7 @@ def _compute_part(profile: Profile, name: str) -> None:
 
 def fill(profile: Profile, name: str) -> None:
     """Make what is missing of a part, side by side, stage after stage."""
-    for stage, what in zip(stages(profile, name), STAGES, strict=True):
+    for stage, what in zip(stages(profile, name), STAGES, strict=False):
         side_by_side(stage, profile.workers, f"{what} of part {name}")
 
 

@@ -32,6 +32,8 @@ class Run:
         replicate: whose target is unlearned; also the seed of the order of documents, and of labels
             that are drawn.
         retain_documents: how many there are to draw from, the first; None: all.
+        lora_rank: of the LoRA adapters that are trained alone, with twice that as alpha; they are
+            merged with the weights that are kept. None: every weight is trained.
     """
 
     profile: Profile
@@ -40,6 +42,7 @@ class Run:
     recipe: Unlearning
     replicate: int = 0
     retain_documents: int | None = None
+    lora_rank: int | None = None
 
 
 class Outcome(NamedTuple):
@@ -142,7 +145,7 @@ def execute(
         steps: end after so many; None: all. After 0 there are no weights, as `load_with_weights`
             takes them.
     """
-    from unlearn_utils.engine import distributed, models, training
+    from unlearn_utils.engine import adapters, distributed, models, training
 
     if steps == 0:
         return Outcome(weights={}, history=[], seconds=0.0)
@@ -158,6 +161,8 @@ def execute(
     labels = training.draw_labels(
         method, forget, model, model_tokenizer, run.replicate, run.recipe.variant
     )
+    if run.lora_rank is not None:
+        model = adapters.add(model, run.lora_rank, 2 * run.lora_rank, run.replicate)
     job = training.Job(
         method=method,
         forget=forget,
@@ -169,7 +174,7 @@ def execute(
         labels=labels,
     )
     history = training.unlearn(model, job, execution)
-    weights = distributed.gathered_state(model)
+    weights = distributed.gathered_state(adapters.merged(model))
     seconds = time.perf_counter() - began
     if timed is not None:
         seconds -= timed.seconds
