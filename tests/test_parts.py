@@ -20,6 +20,7 @@ from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.core.methods import METHODS
 from unlearn_utils.engine import training
 from unlearn_utils.study import (
+    attacked,
     elsewhere,
     everything,
     method_paths,
@@ -112,7 +113,8 @@ def test_parts_of_elsewhere_leave_out_what_the_study_has():
 
 
 def test_a_part_needs_models_before_measurements_before_paths(stored):
-    tokenizers, models, measured, paths_ = parts.stages(TOY, "claim")
+    tokenizers, models, measured, paths_, others = parts.stages(TOY, "claim")
+    assert others == []
     assert len(tokenizers) == 1
     retrained = pool.retrained(TOY, "arxiv", 1)
     assert [artifact.path for artifact in models] == [pool.target(TOY).path, retrained.path]
@@ -128,9 +130,9 @@ def test_a_part_needs_models_before_measurements_before_paths(stored):
 
 
 def test_the_pool_s_part_is_every_model_and_its_measurements(stored):
-    _, models, measured, paths_ = parts.stages(TOY, "pool")
+    _, models, measured, paths_, others = parts.stages(TOY, "pool")
     assert len(models) == len(measured) == 4
-    assert paths_ == []
+    assert paths_ == others == []
 
 
 def test_an_unknown_part_is_named_and_each_profile_has_its_own():
@@ -329,10 +331,12 @@ def test_everything_is_every_model_with_its_measurements_and_every_path(stored):
     found = list(everything.artifacts(TOY))
     kinds = [artifact.name for artifact in found]
     assert kinds[:8] == ["pretrained", "measured"] * 4
-    assert set(kinds[8:]) == {"path"}
     runs = everything.every_run(TOY)
-    assert len(runs) == len(set(runs)) == len(kinds) - 8
-    assert set(runs) == {*method_paths.every_run(TOY), *released_code.all_runs(TOY)}
+    assert kinds[8 : 8 + len(runs)] == ["path"] * len(set(runs))
+    attacks = len(attacked.models(TOY, 1))
+    assert kinds[8 + len(runs) :] == ["relearned", "rounded", "prefixed"] * attacks
+    alike = {*method_paths.every_run(TOY), *released_code.all_runs(TOY), *since.runs(TOY)}
+    assert set(runs) == {*alike, *attacked.runs(TOY, 1).values()}
     papers = [run for run in runs if run.method in METHODS]  # a slip's is of a method since
     usual = [run for run in papers if run == method_paths.usual_run(TOY, 1, "arxiv", run.method)]
     assert len(usual) == len(METHODS)

@@ -56,8 +56,8 @@ class Part(NamedTuple):
     Attributes:
         what: it computes, in words.
         runs: whose paths it is; of the pool there are none.
-        others: further artifacts of the part, each with rows of documents; they are made on models of
-            this part and of those before it. None: there are none.
+        others: further artifacts, each with rows of documents; they are made of models of this part
+            and of those before it. None: there are none.
     """
 
     what: str
