@@ -94,8 +94,8 @@ def test_a_figure_of_each_kind_has_its_numbers_where_they_are_said(
         assert run("evaluate", "--model", llama, *sets, "--plot", file, "--out", csv) == 0
         assert file.read_bytes().startswith(begins)
         assert f"{file}: the figure; its numbers are in {csv}\n" in capsys.readouterr().out
-        assert csv.exists()
-    assert len(list(tmp_path.iterdir())) == 6
+        assert csv.exists() and csv.with_suffix(".json").exists()
+    assert len(list(tmp_path.iterdir())) == 9
 
 
 @pytest.mark.parametrize(
