@@ -34,6 +34,7 @@ COST, WITH_SEARCH = "share of retraining", "share of retraining, with its search
 SCORE, DAMAGE = "score", comparison.DOMAIN_DAMAGE
 SCALES: dict[str, Scale] = {COST: SIZE, WITH_SEARCH: SIZE, SCORE: SHARE, DISTANCE: SIZE}
 HALF = selection.REPORT
+MARKERS = ("<", ">", "h", "p", "8", "d", "H", "1", "*")  # of the methods since the paper
 LEFT_OF = 2.0  # what costs nothing is drawn so many times left of what costs least
 
 Values = dict[str, Floats]  # by measure, each (draws,)
@@ -324,7 +325,7 @@ def figure(profile: Profile, table: pd.DataFrame, soups: pd.DataFrame) -> None:
     drawn = {title: points(one) for title, one in named.items() if not one.empty}
     if not drawn:
         return
-    figure, axes = plots.panels(len(drawn), width=4.6, height=3.4, sharey=True)
+    figure, axes = plots.panels(len(drawn), width=5.2, height=3.6, sharey=True)
     for ax, (title, data) in zip(axes, drawn.items(), strict=True):
         draw(data, ax).set_title(profile.name if title == "this profile" else title, fontsize=8)
     axes[0].set_ylabel("score: 1 is retraining, 0 doing nothing")
@@ -348,14 +349,16 @@ def draw(data: pd.DataFrame, ax: Axes) -> Axes:
         places = part.share.clip(lower=edge)
         bars = [part.score - part.low, part.high - part.score]
         line = "-" if how == REWOUND else "none"
-        ax.errorbar(places, part.score, bars, ls=line, lw=0.8, capsize=2, ms=5, **style)
+        ax.errorbar(places, part.score, bars, ls=line, lw=0.8, capsize=1, ms=5, **style)
         searched = part.dropna(subset=["with_search"])
         look = {"marker": "|", "color": style["color"], "ls": ":", "lw": 0.6}
         for row in searched.to_dict("records"):
             ax.plot([max(row["share"], edge), row["with_search"]], [row["score"]] * 2, **look)
         if how in (REWOUND, SOUP):
             for row in part.to_dict("records"):
-                ax.annotate(row["setting"], (row["share"], row["score"]), fontsize=5)
+                place = (row["share"], row["score"])
+                aside = {"xytext": (-5, 4), "textcoords": "offset points", "ha": "right"}
+                ax.annotate(row["setting"], place, fontsize=5, **aside)
     ax.axvline(1, color="black", ls="--", lw=0.6)
     ax.set(xscale="log", xlabel="compute, as a share of retraining", ylim=(-0.03, 1.03))
     return ax
@@ -365,7 +368,7 @@ def _style(how: str, method: str) -> dict:
     """Return colour, marker, filling and label of a way."""
     colour, marker = plots.method_style(method)
     if how == METHOD and method in SINCE:
-        marker = f"${chr(ord('a') + list(SINCE).index(method))}$"
+        marker = MARKERS[list(SINCE).index(method)]
         return {"color": "grey", "marker": marker, "label": plots.readable(method)}
     if how == DISTILLED:
         label = f"distilled, {plots.readable(method)}"
