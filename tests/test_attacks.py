@@ -191,7 +191,7 @@ def test_a_model_that_learned_a_document_writes_it(build, float32):
 
 
 def test_no_document_of_the_length(build):
-    with pytest.raises(ValueError, match="no prompts"):
+    with pytest.raises(ValueError, match="no document has"):
         attacks.continued(build(0), table(DOCUMENTS), 10, 10, 1)
 
 

@@ -150,6 +150,8 @@ def continued(
     Args:
         model: that is asked.
         documents: with a column `ids`; those of fewer than `prefix + length` tokens are left out.
+            `question`, if there is one, says how many of the first are given beside, and not
+            counted.
         prefix: tokens that it is given.
         length: tokens that it then writes.
         pad_id: the token that pads.
@@ -161,12 +163,25 @@ def continued(
     Raises:
         ValueError: no document is so long.
     """
-    chosen = documents[documents.ids.map(len) >= prefix + length]
-    prompts = [ids[:prefix] for ids in chosen.ids]
-    true = [ids[prefix : prefix + length] for ids in chosen.ids]
-    written = evaluation.greedy_continuations(model, prompts, length, pad_id)
-    return chosen.drop(columns=["ids", "text"], errors="ignore").assign(
-        prefix=prefix,
-        rouge_l=list(map(metrics.rouge_l, written, true)),
-        exact_prefix=list(map(metrics.exact_prefix, written, true)),
-    )
+    chosen = documents[counted_tokens(documents) >= prefix + length]
+    if chosen.empty:
+        raise ValueError(f"no document has {prefix} + {length} tokens that are counted")
+    starts = chosen.ids.map(len) - counted_tokens(chosen) + prefix
+    parts = []
+    for start, same in chosen.groupby(starts):
+        prompts = [ids[:start] for ids in same.ids]
+        true = [ids[start : start + length] for ids in same.ids]
+        written = evaluation.greedy_continuations(model, prompts, length, pad_id)
+        part = same.drop(columns=["ids", "text"], errors="ignore").assign(
+            prefix=prefix,
+            rouge_l=list(map(metrics.rouge_l, written, true)),
+            exact_prefix=list(map(metrics.exact_prefix, written, true)),
+        )
+        parts.append(part)
+    return pd.concat(parts).loc[chosen.index]
+
+
+def counted_tokens(documents: pd.DataFrame) -> pd.Series:
+    """Return how many tokens each document has after its question, if it has one."""
+    tokens = documents.ids.map(len)
+    return tokens - documents.question if "question" in documents else tokens
