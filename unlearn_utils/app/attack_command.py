@@ -368,8 +368,9 @@ def plan(inputs: Inputs, loading: float, reading: float) -> str:
         asked = f"no prefix, for no forget document has {PREFIXES[0]} + {LENGTH} tokens"
     return (
         f"plan: weights rounded to {' and '.join(map(str, BITS))} bits; {asked}; "
-        f"relearning from {', '.join(inputs.sources)} at rates {shown}: {runs} runs of {inputs.steps} steps, of "
-        f"{' and '.join(inputs.attacked)}; about {tune_command.minutes(of_all)} (an estimate)"
+        f"relearning from {', '.join(inputs.sources)} at rates {shown}: "
+        f"{runs} runs of {inputs.steps} steps, of {' and '.join(inputs.attacked)}; "
+        f"about {tune_command.minutes(of_all)} (an estimate)"
     )
 
 
