@@ -232,7 +232,7 @@ def test_the_methods_told_apart_know_least_after_the_attacks():
     data = curves_of({**falls, attacks.LORA: 3, attacks.NOTHING: -1, attacks.CONTROL: 99})
     every = list(methods.every())
     expected = [*every[:5], attacks.LORA]
-    assert method_paths.CLAIMED == every[4]
+    assert every[4] == method_paths.CLAIMED
     assert attacks.told_apart(data) == expected
 
 
