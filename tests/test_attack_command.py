@@ -1,5 +1,6 @@
 """`attack` on a tiny model that memorised documents and has unlearned them a little."""
 
+import json
 import math
 
 import pandas as pd
@@ -260,3 +261,51 @@ def test_damaged_weights_are_named_and_nothing_is_left(world, sets, tokenizer, t
     assert commands.main([str(part) for part in line]) == 2
     assert "not every probability is finite" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_base_of_another_kind_is_refused(world, sets, tokenizer, tmp_path, capsys):
+    write_model(tmp_path / "other", "gpt2", tokenizer)
+    line = ["attack", "--model", world / "model", "--base", tmp_path / "other"]
+    line += ["--forget", sets["forget"], "--out", tmp_path / "out"]
+    assert commands.main([str(part) for part in line]) == 2
+    said = capsys.readouterr().err
+    assert "is a gpt2 and --model" in said and "a llama: they must be of one kind" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_model_is_named(world, sets, tmp_path, capsys):
+    line = ["attack", "--model", world / "model", "--base", sets["forget"]]
+    line += ["--forget", sets["forget"], "--out", tmp_path / "out"]
+    assert commands.main([str(part) for part in line]) == 2
+    assert f"{sets['forget']}: no usable config.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_no_document_is_long_enough_the_plan_says_that_no_prefix_is_asked(
+    world, tmp_path, capsys
+):
+    (tmp_path / "short").mkdir()
+    for place in range(3):
+        (tmp_path / "short" / f"{place}.txt").write_text(f"quark {place} is short")
+    out = tmp_path / "out"
+    assert attack(world, {"forget": tmp_path / "short"}, out, given=("forget",)) == 0
+    said = capsys.readouterr().out
+    assert "no prefix, for no forget document has 16 + 32 tokens" in said
+    assert "prefix" not in set(pd.read_csv(out / "attacks.csv").attack)
+
+
+def test_a_question_is_read_and_not_counted_in_any_attack(world, tmp_path, capsys):
+    """With one more question token nothing else that is counted is added."""
+    answer = "the quark 3 of gluon 4 decays into boson 5 and quark 7, gluon 8. " * 3
+    found = {}
+    for name, question in (("short", "Why?"), ("long", "Why do the quark and the gluon decay?")):
+        pairs = [{"question": question, "answer": f"{place} {answer}"} for place in range(4)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(pairs))
+        out = tmp_path / name
+        more = ("--context", 256)
+        sets = {"forget": tmp_path / f"{name}.json"}
+        assert attack(world, sets, out, *more, given=("forget",)) == 0
+        found[name] = pd.read_csv(out / "attacks.csv")
+    both = [table[["attack", "setting", "n"]].to_numpy().tolist() for table in found.values()]
+    assert both[0] == both[1]
+    assert {"relearning", "rounding", "prefix"} <= set(found["long"].attack)

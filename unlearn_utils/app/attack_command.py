@@ -216,6 +216,7 @@ def prepare(options: argparse.Namespace) -> Inputs:
             raise ValueError(
                 f"{one.stored.name} holds LoRA adapters alone; attack what --merge writes"
             )
+    check_same_kind(found)
     context = min(settings.context_of(one.config, options.context) for one in found.values())
     chunks = []
     for one in found.values():
@@ -245,6 +246,17 @@ def prepare(options: argparse.Namespace) -> Inputs:
     together = pd.concat(measured, ignore_index=True)
     rates = options.learning_rates
     return Inputs(found, sources, together, rates, options.steps, run, relearned)
+
+
+def check_same_kind(found: Mapping[str, FoundModel]) -> None:
+    """Check that the others are models of the attacked one's kind. Raise ValueError if not."""
+    ours = found[MODEL]
+    for name, one in found.items():
+        if one.config.model_type != ours.config.model_type:
+            raise ValueError(
+                f"--{name} {one.stored.name} is a {one.config.model_type} and --{MODEL} "
+                f"{ours.stored.name} a {ours.config.model_type}: they must be of one kind"
+            )
 
 
 def divided(name: str, chunks: pd.DataFrame, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -342,10 +354,14 @@ def plan(inputs: Inputs, loading: float, reading: float) -> str:
     of_model = reading * readings / tokens + loading * (runs + len(BITS))
     of_all = len(inputs.attacked) * of_model
     shown = ", ".join(f"{rate:g}" for rate in inputs.rates)
+    prefixes = ", ".join(map(str, prefixes_of(inputs)))
+    asked = f"prefixes of {prefixes} tokens"
+    if not prefixes:
+        asked = f"no prefix, for no forget document has {PREFIXES[0]} + {LENGTH} tokens"
     return (
-        f"plan: weights rounded to {' and '.join(map(str, BITS))} bits; prefixes of "
-        f"{', '.join(map(str, PREFIXES))} tokens; relearning from {', '.join(inputs.sources)} at "
-        f"rates {shown}: {runs} runs of {inputs.steps} steps, of {' and '.join(inputs.attacked)}; "
+        f"plan: weights rounded to {' and '.join(map(str, BITS))} bits; {asked}; "
+        f"relearning from {', '.join(inputs.sources)} at rates {shown}: "
+        f"{runs} runs of {inputs.steps} steps, of {' and '.join(inputs.attacked)}; "
         f"about {tune_command.minutes(of_all)} (an estimate)"
     )
 
@@ -364,11 +380,18 @@ def continued(
     from unlearn_utils.engine import attacks
 
     forget = inputs.measured[inputs.measured.split == "forget"]
+    for prefix in prefixes_of(inputs):
+        rows = attacks.continued(model, forget, prefix, LENGTH, inputs.pad_id)
+        yield (prefix, name), rows
+
+
+def prefixes_of(inputs: Inputs) -> list[int]:
+    """Return the prefixes for which a forget document that is measured is long enough."""
+    from unlearn_utils.engine import attacks
+
+    forget = inputs.measured[inputs.measured.split == "forget"]
     longest = attacks.counted_tokens(forget).max()
-    for prefix in PREFIXES:
-        if prefix + LENGTH <= longest:
-            rows = attacks.continued(model, forget, prefix, LENGTH, inputs.pad_id)
-            yield (prefix, name), rows
+    return [prefix for prefix in PREFIXES if prefix + LENGTH <= longest]
 
 
 def rounded(inputs: Inputs, name: str, bits: int) -> tuple[pd.DataFrame, float]:

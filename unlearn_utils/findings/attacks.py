@@ -290,7 +290,7 @@ def curves_figure(profile: Profile) -> None:
     figure, axes = plots.panels(
         len(rates), width=2.9, height=2.3, rows=len(sources), sharey="row", sharex=True
     )
-    coloured = extremes(data)
+    coloured = told_apart(data)
     places = [(source, rate) for source in sources for rate in rates]
     for ax, (source, rate) in zip(axes, places, strict=True):
         part = data[(data.source == source) & (data.learning_rate == rate)]
@@ -305,22 +305,19 @@ def curves_figure(profile: Profile) -> None:
     plots.save(profile, figure, CURVES, data)
 
 
-def extremes(data: pd.DataFrame) -> list[str]:
-    """Return the methods whose lines are told apart, in the order of the table.
+def told_apart(data: pd.DataFrame) -> list[str]:
+    """Return the methods with a colour of their own, in the order of the table.
 
-    They are the method of claim C2 and its LoRA, and of the others those that give back most and
-    least over all sources, two of each.
+    They are the method of claim C2 and its LoRA, and four others: those that know the forget set
+    least where an attack has made it easiest.
 
     data: of `curves_table`.
     """
-    fell = {}
-    for method, rows in data.groupby("method", sort=False):
-        by_step = rows.pivot(index=["source", "learning_rate"], columns="step", values="value")
-        fell[method] = (by_step[0] - by_step.min(axis=1)).sum()
-    every = [method for method in fell if method in methods.every()]
-    others = sorted((name for name in every if name != method_paths.CLAIMED), key=fell.get)
-    chosen = {*others[:2], *others[-2:], method_paths.CLAIMED, LORA}
-    return [method for method in fell if method in chosen]
+    lowest = data.groupby(["method", "source", "learning_rate"])["value"].min()
+    left = lowest.groupby("method").mean()
+    others = left.index.intersection([*methods.every()]).drop(method_paths.CLAIMED, errors="ignore")
+    chosen = {*left[others].nlargest(4).index, method_paths.CLAIMED, LORA}
+    return [method for method in dict.fromkeys(data.method) if method in chosen]
 
 
 def draw_curves(part: pd.DataFrame, coloured: Sequence[str], ax: Axes) -> Axes:
