@@ -10,9 +10,9 @@ usage: ./run_all.sh [PROFILE] [--only NN] [--from NN] [--fresh]
 profiles
   smoke      a tiny model on a slice of the text; about 3 minutes; writes to runs/smoke/
   laptop     the default: what is committed in notebooks/ and figures/, one replicate; about
-             20 minutes, up to 6 GB of memory
-  study      what laptop does, for six other replicates, and notebook 16; about 3 hours, or in
-             parts: python -m unlearn_utils compute study --part NAME; writes to runs/study/ and
+             30 minutes, up to 6 GB of memory
+  study      what laptop does, for six other replicates, and notebooks 16 and 20; about 4 hours,
+             or in parts: python -m unlearn_utils compute study --part NAME; writes to runs/study/ and
              figures/study/, its progress to runs/study/progress.txt
   published  a published model of 135 million parameters, trained on with and without a forget set;
              notebook 17; about 90 minutes, up to 10 GB of memory; it downloads 0.1 to 0.3 GB once:
