@@ -12,8 +12,8 @@ profiles
   laptop     the default: what is committed in notebooks/ and figures/, one replicate; about
              30 minutes, up to 6 GB of memory
   study      what laptop does, for six other replicates, and notebooks 16 and 20; about 4 hours,
-             or in parts: python -m unlearn_utils compute study --part NAME; writes to runs/study/ and
-             figures/study/, its progress to runs/study/progress.txt
+             or in parts: python -m unlearn_utils compute study --part NAME; writes to runs/study/
+             and figures/study/, its progress to runs/study/progress.txt
   published  a published model of 135 million parameters, trained on with and without a forget set;
              notebook 17; about 90 minutes, up to 10 GB of memory; it downloads 0.1 to 0.3 GB once:
              python -m unlearn_utils fetch published; writes to runs/published/ and
