@@ -44,6 +44,7 @@ BELOW = {
         "/docs/troubleshooting",
     ),
     "docs/results": (
+        "/docs/after_the_paper",
         "/docs/measurement",
         "/docs/deviations",
         "/docs/hardware",
