@@ -34,7 +34,6 @@ COST, WITH_SEARCH = "share of retraining", "share of retraining, with its search
 SCORE, DAMAGE = "score", comparison.DOMAIN_DAMAGE
 SCALES: dict[str, Scale] = {COST: SIZE, WITH_SEARCH: SIZE, SCORE: SHARE, DISTANCE: SIZE}
 HALF = selection.REPORT
-MARKERS = ("<", ">", "h", "p", "8", "d", "H", "1", "*")  # of the methods since the paper
 LEFT_OF = 2.0  # what costs nothing is drawn so many times left of what costs least
 
 Values = dict[str, Floats]  # by measure, each (draws,)
@@ -367,9 +366,6 @@ def draw(data: pd.DataFrame, ax: Axes) -> Axes:
 def _style(how: str, method: str) -> dict:
     """Return colour, marker, filling and label of a way."""
     colour, marker = plots.method_style(method)
-    if how == METHOD and method in SINCE:
-        marker = MARKERS[list(SINCE).index(method)]
-        return {"color": "grey", "marker": marker, "label": plots.readable(method)}
     if how == DISTILLED:
         label = f"distilled, {plots.readable(method)}"
         return {"color": colour, "marker": marker, "mfc": "white", "label": label}
