@@ -692,3 +692,19 @@ def test_selection(only, start, numbers):
 def test_selection_of_an_unknown_number_lists_the_numbers():
     with pytest.raises(ValueError, match="no notebook 07; there are: 01"):
         profile_run.select([Path("01_x.ipynb")], "07", None)
+
+
+def test_a_folder_that_goes_while_sizes_are_added_up_is_left_out(tmp_path, monkeypatch):
+    """Another process may take its unfinished folder away."""
+    for name in ("kept", "goes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"x" * 1_000_000)
+    scan = os.scandir
+
+    def scandir(folder):
+        if Path(folder).name == "goes":
+            raise FileNotFoundError(folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert profile_run._megabytes(tmp_path) == 1.0
