@@ -52,7 +52,7 @@ def metrics_of(profile: Profile, *frames: pd.DataFrame) -> dict[str, Floats]:
 
     frames: rows of the forget documents, a frame a mark.
     """
-    sample = draws.sample(profile, attacks.domain_of(profile), "forget", selection.REPORT)
+    sample = draws.sample(profile, attacked.domain_of(profile), "forget", selection.REPORT)
     found = {}
     for metric, (above, below) in COLUMNS.items():
         at_marks = []
@@ -87,9 +87,9 @@ def robustness_table(profile: Profile) -> pd.DataFrame:
         all), measure (a metric), and the columns of `replicated.table`.
     """
     every = attacks.looks(profile)
-    n = draws.sample(profile, attacks.domain_of(profile), "forget", selection.REPORT).families
+    n = draws.sample(profile, attacked.domain_of(profile), "forget", selection.REPORT).families
     values: dict[tuple, list[Floats]] = {}
-    for replicate in attacks.replicates_of(profile):
+    for replicate in attacked.replicates_of(profile):
         control = dict(before_and_after(profile, every[replicate, CONTROL]))
         found = {}
         for method in METHODS:
