@@ -1,7 +1,7 @@
 """The finding of notebook 20: each number in it is that of the committed table."""
 
 import pytest
-from committed import interval, of_study, study, value, words
+from committed import interval, of_study, study, words
 
 from unlearn_utils.core.methods import METHODS
 from unlearn_utils.findings import metrics_audited
