@@ -26,7 +26,9 @@ from unlearn_utils.findings import (
     draws,
     method_page,
     pool_tables,
+    retraining,
     robustness,
+    since,
 )
 from unlearn_utils.runner import profile_run
 from unlearn_utils.study import (
@@ -329,8 +331,9 @@ def test_what_is_measured_is_not_retained(drawn):
 def test_everything_that_is_computed_for_a_published_model_is_of_its_one_target():
     found = [artifact.name for artifact in everything.artifacts(SMALL)]
     assert found[0] == "measured"
-    assert set(found[1:]) == {"path"}
-    assert len(found[1:]) == len(everything.every_run(SMALL))
+    runs = len(everything.every_run(SMALL))
+    assert found[1 : 1 + runs] == ["path"] * runs
+    assert set(found[1 + runs :]) == {"relearned", "rounded", "prefixed"}
 
 
 # ---------------------------------------------------------------------------------------- findings
@@ -346,6 +349,16 @@ def three_methods(mirror):
                 patch.delitem(methods.METHODS, name)
         patch.setenv(paths.FIGURES, str(mirror / "figures"))
         yield kept
+
+
+def test_partial_retraining_is_of_methods_alone_where_no_weights_were_kept(three_methods):
+    found = retraining.table_of(SMALL)
+    assert set(found.how) == {retraining.METHOD, retraining.NEITHER}
+    assert set(found[found.how == retraining.METHOD].method) == set(three_methods)
+
+
+def test_methods_since_the_paper_are_not_run_without_rates_of_their_own(three_methods):
+    assert since.methods_table(SMALL).empty and since.differences_table(SMALL).empty
 
 
 def test_what_needs_a_retrained_model_is_not_available(three_methods):
