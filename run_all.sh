@@ -15,7 +15,7 @@ profiles
              or in parts: python -m unlearn_utils compute study --part NAME; writes to runs/study/
              and figures/study/, its progress to runs/study/progress.txt
   published  a published model of 135 million parameters, trained on with and without a forget set;
-             notebooks 17 and 21; about 90 minutes, up to 13 GB of memory; it downloads 0.1 to 0.3 GB
+             notebooks 17 and 21; about 90 minutes, up to 13 GB of memory; downloads 0.1 to 0.3 GB
              once: python -m unlearn_utils fetch published; writes to runs/published/ and
              figures/published/
   gpu        Pythia-1.4b on one GPU; documents that it was and was not trained on; hours; writes to
