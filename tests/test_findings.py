@@ -369,7 +369,7 @@ def test_what_slips_of_public_code_do():
         f"text of the domain by {told('raw logits', domain)}",
         f"counts in the mean: {told('padding', forget)} and {told('padding', domain)}",
         f"by {told('raw logits in NPO', forget)} and {told('batch mean', forget)}",
-        f"next to nothing: {told('equal retain text', forget)}",
+        f"little: {told('equal retain text', forget)}",
     )
 
 
