@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import toys
 
 from unlearn_utils import __main__, profiles
 from unlearn_utils.cache import paths
-from unlearn_utils.core import efficiency, methods, tables
+from unlearn_utils.core import efficiency, tables
 from unlearn_utils.data import corpus, hub, tokens
 from unlearn_utils.engine import downstream, evaluation, models
 from unlearn_utils.findings import (
@@ -343,10 +344,7 @@ def test_everything_that_is_computed_for_a_published_model_is_of_its_one_target(
 def three_methods(mirror):
     """Let there be three methods, for time."""
     kept = ("gradient_ascent", "ascent_descent_general", METHOD)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in list(methods.METHODS):
-            if name not in kept:
-                patch.delitem(methods.METHODS, name)
+    with pytest.MonkeyPatch.context() as patch, toys.methods_alone(kept):
         patch.setenv(paths.FIGURES, str(mirror / "figures"))
         yield kept
 

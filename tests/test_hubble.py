@@ -12,11 +12,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+import toys
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearn_utils import __main__, profiles
 from unlearn_utils.cache import paths
-from unlearn_utils.core import methods
 from unlearn_utils.core.distances import SPLITS
 from unlearn_utils.data import corpus, hub, repository, tokens
 from unlearn_utils.engine import downstream, models
@@ -341,13 +341,9 @@ def test_what_needs_a_retrained_model_has_values():
 
 @pytest.fixture
 def one_method():
-    """Let there be one method, for time; all come back in their order."""
-    every = dict(methods.METHODS)
-    methods.METHODS.clear()
-    methods.METHODS[METHOD] = every[METHOD]
-    yield
-    methods.METHODS.clear()
-    methods.METHODS.update(every)
+    """Let there be one method, for time."""
+    with toys.methods_alone([METHOD]):
+        yield
 
 
 def test_memorisation_and_what_is_left_of_it_by_number_of_insertions(one_method):

@@ -1,7 +1,9 @@
 """A profile at a scale of seconds, with models that are really trained, and a store of its own."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
+from unlearn_utils.core import methods
 from unlearn_utils.engine import models
 from unlearn_utils.profiles import PROFILES, Corpus, Grid, Pretraining, Shape, Unlearning
 from unlearn_utils.study import study_documents
@@ -44,6 +46,22 @@ def forget_documents():
     study_documents.data.cache_clear()
     study_documents.fingerprint.cache_clear()
     study_documents.tokenizer.cache_clear()
+
+
+@contextmanager
+def methods_alone(kept):
+    """Let the paper's methods be these alone; afterwards all are there in their order.
+
+    kept: their names.
+    """
+    every = dict(methods.METHODS)
+    methods.METHODS.clear()
+    methods.METHODS.update({name: every[name] for name in kept})
+    try:
+        yield
+    finally:
+        methods.METHODS.clear()
+        methods.METHODS.update(every)
 
 
 def refuse(*args, **kwargs):
