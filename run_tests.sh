@@ -19,7 +19,7 @@ step "$PYTHON" -m pytest -n 2 --dist loadscope
 export UNLEARN_FIGURES
 export PYTHONWARNINGS="ignore:IProgress not found" # as a run sets it for its kernels
 UNLEARN_FIGURES=$root/runs/tests/figures
-rm -rf "$UNLEARN_FIGURES" # so that every notebook is executed
+rm -rf "$UNLEARN_FIGURES" runs/smoke/stamps # so that every notebook is executed
 step "$PYTHON" -m unlearn_utils run smoke
 lax=() strict=()
 for notebook in notebooks/[0-9][0-9]_*.ipynb; do

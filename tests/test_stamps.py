@@ -109,6 +109,20 @@ def test_profile_and_store_are_inputs(root, monkeypatch):
     assert not unchanged(root)
 
 
+def test_the_committed_tables_of_other_profiles_are_inputs(root):
+    """A notebook shows some of them; its own run's are outputs."""
+    for name in ("study", "published"):
+        table = root / "figures" / name / "table18_x.csv"
+        table.parent.mkdir()
+        table.write_text("1")
+        path = root / "notebooks" / "03_words.ipynb"
+        before = {profile: stamps.inputs(profile, path) for profile in ("smoke", name)}
+        assert not unchanged(root)
+        table.write_text("2")
+        assert stamps.inputs("smoke", path) != before["smoke"]
+        assert stamps.inputs(name, path) == before[name]
+
+
 def test_the_folder_that_stands_in_for_the_hub_is_an_input(root, monkeypatch):
     monkeypatch.setenv("UNLEARN_HUB", "/a/mirror")
     assert not unchanged(root)

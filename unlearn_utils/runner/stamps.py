@@ -93,14 +93,15 @@ def summarise(places: Places) -> None:
 def inputs(profile: str, notebook: Path) -> str:
     """Return a hash of all that decides a notebook's outputs.
 
-    That is its cells, the package, the pins, Python, the profile, the precision and the folders
-    that are read.
+    That is its cells, the package, the pins, Python, the profile, the precision, the folders that
+    are read, and the committed tables of other profiles.
     """
     cells = []
     for cell in notebooks.read(notebook)["cells"]:
         cells.append((cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags")))
     package = sorted((paths.PROJECT / "unlearn_utils").rglob("*.py"))
-    files = [file for file in (*package, paths.MANIFEST, paths.LOCK) if file.exists()]
+    read = (*package, paths.MANIFEST, paths.LOCK, *committed_tables(profile))
+    files = [file for file in read if file.exists()]
     made_by = [
         cells,
         [file_hash(file) for file in files],
@@ -111,6 +112,15 @@ def inputs(profile: str, notebook: Path) -> str:
         paths.precision(),
     ]
     return sha256(json.dumps(made_by).encode()).hexdigest()
+
+
+def committed_tables(profile: str) -> list[Path]:
+    """Return the committed tables that a notebook may read beside those of its own run."""
+    found = []
+    for owner in (profiles.STUDY.name, profiles.PUBLISHED.name):
+        if owner != profile:
+            found += sorted(paths.own_figures(paths.PROJECT, owner).glob("*.csv"))
+    return found
 
 
 def outputs(places: Places, notebook: Path) -> dict[str, str]:
