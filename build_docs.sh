@@ -23,11 +23,14 @@ export PYTHONPATH="$root/$packages:$PYTHONPATH"
 # The source of the site: everything that is shown, in the same places as in the repository.
 source=docs/_build/source
 rm -rf docs/_build
-mkdir -p $source/{docs,notebooks,figures,api}
+mkdir -p $source/{docs,notebooks,api}
 cp README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE $source
 cp docs/*.md docs/*.svg $source/docs
 cp notebooks/*.ipynb $source/notebooks
-cp figures/*.png $source/figures
+for folder in figures figures/study figures/published; do
+    mkdir -p $source/$folder
+    cp $folder/*.png $source/$folder
+done
 for path in unlearn_utils/core/[a-z]*.py; do
     name=$(basename "$path" .py)
     cat >"$source/api/$name.md" <<PAGE

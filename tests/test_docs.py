@@ -546,3 +546,14 @@ def test_the_committed_study_is_tracked_but_for_notebook_01():
         assert not ignored(name), name
     for name in ("table01_counts.csv", "fig01_lengths.png", ".pool_rows.parquet.part"):
         assert ignored(name), name
+
+
+def test_the_site_has_the_folder_of_every_image_that_is_shown():
+    copied = re.search(r"^for folder in (.+); do$", read(ROOT / "build_docs.sh"), re.MULTILINE)[1]
+    folders = {"docs", *copied.split()}
+    pages = [ROOT / "README.md", *DOCS.glob("*.md"), *NOTEBOOKS]
+    shown = set()
+    for page in pages:
+        for image in re.findall(r"!\[[^\]]*\]\(([^)]+\.(?:png|svg))\)", read(page)):
+            shown.add((page.parent / image).resolve().relative_to(ROOT).parent.as_posix())
+    assert {"docs", "figures/study", "figures/published"} <= shown <= folders
