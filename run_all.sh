@@ -8,7 +8,7 @@ help() {
 usage: ./run_all.sh [PROFILE] [--only NN] [--from NN] [--fresh]
 
 profiles
-  smoke      a tiny model on a slice of the text; about 3 minutes; writes to runs/smoke/
+  smoke      a tiny model on a slice of the text; about 4 minutes; writes to runs/smoke/
   laptop     the default: what is committed in notebooks/ and figures/, one replicate; about
              30 minutes, up to 6 GB of memory
   study      what laptop does, for six other replicates, and notebooks 16 and 20; about 4 hours,
