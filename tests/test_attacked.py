@@ -32,9 +32,7 @@ def world(tmp_path_factory):
         patch.setattr(attacked, "LENGTH", 8)
         patch.setattr(attacked, "MARKS", (0, 1, 2, 4))
         patch.setattr(attacked, "METHODS", TWO)
-        study_documents.data.cache_clear()
-        study_documents.fingerprint.cache_clear()
-        study_documents.tokenizer.cache_clear()
+        toys.forget_documents()
         yield folder
 
 

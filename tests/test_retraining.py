@@ -60,9 +60,7 @@ def world(tmp_path_factory):
         patch.setattr(found, "METHODS", TWO)
         patch.setattr(found, "SINCE", NPO)
         patch.setattr(retraining, "NOISES", ((0.5, 2),))
-        study_documents.data.cache_clear()
-        study_documents.fingerprint.cache_clear()
-        study_documents.tokenizer.cache_clear()
+        toys.forget_documents()
         yield folder
 
 
@@ -319,7 +317,7 @@ def test_distilling_costs_four_thirds_of_a_pass_beside_the_method(table):
         run = method_paths.usual_run(TOY, 0, "arxiv", method)
         kept = method_paths.outcome(method_paths.path(run, keep=True))["kept"]
         own = of(table, "distilled", method, "noise 0.5, epochs 2")
-        expected = 2 / 8 * 4 / 3 + found.share_of_steps(TOY, method, kept)
+        expected = 2 / 8 * 4 / 3 + robustness.share_of_steps(TOY, "arxiv", method, kept)
         assert own["share of retraining"] == pytest.approx(expected)
 
 

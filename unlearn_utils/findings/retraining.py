@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from unlearn_utils.cache.workers import side_by_side
 from unlearn_utils.core import distances, tables
 from unlearn_utils.core.arrays import Floats
-from unlearn_utils.core.methods import BACKWARD_AND_FORWARD, FORWARD, METHODS, SINCE, get_method
+from unlearn_utils.core.methods import BACKWARD_AND_FORWARD, FORWARD, METHODS, SINCE
 from unlearn_utils.core.replicates import PLAIN, SHARE, SIZE, Scale
 from unlearn_utils.findings import comparison, draws, plots, published, replicated, robustness
 from unlearn_utils.findings.comparison import AGAIN, DISTANCE, NOTHING, OVER_RETRAINED
@@ -95,17 +95,11 @@ def of_path(profile: Profile, drawn: Drawn, truth: Floats) -> Values:
     """
     nearest = np.argmin(distances.distance(drawn.gaps[selection.SELECTION]), axis=1)
     every = np.arange(len(nearest))
-    share = share_of_steps(profile, drawn.run.method, drawn.steps[nearest])
+    run = drawn.run
+    steps = drawn.steps[nearest]
+    share = robustness.share_of_steps(profile, run.target_domain, run.method, steps)
     gaps, auc = drawn.gaps[HALF][every, nearest], drawn.auc[HALF][every, nearest]
     return measures(gaps, drawn.target(HALF), auc - truth, share)
-
-
-def share_of_steps(profile: Profile, method: str, steps: Floats | float) -> Floats | float:
-    """Return what steps of a method cost, as a share of retraining."""
-    domain = domain_of(profile)
-    of_step, _ = robustness.tokens_read(profile, domain)
-    passes = get_method(method).passes
-    return steps * of_step * passes / costs.tokens_of_retraining(profile, domain)
 
 
 # ------------------------------------------------------------------------------------- all of them
@@ -168,7 +162,7 @@ def _of_replicate(profile: Profile, replicate: int) -> Iterator[tuple[Way, Value
         kept = method_paths.outcome(method_paths.path(run, keep=True))["kept"]
         passes = BACKWARD_AND_FORWARD + FORWARD  # the teacher reads, too
         cost = retraining.tokens_trained(artifact) * passes / whole
-        cost += share_of_steps(profile, method, kept)
+        cost += robustness.share_of_steps(profile, domain, method, kept)
         way = Way(DISTILLED, method, retraining.distilled_setting(noise, epochs))
         yield way, of_rows(profile, replicate, retraining.measured(artifact), cost)
 

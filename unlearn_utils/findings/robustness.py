@@ -510,19 +510,29 @@ def search_table(profile: Profile) -> pd.DataFrame:
 
 def costs_of_search(profile: Profile, domain: str, method: str) -> dict[str, Floats]:
     """Return what the search of a method costs, each (replicates, draws)."""
-    passes = get_method(method).passes
-    whole = costs.tokens_of_retraining(profile, domain)
-    of_step, of_mark = tokens_read(profile, domain)
     found: dict[str, list[Floats]] = {"paths": [], "steps": [], "share of retraining": []}
     by_replicate = grid_of(profile, domain, method)
     for replicate, rates in zip(profile.replicates, by_replicate, strict=True):
         proxy = draws.proxy_gap(profile, domain, replicate, selection.SELECTION)
         ran = searched(profile, cells(rates), proxy)
-        tokens = ran.steps * of_step * passes + ran.marks * of_mark * FORWARD
         found["paths"].append(ran.paths)
         found["steps"].append(ran.steps)
-        found["share of retraining"].append(tokens / whole)
+        found["share of retraining"].append(share_of_search(profile, domain, method, ran))
     return {measure: np.stack(values) for measure, values in found.items()}
+
+
+def share_of_search(profile: Profile, domain: str, method: str, ran: Searched) -> Floats:
+    """Return what the paths of a search and their marks cost, of retraining: (draws,)."""
+    _, of_mark = tokens_read(profile, domain)
+    marks = ran.marks * of_mark * FORWARD / costs.tokens_of_retraining(profile, domain)
+    return share_of_steps(profile, domain, method, ran.steps) + marks
+
+
+def share_of_steps(profile: Profile, domain: str, method: str, steps: Floats | float) -> Floats:
+    """Return what steps of a method cost, as a share of retraining: as `steps`."""
+    of_step, _ = tokens_read(profile, domain)
+    passes = get_method(method).passes
+    return steps * of_step * passes / costs.tokens_of_retraining(profile, domain)
 
 
 def tokens_read(profile: Profile, domain: str) -> tuple[float, int]:

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 from unlearn_utils.core import distances, methods, tables
 from unlearn_utils.core.arrays import Floats
-from unlearn_utils.core.methods import FORWARD, METHODS, SINCE, get_method
+from unlearn_utils.core.methods import METHODS, SINCE
 from unlearn_utils.core.replicates import PLAIN, SHARE, SIZE, Scale
 from unlearn_utils.findings import comparison, draws, plots, plots_of_paths, replicated, robustness
 from unlearn_utils.findings.comparison import DOMAIN_DAMAGE, NOTHING
@@ -26,7 +26,7 @@ from unlearn_utils.findings.draws import Drawn
 from unlearn_utils.findings.replicated import Row
 from unlearn_utils.findings.robustness import MAIN_PLANE
 from unlearn_utils.profiles import Profile
-from unlearn_utils.study import costs, selection, since
+from unlearn_utils.study import selection, since
 from unlearn_utils.study.method_paths import CLAIMED
 
 TABLE, OVER = "table18_methods", "table18_differences"
@@ -153,10 +153,7 @@ def as_tuned(
 
     steps = here.steps[chosen]
     ran = robustness.searched(of, here, proxy, BUDGET)
-    of_step, of_mark = robustness.tokens_read(of, domain)
-    of_step *= get_method(rates[0].run.method).passes
-    of_search = ran.steps * of_step + ran.marks * of_mark * FORWARD
-    whole = costs.tokens_of_retraining(of, domain)
+    method = rates[0].run.method
     found = {
         SCORE: distances.score(distances.distance(gaps), own),
         GAP: gaps[:, distances.FORGET],
@@ -164,8 +161,8 @@ def as_tuned(
         OVER_RETRAINED: here.auc[selection.REPORT][every, chosen] - truth,
         STEPS: steps,
         SEARCH_STEPS: ran.steps,
-        COST: steps * of_step / whole,
-        SEARCH_COST: of_search / whole,
+        COST: robustness.share_of_steps(of, domain, method, steps),
+        SEARCH_COST: robustness.share_of_search(of, domain, method, ran),
     }
     return {(where, measure): values for measure, values in found.items()}
 

@@ -128,7 +128,7 @@ def part(profile: Profile, name: str) -> Part:
 
 
 def stages(profile: Profile, name: str) -> list[list[Artifact]]:
-    """Return what a part needs: tokenizer, models, their measurements, paths; then attacks.
+    """Return what a part needs: tokenizer, models, their measurements, paths, others.
 
     All of a stage may be made side by side when the stages before it are there.
     """
@@ -200,7 +200,7 @@ def _compute_part(profile: Profile, name: str) -> None:
 
 def fill(profile: Profile, name: str) -> None:
     """Make what is missing of a part, side by side, stage after stage."""
-    for stage, what in zip(stages(profile, name), STAGES, strict=False):
+    for stage, what in zip(stages(profile, name), STAGES, strict=True):
         side_by_side(stage, profile.workers, f"{what} of part {name}")
 
 

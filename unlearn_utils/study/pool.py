@@ -31,6 +31,7 @@ from unlearn_utils.study import selection
 from unlearn_utils.study.study_documents import (
     fingerprint,
     measured_parts,
+    names_in_training,
     tokenized,
     tokenizer,
     tokenizer_artifact,
@@ -188,7 +189,7 @@ def _make_trained_model(profile: Profile, member: Member, folder: Path) -> dict:
             tokenizer(profile).pad_token_id,
             seed,
             training.Execution(watch=keep, watched=list(marks)),
-            names=list(documents.domain + "/" + documents.id),
+            names=names_in_training(documents),
         )
     seconds = time.perf_counter() - start
     models.save(model, folder, stored_as)

@@ -27,7 +27,12 @@ from unlearn_utils.data import base_models
 from unlearn_utils.profiles import Profile
 from unlearn_utils.study import method_paths, pool
 from unlearn_utils.study.single_run import Run
-from unlearn_utils.study.study_documents import tokenized, tokenizer, training_parts
+from unlearn_utils.study.study_documents import (
+    names_in_training,
+    tokenized,
+    tokenizer,
+    training_parts,
+)
 from unlearn_utils.study.versions import VERSIONS
 
 if TYPE_CHECKING:
@@ -109,7 +114,7 @@ def _make_rewound(
 
     kept = pool.kept_folder(pool.target(profile, replicate).folder(), share)
     documents = retain_text(profile, domain)
-    names = _names(documents)
+    names = names_in_training(documents)
     recipe, seed = profile.pretraining, _seed(profile, domain, replicate)
     first = round(share * training.steps_of(len(documents), recipe.batch, recipe.epochs))
     model = models.load(kept)
@@ -133,11 +138,6 @@ def retain_text(profile: Profile, domain: str) -> pd.DataFrame:
     """Return all that a model is trained on but the forget set of a domain, as token ids."""
     others = [other for other in profile.domains if other != domain]
     return tokenized(profile, training_parts(profile, others))
-
-
-def _names(documents: pd.DataFrame) -> list[str]:
-    """Return the names by which training orders documents."""
-    return list(documents.domain + "/" + documents.id)
 
 
 def _seed(profile: Profile, domain: str, replicate: int) -> int:
@@ -200,7 +200,7 @@ def _make_distilled(run: Run, noise: float, epochs: int, folder: Path) -> None:
             replace(profile.pretraining, epochs=epochs),
             tokenizer(profile).pad_token_id,
             seed,
-            _names(documents),
+            names_in_training(documents),
         )
     _write(profile, domain, model, epochs * int(documents.ids.map(len).sum()), folder)
     pd.DataFrame(history).to_parquet(folder / "history.parquet")
@@ -244,7 +244,7 @@ def _make_soup(profile: Profile, domain: str, replicate: int, folder: Path) -> N
                 recipe,
                 tokenizer(profile).pad_token_id,
                 seed,
-                names=_names(documents),
+                names=names_in_training(documents),
             )
         vectors[split] = mixing.changes(model, models.load(start))
         tokens[split] = recipe.epochs * int(documents.ids.map(len).sum())

@@ -101,6 +101,14 @@ def _tokenized_split(profile: Profile, domain: str, split: str) -> pd.DataFrame:
     return table.assign(id=table.id + "/" + chunk)
 
 
+def names_in_training(documents: pd.DataFrame) -> list[str]:
+    """Return the names by which training orders documents.
+
+    documents: of `tokenized`.
+    """
+    return list(documents.domain + "/" + documents.id)
+
+
 # -------------------------------------------------------------------------------------------- parts
 
 
